@@ -1,0 +1,135 @@
+"""How a step's arguments name values that are not there yet.
+
+A *tree* is a plain value in which, anywhere inside lists, tuples and dicts, an `OutputRef` or a
+`ParameterRef` may stand for a value. The graph holds trees; `resolve` makes values of them when the
+outputs are known. Trees are no deeper than `TREE_DEPTH_MAX`, so recursion is bounded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+from evpipe.errors import LimitExceeded, UsageError
+
+TREE_DEPTH_MAX = 64
+
+Tree: TypeAlias = Any
+Key: TypeAlias = str | int
+
+
+class BindingError(UsageError):
+    """A reference names a key, index or field that the value does not have."""
+
+
+@dataclass(frozen=True, slots=True)
+class OutputRef:
+    """The output of a step, or a part of it."""
+
+    step: str
+    #: What to take of the output, outermost first; empty: all of it.
+    path: tuple[Key, ...] = ()
+
+    def __str__(self) -> str:
+        return self.step + "".join(f"[{key!r}]" for key in self.path)
+
+
+@dataclass(frozen=True, slots=True)
+class ParameterRef:
+    """A parameter of the run."""
+
+    name: str
+
+
+def references(tree: Tree) -> Iterator[OutputRef | ParameterRef]:
+    """Yield every reference in a tree, in order, repeated ones repeatedly.
+
+    Raises:
+        LimitExceeded: if the tree is deeper than `TREE_DEPTH_MAX` (a list that contains itself is, too).
+
+    """
+    stack: list[tuple[Tree, int]] = [(tree, 0)]
+    while stack:
+        node, depth = stack.pop()
+        if isinstance(node, (OutputRef, ParameterRef)):
+            yield node
+            continue
+        if isinstance(node, dict):
+            inner = list(node.values())
+        elif isinstance(node, (list, tuple)):
+            inner = list(node)
+        else:
+            continue
+        if depth >= TREE_DEPTH_MAX:
+            raise LimitExceeded(
+                f"arguments are nested deeper than {TREE_DEPTH_MAX} levels (or contain themselves)",
+                limit="TREE_DEPTH_MAX",
+                found=depth + 1,
+                allowed=TREE_DEPTH_MAX,
+            )
+        stack.extend((child, depth + 1) for child in reversed(inner))
+
+
+def resolve(tree: Tree, outputs: Mapping[str, Any], parameters: Mapping[str, Any]) -> Any:
+    """Make the value of a tree.
+
+    Args:
+        outputs: the values of the steps that have one; a reference to any other gives None.
+        parameters: the run's parameters.
+
+    Raises:
+        BindingError: if an output has no such key, index or field.
+
+    """
+    if isinstance(tree, OutputRef):
+        if tree.step not in outputs:
+            return None
+        value = outputs[tree.step]
+        return select(value, tree) if tree.path else value
+    if isinstance(tree, ParameterRef):
+        return parameters[tree.name]
+    if isinstance(tree, dict):
+        return {key: resolve(child, outputs, parameters) for key, child in tree.items()}
+    if isinstance(tree, list):
+        return [resolve(child, outputs, parameters) for child in tree]
+    if isinstance(tree, tuple):
+        children = [resolve(child, outputs, parameters) for child in tree]
+        return type(tree)(*children) if hasattr(tree, "_fields") else tuple(children)
+    return tree
+
+
+def select(value: Any, ref: OutputRef) -> Any:
+    """Take the part of a step's output that `ref.path` names.
+
+    Raises:
+        BindingError: naming the reference and what the value does have.
+
+    """
+    for depth, key in enumerate(ref.path):
+        try:
+            if isinstance(key, str) and isinstance(value, tuple) and key in getattr(value, "_fields", ()):
+                value = getattr(value, key)
+            elif isinstance(value, dict):
+                value = value[key]
+            elif isinstance(key, int) and isinstance(value, (list, tuple, str, bytes)):
+                value = value[key]
+            else:
+                raise BindingError(_missing(value, ref, depth))
+        except (KeyError, IndexError):
+            raise BindingError(_missing(value, ref, depth)) from None
+    return value
+
+
+def _missing(value: Any, ref: OutputRef, depth: int) -> str:
+    at = OutputRef(ref.step, ref.path[:depth])
+    key = ref.path[depth]
+    if isinstance(value, dict):
+        has = "keys " + ", ".join(repr(k) for k in list(value)[:12]) if value else "no keys"
+    elif hasattr(value, "_fields"):
+        has = "fields " + ", ".join(value._fields)
+    elif isinstance(value, (list, tuple, str, bytes)):
+        has = f"length {len(value)}"
+    else:
+        has = f"type {type(value).__name__}"
+    return f"the output {at} has no {key!r}: it has {has}"

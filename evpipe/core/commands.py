@@ -1,0 +1,63 @@
+"""What the machine asks of the shell. Imperative: what to do.
+
+The order that the shell must keep:
+
+- A command comes from an event that *is in the log*. Nothing is published for an event that is not.
+- Every command may be repeated: a launch by its subject (run, step, attempt), a decision by the
+  expected last sequence of its subject, a wake-up by the `Due` event that it becomes, a stop because
+  it is best effort. So after a crash the log is replayed, the commands of the replay are dropped, and
+  `Run.outstanding()` gives all that may be undone; publishing what was already there changes nothing.
+- The commands of one event may be carried out in any order and at the same time, but a launch that was
+  not sent yet when a `CancelRequested` is folded must not be sent any more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+from evpipe.core.events import Decision
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """Publish an attempt to the step's queue."""
+
+    step: str
+    attempt: int
+    arguments: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class StopAttempt:
+    """Tell whoever runs this attempt that its result does not count any more."""
+
+    step: str
+    attempt: int
+
+
+@dataclass(frozen=True, slots=True)
+class WakeAt:
+    """Publish `Due(step, attempt)` when the log's clock shows `at_s`."""
+
+    at_s: float
+    step: str | None
+    attempt: int
+
+
+@dataclass(frozen=True, slots=True)
+class Decide:
+    """Put this event into the log."""
+
+    event: Decision
+
+
+@dataclass(frozen=True, slots=True)
+class Quarantine:
+    """The event makes no sense here; it was not applied."""
+
+    reason: str
+
+
+Command: TypeAlias = Launch | StopAttempt | WakeAt | Decide | Quarantine

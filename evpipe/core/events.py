@@ -1,0 +1,143 @@
+"""The facts in a run's log. Past tense: what happened.
+
+`at_s` is the log's own timestamp (seconds since 1970, the server's clock); it is 0.0 in an event that is
+not in the log yet, that is inside a `Decide` command. The comment beside each class says who writes it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, TypeAlias
+
+from evpipe.core.graph import Graph
+from evpipe.core.states import Reason, RunStatus
+
+
+class CancelCause(StrEnum):
+    """Who asked for the end of a run before its time."""
+
+    REQUEST = "request"
+    DEADLINE = "deadline"
+    FAIL_FAST = "fail_fast"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failure:
+    """What is known of a failed attempt."""
+
+    #: One line: "ValueError: no such file".
+    message: str
+    #: Names ("module.Class") of the exception's class and its bases, nearest first; empty if none was raised.
+    types: tuple[str, ...] = ()
+    #: The formatted traceback, cut to a limit; may be empty.
+    traceback: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Submitted:  # client
+    at_s: float = 0.0
+    #: None if it could not be had: then `rejection` says why.
+    graph: Graph | None
+    parameters: Mapping[str, Any]
+    #: The sentence that refuses the run, or "".
+    rejection: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CancelRequested:  # client, controller
+    at_s: float = 0.0
+    cause: CancelCause = CancelCause.REQUEST
+    message: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Due:  # controller
+    """A wait is over: the delay before an attempt, or (step None) the run's deadline."""
+
+    at_s: float = 0.0
+    step: str | None
+    attempt: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finished:  # controller
+    at_s: float = 0.0
+    status: RunStatus
+    reason: Reason | None = None
+    message: str = ""
+    value: Any = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepStarted:  # worker
+    at_s: float = 0.0
+    step: str
+    attempt: int
+    worker: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepSucceeded:  # worker
+    at_s: float = 0.0
+    step: str
+    attempt: int
+    value: Any = None
+    #: When the body began, by the worker's clock; 0.0 if not told.
+    started_at_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepFailed:  # worker; controller, where a step cannot be launched at all
+    at_s: float = 0.0
+    step: str
+    attempt: int
+    reason: Reason = Reason.ERROR
+    failure: Failure
+    started_at_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepRetried:  # controller
+    """It was decided that `attempt` follows a failed one, at `due_at_s` by the log's clock."""
+
+    at_s: float = 0.0
+    step: str
+    attempt: int
+    due_at_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepSkipped:  # controller
+    at_s: float = 0.0
+    step: str
+    reason: Reason = Reason.UPSTREAM
+    message: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepCancelled:  # controller
+    at_s: float = 0.0
+    step: str
+    #: The attempt that it ends; 0 if there was none.
+    attempt: int = 0
+    reason: Reason = Reason.REQUEST
+    message: str = ""
+
+
+Event: TypeAlias = (
+    Submitted
+    | CancelRequested
+    | Due
+    | Finished
+    | StepStarted
+    | StepSucceeded
+    | StepFailed
+    | StepRetried
+    | StepSkipped
+    | StepCancelled
+)
+
+#: The events that a controller decides on.
+Decision: TypeAlias = CancelRequested | Due | Finished | StepFailed | StepRetried | StepSkipped | StepCancelled

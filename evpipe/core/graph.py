@@ -1,0 +1,198 @@
+"""The graph of a pipeline: its steps, what each needs, and the check that it can run.
+
+A `Graph` is immutable and complete when it exists: `Graph(...)` either validates or raises the sentence
+that the user reads, whoever made it (the sdk, the command line, or a raw submit that the controller
+decoded). Everything that grows with the graph is computed here, once; the machine only looks up.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from evpipe.core.bindings import OutputRef, ParameterRef, Tree, references
+from evpipe.core.names import check_name, nearest
+from evpipe.core.parameters import Parameter, check_parameter_names
+from evpipe.core.retry import NO_RETRIES, RetryPolicy
+from evpipe.core.states import OnFailure
+from evpipe.errors import LimitExceeded, UsageError
+
+STEPS_MAX = 300_000
+EXECUTORS = ("inline", "thread")
+SECONDS_MAX = 366 * 86_400.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """One step of a graph."""
+
+    name: str
+    #: How a worker finds the function: a tagged map that the core carries and never looks into.
+    code: Mapping[str, Any] = field(default_factory=dict)
+    #: Argument name -> tree; the positional ones, if any, are a list under "*".
+    arguments: Mapping[str, Tree] = field(default_factory=dict)
+    #: Steps that must have ended well before this one, beside those whose outputs it takes.
+    after: tuple[str, ...] = ()
+    queue: str = "default"
+    executor: str = "thread"
+    #: Names of the outputs, when they were declared.
+    outputs: tuple[str, ...] | None = None
+    retries: RetryPolicy = NO_RETRIES
+    #: Seconds that one attempt may run; None: no limit.
+    timeout_s: float | None = None
+    on_failure: OnFailure = OnFailure.FAIL
+    description: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Graph:
+    """A validated pipeline graph.
+
+    Raises:
+        UsageError: at construction, if it cannot run: an illegal or repeated name, an unknown parent or
+            parameter (with the nearest name), a cycle (printed), a value out of range.
+        LimitExceeded: if it has more than `STEPS_MAX` steps or a tree nested too deep.
+
+    """
+
+    pipeline: str
+    version: str = ""
+    steps: Mapping[str, Step] = field(default_factory=dict)
+    #: Tree of the run's value.
+    output: Tree = None
+    parameters: tuple[Parameter, ...] = ()
+    fail_fast: bool = False
+    #: Seconds from submit to the end of the run; None: no limit.
+    deadline_s: float | None = None
+    description: str = ""
+
+    #: Step -> the steps that it waits for, without repetition; one key per step.
+    parents: Mapping[str, tuple[str, ...]] = field(init=False, repr=False, compare=False)
+    #: Step -> the steps that wait for it; one key per step, the inverse of `parents`.
+    dependents: Mapping[str, tuple[str, ...]] = field(init=False, repr=False, compare=False)
+    #: All steps, parents first.
+    order: tuple[str, ...] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        check_name("pipeline", self.pipeline)
+        if not isinstance(self.version, str) or len(self.version) > 64:
+            raise UsageError(f"pipeline {self.pipeline!r}: version must be text of at most 64 characters")
+        if len(self.steps) > STEPS_MAX:
+            raise LimitExceeded(
+                f"pipeline {self.pipeline!r} has {len(self.steps):,} steps: at most {STEPS_MAX:,} are allowed",
+                limit="STEPS_MAX",
+                found=len(self.steps),
+                allowed=STEPS_MAX,
+            )
+        check_seconds(f"pipeline {self.pipeline!r}: deadline_s", self.deadline_s)
+        check_parameter_names(self.parameters)
+        known = frozenset(p.name for p in self.parameters)
+        parents = {name: self._parents_of(step, known) for name, step in self.steps.items()}
+        self._check_references("the pipeline's output", self.output, known)
+        dependents: dict[str, list[str]] = {name: [] for name in self.steps}
+        for name, above in parents.items():
+            for parent in above:
+                dependents[parent].append(name)
+        # A frozen dataclass sets its derived fields through object: they are part of the one construction.
+        object.__setattr__(self, "parents", parents)
+        object.__setattr__(self, "dependents", {name: tuple(below) for name, below in dependents.items()})
+        object.__setattr__(self, "order", topological_order(parents, self.dependents))
+
+    @classmethod
+    def of(cls, steps: Iterable[Step], **fields: Any) -> Graph:
+        """Make a graph of a list of steps; a name that is there twice is refused."""
+        by_name: dict[str, Step] = {}
+        for step in steps:
+            if step.name in by_name:
+                raise UsageError(f"there are two steps named {step.name!r}: names must differ")
+            by_name[step.name] = step
+        return cls(steps=by_name, **fields)
+
+    def _parents_of(self, step: Step, parameters: frozenset[str]) -> tuple[str, ...]:
+        check_name("step", step.name)
+        where = f"step {step.name!r}"
+        check_name(f"{where}: queue", step.queue)
+        if step.executor not in EXECUTORS:
+            raise UsageError(f"{where}: executor must be one of {', '.join(EXECUTORS)}, not {step.executor!r}")
+        check_seconds(f"{where}: timeout_s", step.timeout_s)
+        above: dict[str, None] = {}
+        for ref in self._check_references(where, step.arguments, parameters):
+            above[ref.step] = None
+        for name in step.after:
+            self._check_step_known(where, name, f"waits for the step {name!r}, which is not in the pipeline")
+            above[name] = None
+        return tuple(above)
+
+    def _check_references(self, where: str, tree: Tree, parameters: frozenset[str]) -> list[OutputRef]:
+        found: list[OutputRef] = []
+        for ref in references(tree):
+            if isinstance(ref, ParameterRef):
+                if ref.name not in parameters:
+                    raise UsageError(
+                        f"{where} takes the parameter {ref.name!r}, which the pipeline does not have"
+                        + nearest(ref.name, parameters)
+                    )
+                continue
+            self._check_step_known(where, ref.step, f"takes the output of {ref.step!r}, which is not in the pipeline")
+            declared = self.steps[ref.step].outputs
+            if declared is not None and ref.path and isinstance(ref.path[0], str) and ref.path[0] not in declared:
+                raise UsageError(
+                    f"{where} takes the output {ref.path[0]!r} of {ref.step!r}, which has "
+                    f"{', '.join(declared)}{nearest(ref.path[0], declared)}"
+                )
+            found.append(ref)
+        return found
+
+    def _check_step_known(self, where: str, name: str, problem: str) -> None:
+        if name not in self.steps:
+            raise UsageError(f"{where} {problem}{nearest(name, self.steps)}")
+
+
+def check_seconds(what: str, value: float | None) -> None:
+    """Refuse a duration that is not a number of seconds above 0 (None is allowed: no limit)."""
+    if value is None:
+        return
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 < value <= SECONDS_MAX:
+        raise UsageError(f"{what} must be seconds above 0 and at most {SECONDS_MAX:,.0f}, or None, not {value!r}")
+
+
+def topological_order(parents: Mapping[str, Sequence[str]], dependents: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
+    """Order the steps so that each comes after its parents (Kahn 1962), keeping their order where free.
+
+    Raises:
+        UsageError: if there is a cycle; the sentence prints one.
+
+    """
+    waiting_on = {name: len(above) for name, above in parents.items()}
+    ready = deque(name for name, count in waiting_on.items() if count == 0)
+    order: list[str] = []
+    while ready:
+        name = ready.popleft()
+        order.append(name)
+        for below in dependents[name]:
+            waiting_on[below] -= 1
+            if waiting_on[below] == 0:
+                ready.append(below)
+    if len(order) < len(parents):
+        cycle = find_cycle(parents, {name for name, count in waiting_on.items() if count})
+        shown = cycle if len(cycle) <= 12 else [*cycle[:10], "…", cycle[-1]]
+        raise UsageError(f"the steps wait for each other in a cycle: {' -> '.join(shown)}")
+    return tuple(order)
+
+
+def find_cycle(parents: Mapping[str, Sequence[str]], stuck: set[str]) -> list[str]:
+    """Give one cycle among the steps that can never be ready, first step repeated at the end.
+
+    Every stuck step has a stuck parent, so going from parent to parent must come back to a step seen.
+    """
+    name = min(stuck)
+    seen: dict[str, int] = {}
+    walk: list[str] = []
+    while name not in seen:
+        seen[name] = len(walk)
+        walk.append(name)
+        name = next(p for p in parents[name] if p in stuck)
+    cycle = walk[seen[name] :][::-1]
+    return [*cycle, cycle[0]]

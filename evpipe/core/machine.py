@@ -1,0 +1,507 @@
+"""The fold of one run: an event of its log goes in, commands come out.
+
+`Run.step` is the whole of the controller's judgement. It has no clock, no IO and no randomness, so the
+same log gives the same commands wherever it is folded: in the controller, in the controller that takes
+over from it, in a client that shows the run. State is changed in place; a copy of it per event would
+cost minutes for a graph of 100,000 steps.
+
+`step` is total: an event that was overtaken (repeated, of an older attempt, after the end) gives no
+commands, one that cannot be gives `Quarantine`; neither changes anything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, TypeAlias, assert_never
+
+from evpipe.core.bindings import BindingError, resolve
+from evpipe.core.commands import Command, Decide, Launch, Quarantine, StopAttempt, WakeAt
+from evpipe.core.events import (
+    CancelCause,
+    CancelRequested,
+    Decision,
+    Due,
+    Event,
+    Failure,
+    Finished,
+    StepCancelled,
+    StepFailed,
+    StepRetried,
+    StepSkipped,
+    StepStarted,
+    StepSucceeded,
+    Submitted,
+)
+from evpipe.core.graph import Graph, Step
+from evpipe.core.readiness import Readiness
+from evpipe.core.retry import LOST_MAX
+from evpipe.core.states import (
+    RUN_ENDS,
+    RUN_TRANSITIONS,
+    STEP_ENDS,
+    STEP_TRANSITIONS,
+    OnFailure,
+    Reason,
+    RunStatus,
+    StepStatus,
+)
+
+Commands: TypeAlias = tuple[Command, ...]
+
+_REASON_OF_CAUSE = {
+    CancelCause.REQUEST: Reason.REQUEST,
+    CancelCause.DEADLINE: Reason.DEADLINE,
+    CancelCause.FAIL_FAST: Reason.UPSTREAM,
+}
+
+
+@dataclass(slots=True)
+class StepState:
+    """What the log says of one step so far."""
+
+    status: StepStatus = StepStatus.PENDING
+    #: The current attempt, from 1; 0 before the first was decided.
+    attempt: int = 0
+    #: Failures charged to `retries`, and attempts lost with their worker, which are not.
+    failures: int = 0
+    losses: int = 0
+    #: Log time at which the current attempt may begin, while it waits for it.
+    due_at_s: float | None = None
+    #: Log time at which the step first became ready, its current attempt began, it ended.
+    queued_at_s: float | None = None
+    started_at_s: float | None = None
+    ended_at_s: float | None = None
+    reason: Reason | None = None
+    message: str = ""
+    failure: Failure | None = None
+
+    @property
+    def ended(self) -> bool:
+        return self.status in STEP_ENDS
+
+    def become(self, status: StepStatus) -> None:
+        assert status in STEP_TRANSITIONS[self.status], f"{self.status} -> {status}"
+        self.status = status
+
+
+class Run:
+    """One run, folded from its log."""
+
+    __slots__ = (
+        "_readiness",
+        "at_s",
+        "cancel",
+        "decisions",
+        "failed",
+        "graph",
+        "id",
+        "message",
+        "open_count",
+        "outputs",
+        "parameters",
+        "reason",
+        "status",
+        "steps",
+        "submitted_at_s",
+        "value",
+    )
+
+    def __init__(self, run_id: str) -> None:
+        self.id = run_id
+        self.status = RunStatus.SUBMITTED
+        self.reason: Reason | None = None
+        self.message = ""
+        self.value: Any = None
+        #: The largest timestamp that the log has shown.
+        self.at_s = 0.0
+        self.submitted_at_s: float | None = None
+        self.graph: Graph | None = None
+        self.parameters: Mapping[str, Any] = {}
+        #: One entry per step of the graph, in the graph's order.
+        self.steps: dict[str, StepState] = {}
+        #: The values of the steps that succeeded.
+        self.outputs: dict[str, Any] = {}
+        #: Steps that failed for good, in the log's order.
+        self.failed: list[str] = []
+        self.cancel: CancelRequested | None = None
+        #: What was decided and is not in the log yet, by subject: (step or "", kind).
+        self.decisions: dict[tuple[str, type[Decision]], Decision] = {}
+        #: Steps that have not ended.
+        self.open_count = 0
+        self._readiness: Readiness | None = None
+
+    @property
+    def ended(self) -> bool:
+        return self.status in RUN_ENDS
+
+    def step(self, event: Event) -> Commands:
+        """Apply the next event of the log.
+
+        Returns:
+            What follows from it; () if the event was overtaken; one `Quarantine` if it cannot be.
+
+        """
+        before_s = self.at_s
+        if event.at_s > before_s:
+            self.at_s = event.at_s
+        commands = self._apply(event)
+        if commands and type(commands[0]) is Quarantine:
+            self.at_s = before_s
+        return commands
+
+    def outstanding(self) -> Commands:
+        """Give everything that the log so far calls for and that may not have been done.
+
+        For whoever takes a run over after replaying it: as many commands as the run has attempts under
+        way, waits and decisions that the log does not show.
+        """
+        if self.ended or self.submitted_at_s is None:
+            return ()
+        commands: list[Command] = [Decide(event) for event in self.decisions.values()]
+        for name, state in self.steps.items():
+            under_way = state.status is StepStatus.QUEUED or state.status is StepStatus.RUNNING
+            if self.cancel is not None:
+                if under_way:
+                    commands.append(StopAttempt(name, state.attempt))
+            elif under_way:
+                commands.append(self._launch_command(name, state))
+            elif state.due_at_s is not None and not state.ended:
+                commands.append(WakeAt(state.due_at_s, name, state.attempt))
+        return (*commands, *self._deadline())
+
+    # ---- one handler per event -------------------------------------------------------------
+
+    def _apply(self, event: Event) -> Commands:
+        if self.ended:
+            return ()
+        if self.submitted_at_s is None:
+            if isinstance(event, Submitted):
+                return self._submitted(event)
+            return (Quarantine(f"{type(event).__name__} before the run was submitted"),)
+        match event:
+            case StepSucceeded():
+                return self._succeeded(event)
+            case StepStarted():
+                return self._started(event)
+            case StepFailed():
+                return self._failed(event)
+            case StepRetried():
+                return self._retried(event)
+            case StepSkipped():
+                return self._skipped(event)
+            case StepCancelled():
+                return self._cancelled(event)
+            case Due():
+                return self._due(event)
+            case CancelRequested():
+                return self._cancel_requested(event)
+            case Finished():
+                return self._finished(event)
+            case Submitted():
+                return ()
+            case _:
+                assert_never(event)
+
+    def _submitted(self, event: Submitted) -> Commands:
+        self.submitted_at_s = self.at_s
+        self.parameters = event.parameters
+        if event.graph is None:
+            return (self._decide(Finished(status=RunStatus.FAILED, reason=Reason.REJECTED, message=event.rejection)),)
+        self.graph = event.graph
+        self.steps = {name: StepState() for name in event.graph.steps}
+        self.open_count = len(self.steps)
+        self._readiness = Readiness(event.graph)
+        return (*self._launch(self._readiness.roots()), *self._deadline(), *self._maybe_finish())
+
+    def _succeeded(self, event: StepSucceeded) -> Commands:
+        state, problem = self._current(event)
+        if state is None:
+            return problem
+        state.become(StepStatus.SUCCEEDED)
+        if event.started_at_s and state.started_at_s is None:
+            state.started_at_s = event.started_at_s
+        self.outputs[event.step] = event.value
+        return self._ended(event.step, state, releases=True)
+
+    def _started(self, event: StepStarted) -> Commands:
+        state, problem = self._current(event)
+        if state is None or state.status is StepStatus.RUNNING:
+            return problem
+        state.become(StepStatus.RUNNING)
+        state.started_at_s = self.at_s
+        return ()
+
+    def _failed(self, event: StepFailed) -> Commands:
+        unlaunchable = (event.step, StepFailed) in self.decisions
+        state, problem = self._current(event, pending=unlaunchable)
+        if state is None:
+            return problem
+        if event.started_at_s and state.started_at_s is None:
+            state.started_at_s = event.started_at_s
+        state.reason, state.failure, state.message = event.reason, event.failure, event.failure.message
+        again = self._again(event, state)
+        if again is not None:
+            return again
+        self.decisions.pop((event.step, StepFailed), None)
+        state.become(StepStatus.FAILED)
+        step = self._step(event.step)
+        commands: Commands = ()
+        if step.on_failure is OnFailure.FAIL:
+            self.failed.append(event.step)
+        if step.on_failure is not OnFailure.CONTINUE:
+            commands = self._skip_below(event.step)
+        ended = self._ended(event.step, state, releases=step.on_failure is OnFailure.CONTINUE)
+        return (*commands, *ended, *self._maybe_fail_fast(event.step, step))
+
+    def _retried(self, event: StepRetried) -> Commands:
+        if event.step not in self.steps:
+            return self._unknown(event.step)
+        decided = self.decisions.get((event.step, StepRetried))
+        if isinstance(decided, StepRetried) and decided.attempt == event.attempt:
+            del self.decisions[event.step, StepRetried]
+        return ()
+
+    def _skipped(self, event: StepSkipped) -> Commands:
+        state = self.steps.get(event.step)
+        if state is None:
+            return self._unknown(event.step)
+        if state.ended:
+            return ()
+        if self.decisions.pop((event.step, StepSkipped), None) is None:
+            return (Quarantine(f"step {event.step!r} was skipped, but nothing before it failed"),)
+        state.become(StepStatus.SKIPPED)
+        state.reason, state.message = event.reason, event.message
+        return self._ended(event.step, state, releases=False)
+
+    def _cancelled(self, event: StepCancelled) -> Commands:
+        state = self.steps.get(event.step)
+        if state is None:
+            return self._unknown(event.step)
+        if state.ended:
+            return ()
+        if self.cancel is None:
+            return (Quarantine(f"step {event.step!r} was cancelled, but nobody asked for it"),)
+        self.decisions.pop((event.step, StepSkipped), None)
+        state.become(StepStatus.CANCELLED)
+        state.reason, state.message = event.reason, event.message
+        return self._ended(event.step, state, releases=False)
+
+    def _due(self, event: Due) -> Commands:
+        if event.step is None:
+            if self._deadline_at_s() is None:
+                return (Quarantine("the run's deadline is due, but it has none"),)
+            if self.cancel is not None or self._finishing():
+                return ()
+            assert self.graph is not None
+            message = f"the run was not done {self.graph.deadline_s:g} s after its submit"
+            return (self._decide(CancelRequested(cause=CancelCause.DEADLINE, message=message)),)
+        state = self.steps.get(event.step)
+        if state is None:
+            return self._unknown(event.step)
+        if state.due_at_s is None or event.attempt != state.attempt or state.ended or self.cancel is not None:
+            return ()
+        return self._queue(event.step, state)
+
+    def _cancel_requested(self, event: CancelRequested) -> Commands:
+        if self.cancel is not None or self._finishing():
+            return ()
+        self.cancel = event
+        self.decisions.pop(("", CancelRequested), None)
+        reason = _REASON_OF_CAUSE[event.cause]
+        commands: list[Command] = []
+        for name, state in self.steps.items():
+            # A step that is to be skipped stays so: its parent's failure came first in the log.
+            if state.ended or (name, StepSkipped) in self.decisions:
+                continue
+            for kind in (StepRetried, StepFailed):
+                self.decisions.pop((name, kind), None)
+            launched = state.status is not StepStatus.PENDING
+            if launched:
+                commands.append(StopAttempt(name, state.attempt))
+            attempt = state.attempt if launched else 0
+            commands.append(
+                self._decide(StepCancelled(step=name, attempt=attempt, reason=reason, message=event.message))
+            )
+        return (*commands, *self._maybe_finish())
+
+    def _finished(self, event: Finished) -> Commands:
+        # Final whoever wrote it and whatever this fold expected: every other reader stops here too.
+        if event.status not in RUN_ENDS:
+            return (Quarantine(f"a run cannot finish as {event.status}"),)
+        assert event.status in RUN_TRANSITIONS[self.status], f"{self.status} -> {event.status}"
+        self.status, self.reason, self.message = event.status, event.reason, event.message
+        decided = self.decisions.get(("", Finished))
+        self.value = decided.value if isinstance(decided, Finished) and event.value is None else event.value
+        self.decisions.clear()
+        return ()
+
+    # ---- what follows ------------------------------------------------------------------------
+
+    def _current(
+        self, event: StepSucceeded | StepStarted | StepFailed, *, pending: bool = False
+    ) -> tuple[StepState | None, Commands]:
+        """Give the step's state if the event is about its attempt under way, else None and the answer.
+
+        Args:
+            pending: the step may be one that could not be launched.
+
+        """
+        state = self.steps.get(event.step)
+        if state is None:
+            return None, self._unknown(event.step)
+        status = state.status
+        if status in STEP_ENDS or event.attempt < state.attempt:
+            return None, ()
+        under_way = status is StepStatus.QUEUED or status is StepStatus.RUNNING
+        if event.attempt > state.attempt or not (under_way or pending):
+            kind = type(event).__name__
+            return None, (Quarantine(f"{kind} of attempt {event.attempt} of {event.step!r}, which was not launched"),)
+        return state, ()
+
+    def _again(self, event: StepFailed, state: StepState) -> Commands | None:
+        """Decide whether another attempt follows a failed one; None: the step has failed."""
+        if self.cancel is not None or event.reason is Reason.OUTPUT:
+            return None
+        if event.reason is Reason.LOST:
+            if state.losses >= LOST_MAX:
+                return None
+            state.losses += 1
+            lost = state.attempt
+            state.attempt += 1
+            return (StopAttempt(event.step, lost), *self._queue(event.step, state))
+        policy = self._step(event.step).retries
+        if state.failures >= policy.count or not policy.matches(event.failure.types):
+            return None
+        state.failures += 1
+        state.attempt += 1
+        delay_s = policy.delay_before(state.failures, jitter_key=f"{self.id}.{event.step}.{state.attempt}")
+        due_at_s = self.at_s + delay_s
+        decided = self._decide(StepRetried(step=event.step, attempt=state.attempt, due_at_s=due_at_s))
+        if not delay_s:
+            return (decided, *self._queue(event.step, state))
+        state.become(StepStatus.PENDING)
+        state.started_at_s = None
+        state.due_at_s = due_at_s
+        return (decided, WakeAt(due_at_s, event.step, state.attempt))
+
+    def _queue(self, name: str, state: StepState) -> Commands:
+        """Launch a further attempt."""
+        if state.status is not StepStatus.QUEUED:
+            state.become(StepStatus.QUEUED)
+        state.started_at_s = None
+        state.due_at_s = None
+        return (self._launch_command(name, state),)
+
+    def _launch(self, ready: list[str]) -> Commands:
+        """Launch the first attempt of steps that became ready."""
+        if self.cancel is not None or ("", CancelRequested) in self.decisions:
+            return ()
+        commands: list[Command] = []
+        for name in ready:
+            state = self.steps[name]
+            if state.status is not StepStatus.PENDING:
+                continue
+            state.attempt = 1
+            state.queued_at_s = self.at_s
+            try:
+                command = self._launch_command(name, state)
+            except BindingError as error:
+                failure = Failure(message=str(error))
+                commands.append(self._decide(StepFailed(step=name, attempt=1, reason=Reason.OUTPUT, failure=failure)))
+                continue
+            state.status = StepStatus.QUEUED
+            self.status = RunStatus.RUNNING
+            commands.append(command)
+        return tuple(commands)
+
+    def _launch_command(self, name: str, state: StepState) -> Launch:
+        return Launch(name, state.attempt, resolve(self._step(name).arguments, self.outputs, self.parameters))
+
+    def _skip_below(self, failed: str) -> Commands:
+        """Decide that everything that needs `failed` is skipped, the whole way down.
+
+        Each step is decided at most once in a run, so this costs the edges that it walks and no more.
+        """
+        assert self.graph is not None
+        commands: list[Command] = []
+        above = [failed]
+        while above:
+            parent = above.pop()
+            for name in self.graph.dependents[parent]:
+                if self.steps[name].ended or (name, StepSkipped) in self.decisions:
+                    continue
+                outcome = "failed" if parent == failed else "was skipped"
+                event = StepSkipped(step=name, message=f"step {parent!r} {outcome}")
+                commands.append(self._decide(event))
+                above.append(name)
+        return tuple(commands)
+
+    def _ended(self, name: str, state: StepState, *, releases: bool) -> Commands:
+        state.ended_at_s = self.at_s
+        state.due_at_s = None
+        self.open_count -= 1
+        assert self._readiness is not None
+        launched = self._launch(self._readiness.release(name)) if releases else ()
+        return (*launched, *self._maybe_finish()) if self.open_count == 0 else launched
+
+    def _maybe_fail_fast(self, name: str, step: Step) -> Commands:
+        assert self.graph is not None
+        if (
+            not self.graph.fail_fast
+            or step.on_failure is not OnFailure.FAIL
+            or self.cancel is not None
+            or self.open_count == 0
+            or ("", CancelRequested) in self.decisions
+        ):
+            return ()
+        event = CancelRequested(cause=CancelCause.FAIL_FAST, message=f"step {name!r} failed and fail_fast is set")
+        return (self._decide(event),)
+
+    def _maybe_finish(self) -> Commands:
+        if self.open_count or self._finishing():
+            return ()
+        return (self._decide(self._verdict()),)
+
+    def _finishing(self) -> bool:
+        return ("", Finished) in self.decisions
+
+    def _verdict(self) -> Finished:
+        """The end of a run of which every step has ended."""
+        assert self.graph is not None
+        if self.cancel is not None:
+            cause = self.cancel.cause
+            status = RunStatus.CANCELLED if cause is CancelCause.REQUEST else RunStatus.FAILED
+            return Finished(status=status, reason=_REASON_OF_CAUSE[cause], message=self.cancel.message)
+        if self.failed:
+            state = self.steps[self.failed[0]]
+            more = len(self.failed) - 1
+            message = f"step {self.failed[0]!r} failed: {state.message}" + (f" (and {more} more)" if more else "")
+            return Finished(status=RunStatus.FAILED, reason=state.reason, message=message)
+        try:
+            value = resolve(self.graph.output, self.outputs, self.parameters)
+        except BindingError as error:
+            return Finished(status=RunStatus.FAILED, reason=Reason.OUTPUT, message=f"the pipeline's output: {error}")
+        return Finished(status=RunStatus.SUCCEEDED, value=value)
+
+    def _deadline(self) -> Commands:
+        at_s = self._deadline_at_s()
+        if at_s is None or self.cancel is not None or self._finishing():
+            return ()
+        return (WakeAt(at_s, None, 0),)
+
+    def _deadline_at_s(self) -> float | None:
+        if self.graph is None or self.graph.deadline_s is None or self.submitted_at_s is None:
+            return None
+        return self.submitted_at_s + self.graph.deadline_s
+
+    def _decide(self, event: Decision) -> Decide:
+        self.decisions[getattr(event, "step", None) or "", type(event)] = event
+        return Decide(event)
+
+    def _step(self, name: str) -> Step:
+        assert self.graph is not None
+        return self.graph.steps[name]
+
+    def _unknown(self, name: str) -> Commands:
+        return (Quarantine(f"the graph has no step {name!r}"),)

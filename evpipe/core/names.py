@@ -1,0 +1,42 @@
+"""Names that may appear in a subject: pipelines, steps, queues, parameters.
+
+Names become tokens of bus subjects, so what is allowed is decided here once and checked before
+anything reaches the bus: a dot would split a subject, a wildcard would be stored literally, and a
+subject over 4 KB closes the connection.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable
+
+from evpipe.errors import UsageError
+
+NAME_LENGTH_MAX = 64
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}\Z")
+ALLOWED = "1 to 64 letters, digits, '_' and '-', the first a letter or digit"
+
+
+def check_name(what: str, name: object) -> str:
+    """Return `name` if it may be a token of a subject.
+
+    Args:
+        what: what the name is of, for the message ("step", "queue", "pipeline").
+
+    Raises:
+        UsageError: if it is not a string of the allowed form.
+
+    """
+    if not isinstance(name, str):
+        raise UsageError(f"{what} name must be a string, not {type(name).__name__}: allowed are {ALLOWED}")
+    if NAME.match(name) is None:
+        shown = name if len(name) <= NAME_LENGTH_MAX else f"{name[:24]}… ({len(name)} characters)"
+        raise UsageError(f"{what} name {shown!a} is not allowed: allowed are {ALLOWED}")
+    return name
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Give "; did you mean 'x'?" for the known name that is most alike, or "" if none is."""
+    found = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
+    return f"; did you mean {found[0]!r}?" if found else ""

@@ -1,0 +1,148 @@
+"""Typed parameters of a pipeline, and the check of the values given for them.
+
+A parameter's type is kept as data (`ParameterType`), not as a Python class: the graph travels, and
+the controller checks a raw submit with the same code and the same sentence as the caller's process.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from evpipe.core.bindings import TREE_DEPTH_MAX
+from evpipe.core.names import check_name, nearest
+from evpipe.errors import UsageError
+
+_SCALARS: dict[str, tuple[type, ...]] = {
+    "bool": (bool,),
+    "int": (int,),
+    "float": (float, int),
+    "str": (str,),
+    "bytes": (bytes,),
+    "none": (type(None),),
+}
+KINDS = (*_SCALARS, "any", "list", "tuple", "dict", "union", "literal")
+
+
+@dataclass(frozen=True, slots=True)
+class ParameterType:
+    """What values a parameter takes.
+
+    `kind` is one of `KINDS`. `inner` holds the element type of `list`, `dict` (of its values) and `tuple`
+    (any length), or the alternatives of `union`; `values` holds those of `literal`.
+    """
+
+    kind: str = "any"
+    inner: tuple[ParameterType, ...] = ()
+    values: tuple[Any, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise UsageError(f"a parameter's type must be one of {', '.join(KINDS)}, not {self.kind!r}")
+
+    def __str__(self) -> str:
+        if self.kind == "union":
+            return " | ".join(str(t) for t in self.inner)
+        if self.kind == "literal":
+            return " or ".join(repr(v) for v in self.values)
+        if self.kind == "tuple" and self.inner:
+            return f"tuple[{self.inner[0]}, ...]"
+        if self.kind == "dict" and self.inner:
+            return f"dict[str, {self.inner[0]}]"
+        return self.kind + (f"[{self.inner[0]}]" if self.inner else "")
+
+    def problem(self, value: Any, at: str, depth: int = 0) -> str | None:
+        """Say what is wrong with a value, or None. `at` names where it stands."""
+        if depth > TREE_DEPTH_MAX:
+            return f"{at} is nested deeper than {TREE_DEPTH_MAX} levels"
+        wrong = f"{at} must be {self}, not {_shown(value)}"
+        if self.kind == "any":
+            return None
+        if self.kind == "literal":
+            # 1, 1.0 and True are equal in Python but are three different values here.
+            return None if any(type(v) is type(value) and v == value for v in self.values) else wrong
+        if self.kind == "union":
+            return None if any(t.problem(value, at, depth + 1) is None for t in self.inner) else wrong
+        if self.kind in _SCALARS:
+            if isinstance(value, bool) and self.kind != "bool":
+                return wrong
+            return None if isinstance(value, _SCALARS[self.kind]) else wrong
+        items: list[tuple[Any, Any]]
+        if self.kind == "dict":
+            if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
+                return wrong
+            items = list(value.items())
+        else:
+            if not isinstance(value, list if self.kind == "list" else (tuple, list)):
+                return wrong
+            items = list(enumerate(value))
+        if self.inner:
+            for key, item in items:
+                found = self.inner[0].problem(item, f"{at}[{key!r}]", depth + 1)
+                if found:
+                    return found
+        return None
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return f"{text if len(text) <= 60 else text[:57] + '…'} ({type(value).__name__})"
+
+
+class _Required:
+    def __repr__(self) -> str:
+        return "REQUIRED"
+
+
+#: The default of a parameter that has none.
+REQUIRED = _Required()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parameter:
+    name: str
+    type: ParameterType = ParameterType()
+    #: Used when no value is given; `REQUIRED` if one must be.
+    default: Any = REQUIRED
+
+
+def check_parameters(parameters: Sequence[Parameter], given: Mapping[str, Any], *, of: str) -> dict[str, Any]:
+    """Give the value of every parameter: the given one or its default.
+
+    Args:
+        of: the pipeline's name, for messages.
+
+    Returns:
+        One entry per parameter, in their order.
+
+    Raises:
+        UsageError: if one is unknown (the nearest name is suggested), missing or of the wrong type.
+
+    """
+    known = {p.name: p for p in parameters}
+    for name in given:
+        if name not in known:
+            has = f"it has {', '.join(known)}" if known else "it has none"
+            raise UsageError(f"pipeline {of!r} has no parameter {str(name)!r}{nearest(str(name), known)} ({has})")
+    values: dict[str, Any] = {}
+    for parameter in parameters:
+        value = given.get(parameter.name, parameter.default)
+        if value is REQUIRED:
+            raise UsageError(f"pipeline {of!r} needs the parameter {parameter.name!r} ({parameter.type})")
+        problem = parameter.type.problem(value, f"parameter {parameter.name!r} of pipeline {of!r}")
+        if problem:
+            raise UsageError(problem)
+        values[parameter.name] = tuple(value) if parameter.type.kind == "tuple" else value
+    return values
+
+
+def check_parameter_names(parameters: Sequence[Parameter]) -> None:
+    """Refuse illegal and repeated names."""
+    seen: set[str] = set()
+    for parameter in parameters:
+        if not parameter.name.isidentifier():
+            check_name("parameter", parameter.name)
+        if parameter.name in seen:
+            raise UsageError(f"parameter {parameter.name!r} is there twice")
+        seen.add(parameter.name)

@@ -1,0 +1,30 @@
+"""Which steps are ready: one counter per step, so an ended step costs its out-degree, never the graph."""
+
+from __future__ import annotations
+
+from evpipe.core.graph import Graph
+
+
+class Readiness:
+    """Counts, for every step, the parents that still hold it back."""
+
+    __slots__ = ("_dependents", "waiting_on")
+
+    def __init__(self, graph: Graph) -> None:
+        self._dependents = graph.dependents
+        #: One key per step; 0: ready. Its sum only ever goes down.
+        self.waiting_on: dict[str, int] = {name: len(above) for name, above in graph.parents.items()}
+
+    def roots(self) -> list[str]:
+        """Give the steps that wait for nothing, in the graph's order."""
+        return [name for name, count in self.waiting_on.items() if count == 0]
+
+    def release(self, step: str) -> list[str]:
+        """Note that `step` holds nothing back any more; give the steps that became ready by it."""
+        waiting_on = self.waiting_on
+        ready: list[str] = []
+        for below in self._dependents[step]:
+            waiting_on[below] -= 1
+            if waiting_on[below] == 0:
+                ready.append(below)
+        return ready

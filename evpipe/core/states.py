@@ -1,0 +1,101 @@
+"""The states of steps and runs, and the one table of what may follow what.
+
+The table is the source of the state diagram in the docs (`python -m evpipe.core.states` prints it) and
+the machine asserts against it, so a transition that is not here cannot happen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import StrEnum
+from typing import Any
+
+
+class StepStatus(StrEnum):
+    PENDING = "pending"
+    QUEUED = "queued"
+    RUNNING = "running"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    SKIPPED = "skipped"
+    CANCELLED = "cancelled"
+
+
+class RunStatus(StrEnum):
+    SUBMITTED = "submitted"
+    RUNNING = "running"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+class Reason(StrEnum):
+    """Why something failed, was skipped or was cancelled."""
+
+    #: The step raised, or its worker could not run it.
+    ERROR = "error"
+    #: An attempt ran longer than `timeout_s`.
+    TIMEOUT = "timeout"
+    #: The run was not done `deadline_s` after its submit.
+    DEADLINE = "deadline"
+    #: The worker of an attempt is gone.
+    LOST = "lost"
+    #: A step before it failed or was skipped.
+    UPSTREAM = "upstream"
+    #: The submitted run does not validate.
+    REJECTED = "rejected"
+    #: An output is missing, is not what was declared, or cannot be stored.
+    OUTPUT = "output"
+    #: Somebody asked for it.
+    REQUEST = "request"
+
+
+class OnFailure(StrEnum):
+    """What a step's final failure means for the rest of its run."""
+
+    #: Dependents are skipped and the run fails.
+    FAIL = "fail"
+    #: Dependents are skipped, the run may still succeed.
+    SKIP = "skip"
+    #: Dependents run and get None, the run may still succeed.
+    CONTINUE = "continue"
+
+
+_P, _Q, _R = StepStatus.PENDING, StepStatus.QUEUED, StepStatus.RUNNING
+_ENDS = frozenset({StepStatus.SUCCEEDED, StepStatus.FAILED, StepStatus.SKIPPED, StepStatus.CANCELLED})
+
+STEP_TRANSITIONS: dict[StepStatus, frozenset[StepStatus]] = {
+    _P: frozenset({_Q, StepStatus.SKIPPED, StepStatus.CANCELLED, StepStatus.FAILED}),
+    _Q: frozenset({_R, _P, StepStatus.SUCCEEDED, StepStatus.FAILED, StepStatus.CANCELLED}),
+    _R: frozenset({_Q, _P, StepStatus.SUCCEEDED, StepStatus.FAILED, StepStatus.CANCELLED}),
+    **{end: frozenset() for end in _ENDS},
+}
+
+RUN_TRANSITIONS: dict[RunStatus, frozenset[RunStatus]] = {
+    RunStatus.SUBMITTED: frozenset({RunStatus.RUNNING, RunStatus.SUCCEEDED, RunStatus.FAILED, RunStatus.CANCELLED}),
+    RunStatus.RUNNING: frozenset({RunStatus.SUCCEEDED, RunStatus.FAILED, RunStatus.CANCELLED}),
+    RunStatus.SUCCEEDED: frozenset(),
+    RunStatus.FAILED: frozenset(),
+    RunStatus.CANCELLED: frozenset(),
+}
+
+STEP_ENDS = _ENDS
+RUN_ENDS = frozenset({RunStatus.SUCCEEDED, RunStatus.FAILED, RunStatus.CANCELLED})
+
+
+def diagram() -> str:
+    """Both tables as Mermaid state diagrams."""
+    lines: list[str] = []
+    tables: tuple[tuple[str, Mapping[Any, frozenset[Any]]], ...] = (
+        ("step", STEP_TRANSITIONS),
+        ("run", RUN_TRANSITIONS),
+    )
+    for title, table in tables:
+        lines += [f"%% {title}", "stateDiagram-v2"]
+        lines += [f"    {a} --> {b}" for a in table for b in sorted(table[a])]
+        lines += [f"    {a} --> [*]" for a in table if not table[a]]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    print(diagram())  # noqa: T201 - this module's only job as a program

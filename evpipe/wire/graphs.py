@@ -1,0 +1,182 @@
+"""A graph specification as bytes: stored once by its digest, named by every submit of it."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+from evpipe.core.graph import STEPS_MAX, Graph, Step
+from evpipe.core.parameters import REQUIRED, Parameter, ParameterType
+from evpipe.core.retry import RetryPolicy
+from evpipe.core.states import OnFailure
+from evpipe.errors import LimitExceeded, RemoteProtocolError, UsageError
+from evpipe.wire.codec import Fields, decode_map, encode_map
+from evpipe.wire.limits import GRAPH_BYTES_MAX
+from evpipe.wire.values import pack
+
+_RETRIES_DEFAULT = RetryPolicy()
+
+
+def encode_graph(graph: Graph) -> bytes:
+    """Encode a graph. Equal graphs give equal bytes.
+
+    Raises:
+        EncodingError: if a constant among its arguments has no encoding; names the step and the argument.
+        LimitExceeded: if it is larger than `GRAPH_BYTES_MAX`.
+
+    """
+    for step in graph.steps.values():
+        for name, tree in step.arguments.items():
+            pack(tree, f"argument {name!r} of step {step.name!r}")
+    pack(graph.output, "the pipeline's output")
+    data = encode_map(
+        {
+            "pipeline": graph.pipeline,
+            "version": graph.version,
+            "parameters": [_parameter_map(p) for p in graph.parameters],
+            "steps": [_step_map(step) for step in graph.steps.values()],
+            "output": graph.output,
+            "fail_fast": graph.fail_fast,
+            "deadline_s": graph.deadline_s,
+            "description": graph.description,
+        }
+    )
+    if len(data) > GRAPH_BYTES_MAX:
+        raise LimitExceeded(
+            f"the graph of {graph.pipeline!r} is {len(data):,} bytes: at most {GRAPH_BYTES_MAX:,} are allowed",
+            limit="GRAPH_BYTES_MAX",
+            found=len(data),
+            allowed=GRAPH_BYTES_MAX,
+        )
+    return data
+
+
+def graph_digest(data: bytes) -> str:
+    """Name of an encoded graph: the SHA-256 of its bytes, in hex."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def decode_graph(data: bytes) -> Graph:
+    """Decode and validate a graph.
+
+    Raises:
+        RemoteProtocolError: if the bytes are not a graph.
+        UsageError: if it is one that cannot run, with the sentence that its author's process would have given.
+
+    """
+    fields = decode_map(data, "the graph", items_max=STEPS_MAX + 1)
+    return Graph.of(
+        [_step(Fields(_map(found, "a step"), "a step of the graph")) for found in fields.items("steps")],
+        pipeline=fields.text("pipeline"),
+        version=fields.text("version", ""),
+        parameters=tuple(_parameter(Fields(_map(p, "a parameter"), "a parameter")) for p in fields.items("parameters")),
+        output=fields.map.get("output"),
+        fail_fast=fields.flag("fail_fast"),
+        deadline_s=fields.maybe_number("deadline_s"),
+        description=fields.text("description", ""),
+    )
+
+
+def _step_map(step: Step) -> dict[str, Any]:
+    found: dict[str, Any] = {
+        "name": step.name,
+        "code": dict(step.code),
+        "arguments": dict(step.arguments),
+        "queue": step.queue,
+        "executor": step.executor,
+    }
+    # What is at its default is left out: most steps of a large graph set nothing.
+    if step.after:
+        found["after"] = list(step.after)
+    if step.outputs is not None:
+        found["outputs"] = list(step.outputs)
+    if step.retries != _RETRIES_DEFAULT:
+        policy = step.retries
+        found["retries"] = {
+            "count": policy.count,
+            "delay_s": policy.delay_s,
+            "factor": policy.factor,
+            "delay_max_s": policy.delay_max_s,
+            "jitter": policy.jitter,
+            "on": list(policy.on),
+        }
+    if step.timeout_s is not None:
+        found["timeout_s"] = step.timeout_s
+    if step.on_failure is not OnFailure.FAIL:
+        found["on_failure"] = step.on_failure.value
+    if step.description:
+        found["description"] = step.description
+    return found
+
+
+def _step(fields: Fields) -> Step:
+    name = fields.text("name")
+    fields.what = f"step {name[:64]!r} of the graph"
+    on_failure = fields.text("on_failure", OnFailure.FAIL.value)
+    if on_failure not in tuple(OnFailure):
+        raise UsageError(f"step {name!r}: on_failure must be one of {', '.join(OnFailure)}, not {on_failure!r}")
+    return Step(
+        name=name,
+        code=fields.submap("code"),
+        arguments=fields.submap("arguments"),
+        after=fields.texts("after"),
+        queue=fields.text("queue", "default"),
+        executor=fields.text("executor", "thread"),
+        outputs=fields.texts("outputs") if "outputs" in fields.map else None,
+        retries=_retries(Fields(fields.submap("retries"), f"{fields.what}: retries")),
+        timeout_s=fields.maybe_number("timeout_s"),
+        on_failure=OnFailure(on_failure),
+        description=fields.text("description", ""),
+    )
+
+
+def _retries(fields: Fields) -> RetryPolicy:
+    if not fields.map:
+        return _RETRIES_DEFAULT
+    return RetryPolicy(
+        count=fields.whole("count", 0),
+        delay_s=fields.number("delay_s", _RETRIES_DEFAULT.delay_s),
+        factor=fields.number("factor", _RETRIES_DEFAULT.factor),
+        delay_max_s=fields.number("delay_max_s", _RETRIES_DEFAULT.delay_max_s),
+        jitter=fields.number("jitter", _RETRIES_DEFAULT.jitter),
+        on=fields.texts("on"),
+    )
+
+
+def _parameter_map(parameter: Parameter) -> dict[str, Any]:
+    found: dict[str, Any] = {"name": parameter.name, "type": _type_map(parameter.type)}
+    if parameter.default is not REQUIRED:
+        pack(parameter.default, f"the default of parameter {parameter.name!r}")
+        found["default"] = parameter.default
+    return found
+
+
+def _parameter(fields: Fields) -> Parameter:
+    return Parameter(
+        name=fields.text("name"),
+        type=_type(fields.submap("type")),
+        default=fields.map.get("default", REQUIRED),
+    )
+
+
+def _type_map(found: ParameterType) -> dict[str, Any]:
+    made: dict[str, Any] = {"kind": found.kind}
+    if found.inner:
+        made["inner"] = [_type_map(inner) for inner in found.inner]
+    if found.values:
+        made["values"] = list(found.values)
+    return made
+
+
+def _type(found: dict[str, Any], depth: int = 0) -> ParameterType:
+    if depth > 16:
+        raise RemoteProtocolError("a parameter's type is nested deeper than 16 levels")
+    fields = Fields(found, "a parameter's type")
+    inner = [_type(_map(item, "a type"), depth + 1) for item in fields.items("inner")]
+    return ParameterType(fields.text("kind", "any"), tuple(inner), tuple(fields.items("values")))
+
+
+def _map(found: Any, what: str) -> dict[str, Any]:
+    if not isinstance(found, dict):
+        raise RemoteProtocolError(f"{what} is of type {type(found).__name__}, not a map")
+    return found

@@ -1,0 +1,31 @@
+"""Every limit of what goes over the bus, by name."""
+
+from __future__ import annotations
+
+from typing import Final
+
+#: The version that this code writes; it reads any version whose known fields it understands.
+VERSION: Final = 1
+
+#: A nats-server takes 1 MiB by default, and closes the connection of a client that sends more (headers included).
+PAYLOAD_BYTES_MAX: Final = 900 * 1024
+#: What a step returns, encoded.
+VALUE_BYTES_MAX: Final = 512 * 1024
+#: The argument tree of one launch, encoded.
+ARGUMENTS_BYTES_MAX: Final = 512 * 1024
+#: The parameters of a run, encoded.
+PARAMETERS_BYTES_MAX: Final = 256 * 1024
+#: A graph specification in the object store, encoded.
+GRAPH_BYTES_MAX: Final = 512 * 1024 * 1024
+
+#: Levels of lists and maps in one value.
+DEPTH_MAX: Final = 64
+#: Lists, maps and entries in one payload: a megabyte of empty lists would become 60 times that in memory.
+ITEMS_MAX: Final = 400_000
+
+#: Characters of a traceback, and of an error message, that travel.
+TRACEBACK_CHARS_MAX: Final = 16_384
+MESSAGE_CHARS_MAX: Final = 4_096
+
+#: A subject over 4 KB closes a client for good; ours are built of checked names and stay far below.
+SUBJECT_CHARS_MAX: Final = 512

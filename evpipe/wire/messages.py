@@ -1,0 +1,331 @@
+"""Events and launches as payloads.
+
+The subject of an event says pipeline, run, step and kind; the payload says the rest. `encode_event` and
+`decode_event` line up with the classes in `core.events`, except that a submit carries its graph by digest:
+`Submission` is what is on the wire, and whoever has fetched the graph makes a `Submitted` of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from evpipe.core.events import (
+    CancelCause,
+    CancelRequested,
+    Decision,
+    Due,
+    Event,
+    Failure,
+    Finished,
+    StepCancelled,
+    StepFailed,
+    StepRetried,
+    StepSkipped,
+    StepStarted,
+    StepSucceeded,
+)
+from evpipe.core.names import check_name
+from evpipe.core.states import Reason, RunStatus
+from evpipe.errors import LimitExceeded, RemoteProtocolError, UsageError
+from evpipe.wire.codec import Fields, decode_map, encode_map, encode_map_with
+from evpipe.wire.limits import (
+    ARGUMENTS_BYTES_MAX,
+    MESSAGE_CHARS_MAX,
+    PARAMETERS_BYTES_MAX,
+    TRACEBACK_CHARS_MAX,
+    VALUE_BYTES_MAX,
+)
+from evpipe.wire.subjects import EventSubject
+from evpipe.wire.values import check_size, encode_value, pack
+
+# ---- submit
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Submission:
+    """A run's first event as it is on the wire."""
+
+    #: Digest of the graph, in the object store.
+    graph: str
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    #: The queue that all launches of the run go to, whatever their steps name; "" for the steps' own.
+    queue: str = ""
+
+
+def encode_submission(submission: Submission) -> bytes:
+    """Encode a submit.
+
+    Raises:
+        EncodingError: if a parameter has no encoding.
+        LimitExceeded: if the parameters are larger than `PARAMETERS_BYTES_MAX`.
+
+    """
+    parameters = pack(dict(submission.parameters), "the parameters")
+    check_size(parameters, "the map of parameters", "PARAMETERS_BYTES_MAX", PARAMETERS_BYTES_MAX)
+    return encode_map_with({"graph": submission.graph, "queue": submission.queue}, "parameters", parameters)
+
+
+def decode_submission(data: bytes) -> Submission:
+    """Decode a submit; RemoteProtocolError or UsageError if it is not one."""
+    fields = decode_map(data, "the submit")
+    graph = fields.text("graph")
+    if len(graph) != 64 or not all(c in "0123456789abcdef" for c in graph):
+        raise RemoteProtocolError(f"the submit: {graph[:80]!r} is not the digest of a graph (64 hex digits)")
+    queue = fields.text("queue", "")
+    if queue:
+        check_name("queue", queue)
+    return Submission(graph=graph, parameters=fields.submap("parameters"), queue=queue)
+
+
+# ---- the other events
+
+
+def encode_event(event: Decision | StepStarted | StepSucceeded) -> tuple[str | None, str, bytes]:
+    """Encode any event but a submit.
+
+    Returns:
+        Step (None for the run itself), kind, payload.
+
+    Raises:
+        EncodingError, LimitExceeded: if the value of a `StepSucceeded` or `Finished` has no encoding or is too large.
+
+    """
+    match event:
+        case StepSucceeded():
+            what = f"the output of step {event.step!r}"
+            fields = {"attempt": event.attempt, "started_at": event.started_at_s}
+            payload = encode_map_with(fields, "value", encode_value(event.value, what))
+            return event.step, "succeeded", payload
+        case StepStarted():
+            return event.step, "started", encode_map({"attempt": event.attempt, "worker": event.worker})
+        case StepFailed():
+            return event.step, "failed", encode_map(_failed_fields(event))
+        case StepRetried():
+            return event.step, "retry", encode_map({"attempt": event.attempt, "due_at": event.due_at_s})
+        case StepSkipped():
+            return event.step, "skipped", encode_map({"reason": event.reason.value, "message": _cut(event.message)})
+        case StepCancelled():
+            reason, message = event.reason.value, _cut(event.message)
+            fields = {"attempt": event.attempt, "reason": reason, "message": message}
+            return event.step, "cancelled", encode_map(fields)
+        case Due():
+            return event.step, "due", encode_map({"attempt": event.attempt})
+        case CancelRequested():
+            fields = {"cause": event.cause.value, "message": _cut(event.message)}
+            return None, "cancel-requested", encode_map(fields)
+        case Finished():
+            return None, "finished", _encode_finished(event)
+
+
+def decode_event(subject: EventSubject, data: bytes, at_s: float) -> Event | None:
+    """Decode any event but a submit.
+
+    Args:
+        at_s: the log's timestamp of the message.
+
+    Returns:
+        The event; None for a kind that this version does not know (a newer writer's).
+
+    Raises:
+        RemoteProtocolError: if the payload is not one of that kind.
+
+    """
+    decoder = (_STEP_DECODERS if subject.step else _RUN_DECODERS).get(subject.kind)
+    if decoder is None:
+        return None
+    fields = decode_map(data, f"the event {subject.kind!r}")
+    return decoder(fields, subject.step or "", at_s)
+
+
+def _succeeded(fields: Fields, step: str, at_s: float) -> Event:
+    return StepSucceeded(
+        at_s=at_s,
+        step=step,
+        attempt=fields.whole("attempt"),
+        value=fields.map.get("value"),
+        started_at_s=fields.number("started_at", 0.0),
+    )
+
+
+def _started(fields: Fields, step: str, at_s: float) -> Event:
+    return StepStarted(at_s=at_s, step=step, attempt=fields.whole("attempt"), worker=fields.text("worker", ""))
+
+
+def _failed(fields: Fields, step: str, at_s: float) -> Event:
+    return StepFailed(
+        at_s=at_s,
+        step=step,
+        attempt=fields.whole("attempt"),
+        reason=_reason(fields, Reason.ERROR),
+        failure=Failure(
+            message=fields.text("message", ""), types=fields.texts("types"), traceback=fields.text("traceback", "")
+        ),
+        started_at_s=fields.number("started_at", 0.0),
+    )
+
+
+def _retried(fields: Fields, step: str, at_s: float) -> Event:
+    return StepRetried(at_s=at_s, step=step, attempt=fields.whole("attempt"), due_at_s=fields.number("due_at"))
+
+
+def _skipped(fields: Fields, step: str, at_s: float) -> Event:
+    return StepSkipped(
+        at_s=at_s, step=step, reason=_reason(fields, Reason.UPSTREAM), message=fields.text("message", "")
+    )
+
+
+def _cancelled(fields: Fields, step: str, at_s: float) -> Event:
+    return StepCancelled(
+        at_s=at_s,
+        step=step,
+        attempt=fields.whole("attempt", 0),
+        reason=_reason(fields, Reason.REQUEST),
+        message=fields.text("message", ""),
+    )
+
+
+def _due(fields: Fields, step: str, at_s: float) -> Event:
+    return Due(at_s=at_s, step=step or None, attempt=fields.whole("attempt", 0))
+
+
+def _cancel_requested(fields: Fields, step: str, at_s: float) -> Event:
+    cause = fields.text("cause", CancelCause.REQUEST.value)
+    if cause not in tuple(CancelCause):
+        raise RemoteProtocolError(f"{fields.what}: cause {cause[:40]!r} is none of {', '.join(CancelCause)}")
+    return CancelRequested(at_s=at_s, cause=CancelCause(cause), message=fields.text("message", ""))
+
+
+def _finished(fields: Fields, step: str, at_s: float) -> Event:
+    status = fields.text("status")
+    if status not in tuple(RunStatus):
+        raise RemoteProtocolError(f"{fields.what}: status {status[:40]!r} is none of {', '.join(RunStatus)}")
+    reason = _reason(fields, None) if "reason" in fields.map else None
+    return Finished(
+        at_s=at_s,
+        status=RunStatus(status),
+        reason=reason,
+        message=fields.text("message", ""),
+        value=fields.map.get("value"),
+    )
+
+
+_STEP_DECODERS: dict[str, Callable[[Fields, str, float], Event]] = {
+    "succeeded": _succeeded,
+    "started": _started,
+    "failed": _failed,
+    "retry": _retried,
+    "due": _due,
+    "skipped": _skipped,
+    "cancelled": _cancelled,
+}
+_RUN_DECODERS: dict[str, Callable[[Fields, str, float], Event]] = {
+    "cancel-requested": _cancel_requested,
+    "due": _due,
+    "finished": _finished,
+}
+
+
+def _failed_fields(event: StepFailed) -> dict[str, Any]:
+    failure = event.failure
+    traceback = failure.traceback
+    if len(traceback) > TRACEBACK_CHARS_MAX:
+        # The end of a traceback says where it happened, its beginning how it got there.
+        half = TRACEBACK_CHARS_MAX // 2
+        traceback = f"{traceback[:half]}\n… {len(traceback) - 2 * half:,} characters cut …\n{traceback[-half:]}"
+    return {
+        "attempt": event.attempt,
+        "reason": event.reason.value,
+        "message": _cut(failure.message),
+        "types": list(failure.types[:32]),
+        "traceback": _clean(traceback),
+        "started_at": event.started_at_s,
+    }
+
+
+def _encode_finished(event: Finished) -> bytes:
+    fields: dict[str, Any] = {"status": event.status.value, "message": _cut(event.message)}
+    if event.reason is not None:
+        fields["reason"] = event.reason.value
+    if event.value is None:
+        return encode_map(fields)
+    try:
+        packed = pack(event.value, "the run's value")
+        check_size(packed, "the run's value", "VALUE_BYTES_MAX", VALUE_BYTES_MAX)
+    except LimitExceeded:
+        # Whoever folds the run computes the value from the steps' outputs; the event only saves the work.
+        return encode_map({**fields, "value_left_out": True})
+    return encode_map_with(fields, "value", packed)
+
+
+def _reason(fields: Fields, default: Any) -> Any:
+    text = fields.text("reason", default.value if default is not None else None)
+    if text not in tuple(Reason):
+        raise RemoteProtocolError(f"{fields.what}: reason {text[:40]!r} is none of {', '.join(Reason)}")
+    return Reason(text)
+
+
+def _cut(text: str) -> str:
+    return _clean(text if len(text) <= MESSAGE_CHARS_MAX else text[: MESSAGE_CHARS_MAX - 1] + "…")
+
+
+def _clean(text: str) -> str:
+    """Make text that came out of a user's exception fit for the wire: it may hold lone surrogates."""
+    return text.encode(errors="backslashreplace").decode()
+
+
+# ---- launches
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LaunchOrder:
+    """What a worker is told to do, beside what the launch's subject says."""
+
+    pipeline: str
+    #: Tagged map that says how the function is found.
+    code: Mapping[str, Any]
+    executor: str
+    arguments: Mapping[str, Any]
+    outputs: tuple[str, ...] | None = None
+    timeout_s: float | None = None
+
+
+def encode_launch(order: LaunchOrder, what: str) -> bytes:
+    """Encode a launch.
+
+    Raises:
+        EncodingError: if an argument has no encoding.
+        LimitExceeded: if the arguments are larger than `ARGUMENTS_BYTES_MAX`.
+
+    """
+    arguments = pack(order.arguments, f"the arguments of {what}")
+    check_size(arguments, f"the map of arguments of {what}", "ARGUMENTS_BYTES_MAX", ARGUMENTS_BYTES_MAX)
+    fields: dict[str, Any] = {"pipeline": order.pipeline, "code": order.code, "executor": order.executor}
+    if order.outputs is not None:
+        fields["outputs"] = list(order.outputs)
+    if order.timeout_s is not None:
+        fields["timeout_s"] = order.timeout_s
+    return encode_map_with(fields, "arguments", arguments)
+
+
+def decode_launch(data: bytes) -> LaunchOrder:
+    """Decode a launch.
+
+    Raises:
+        RemoteProtocolError: if it is not one.
+
+    """
+    fields = decode_map(data, "the launch")
+    try:
+        pipeline = check_name("pipeline", fields.text("pipeline"))
+    except UsageError as error:
+        raise RemoteProtocolError(f"the launch: {error}") from error
+    return LaunchOrder(
+        pipeline=pipeline,
+        code=fields.submap("code"),
+        executor=fields.text("executor"),
+        arguments=fields.submap("arguments"),
+        outputs=fields.texts("outputs") if "outputs" in fields.map else None,
+        timeout_s=fields.maybe_number("timeout_s"),
+    )

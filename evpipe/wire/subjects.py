@@ -1,0 +1,151 @@
+"""Every subject of the public protocol, built and parsed here and nowhere else.
+
+<prefix>.event.<shard>.<pipeline>.<run>.<step or _>.<kind>     the log
+<prefix>.queue.<queue>.<priority>.<run>.<step>.<attempt>       launches
+<prefix>.who.<run>.<step>.<attempt>   who runs this attempt? (its worker answers)
+<prefix>.stop                         attempts to stop
+<prefix>.ping.controller, <prefix>.ping.worker.<queue>   is anybody there?
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from evpipe.core.names import NAME
+from evpipe.errors import RemoteProtocolError, UsageError
+
+#: Fixed for ever: another number would move live runs and break keys.
+SHARDS = 64
+#: The step token of events about the run itself.
+RUN = "_"
+DEFAULT_PRIORITY = 5
+
+RUN_KINDS = frozenset({"submitted", "cancel-requested", "due", "finished"})
+STEP_KINDS = frozenset({"started", "succeeded", "failed", "retry", "due", "skipped", "cancelled"})
+#: The kinds that only a controller writes, with the expected last sequence of their subject.
+DECISION_KINDS = frozenset({"retry", "due", "skipped", "cancelled", "finished"})
+
+_RUN_ID = re.compile(r"[a-z0-9]{8,32}\Z")
+_PREFIX = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,31}\Z")
+
+
+def shard_of(run_id: str) -> int:
+    """Shard of a run: FNV-1a 32 of its id modulo 64, the hash that the server's own partitioning uses."""
+    value = 0x811C9DC5
+    for byte in run_id.encode():
+        value = ((value ^ byte) * 0x01000193) & 0xFFFFFFFF
+    return value % SHARDS
+
+
+def check_run_id(run_id: str) -> str:
+    """Return a run id that may be a token of a subject; raise UsageError for any other text."""
+    if not isinstance(run_id, str) or _RUN_ID.match(run_id) is None:
+        raise UsageError(f"{str(run_id)[:40]!r} is not a run id: it has 8 to 32 lower-case letters and digits")
+    return run_id
+
+
+@dataclass(frozen=True, slots=True)
+class EventSubject:
+    """What the subject of an event says."""
+
+    pipeline: str
+    run: str
+    #: None for an event of the run itself.
+    step: str | None
+    kind: str
+
+
+@dataclass(frozen=True, slots=True)
+class LaunchSubject:
+    """What the subject of a launch says."""
+
+    queue: str
+    priority: int
+    run: str
+    step: str
+    attempt: int
+
+
+class Subjects:
+    """The subjects of one installation."""
+
+    def __init__(self, prefix: str = "evpipe") -> None:
+        if _PREFIX.match(prefix) is None:
+            raise UsageError(f"prefix {prefix!r} is not allowed: 1 to 32 letters, digits, '_' and '-'")
+        self.prefix = prefix
+        self._event = f"{prefix}.event."
+        self._queue = f"{prefix}.queue."
+        self.all_events = f"{prefix}.event.>"
+        self.all_launches = f"{prefix}.queue.>"
+        self.stop = f"{prefix}.stop"
+        self.ping_controller = f"{prefix}.ping.controller"
+
+    # ---- the log
+
+    def event(self, pipeline: str, run: str, step: str | None, kind: str) -> str:
+        return f"{self._event}{shard_of(run)}.{pipeline}.{run}.{step or RUN}.{kind}"
+
+    def events_of_run(self, run: str) -> str:
+        return f"{self._event}{shard_of(run)}.*.{run}.>"
+
+    def events_of_step(self, run: str, step: str, kind: str = "*") -> str:
+        return f"{self._event}{shard_of(run)}.*.{run}.{step}.{kind}"
+
+    def events_like(self, *, pipeline: str | None = None, kind: str | None = None) -> str:
+        return f"{self._event}*.{pipeline or '*'}.*.*.{kind or '*'}"
+
+    def parse_event(self, subject: str) -> EventSubject:
+        """Take an event's subject apart.
+
+        Raises:
+            RemoteProtocolError: if it is not one of this installation, or a token of it is not allowed.
+
+        """
+        tokens = subject.split(".")
+        if len(tokens) != 7 or tokens[0] != self.prefix or tokens[1] != "event":
+            raise RemoteProtocolError(f"{subject[:200]!r} is not the subject of an event")
+        _, _, shard, pipeline, run, step, kind = tokens
+        if _RUN_ID.match(run) is None or shard != str(shard_of(run)):
+            raise RemoteProtocolError(f"{subject[:200]!r}: run {run[:40]!r} is not a run id of shard {shard[:8]!r}")
+        if NAME.match(pipeline) is None:
+            raise RemoteProtocolError(f"{subject[:200]!r}: {pipeline[:40]!r} is not a pipeline name")
+        if step == RUN:
+            return EventSubject(pipeline, run, None, kind)
+        if NAME.match(step) is None:
+            raise RemoteProtocolError(f"{subject[:200]!r}: {step[:40]!r} is not a step name")
+        return EventSubject(pipeline, run, step, kind)
+
+    # ---- the queue
+
+    def launch(self, queue: str, run: str, step: str, attempt: int, priority: int = DEFAULT_PRIORITY) -> str:
+        return f"{self._queue}{queue}.{priority}.{run}.{step}.{attempt}"
+
+    def launches_of_lane(self, queue: str, priority: int = DEFAULT_PRIORITY) -> str:
+        return f"{self._queue}{queue}.{priority}.>"
+
+    def launches_of_run(self, run: str) -> str:
+        return f"{self._queue}*.*.{run}.>"
+
+    def parse_launch(self, subject: str) -> LaunchSubject:
+        """Take a launch's subject apart; RemoteProtocolError if it is not one."""
+        tokens = subject.split(".")
+        if len(tokens) != 7 or tokens[0] != self.prefix or tokens[1] != "queue":
+            raise RemoteProtocolError(f"{subject[:200]!r} is not the subject of a launch")
+        _, _, queue, priority, run, step, attempt = tokens
+        legal = NAME.match(queue) and _RUN_ID.match(run) and NAME.match(step)
+        if not legal or not priority.isdecimal() or not attempt.isdecimal() or len(attempt) > 9:
+            raise RemoteProtocolError(f"{subject[:200]!r} is not the subject of a launch: a token is not allowed")
+        return LaunchSubject(queue, int(priority), run, step, int(attempt))
+
+    # ---- questions and signals
+
+    def who(self, run: str, step: str, attempt: int) -> str:
+        return f"{self.prefix}.who.{run}.{step}.{attempt}"
+
+    @property
+    def all_who(self) -> str:
+        return f"{self.prefix}.who.>"
+
+    def ping_worker(self, queue: str) -> str:
+        return f"{self.prefix}.ping.worker.{queue}"
