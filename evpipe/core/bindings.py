@@ -79,7 +79,7 @@ def resolve(tree: Tree, outputs: Mapping[str, Any], parameters: Mapping[str, Any
         parameters: the run's parameters.
 
     Raises:
-        BindingError: if an output has no such key, index or field.
+        BindingError: if an output has no such key, index or field, or the run no such parameter.
 
     """
     if isinstance(tree, OutputRef):
@@ -88,6 +88,8 @@ def resolve(tree: Tree, outputs: Mapping[str, Any], parameters: Mapping[str, Any
         value = outputs[tree.step]
         return select(value, tree) if tree.path else value
     if isinstance(tree, ParameterRef):
+        if tree.name not in parameters:
+            raise BindingError(f"the run has no value for the parameter {tree.name!r}")
         return parameters[tree.name]
     if isinstance(tree, dict):
         return {key: resolve(child, outputs, parameters) for key, child in tree.items()}

@@ -88,6 +88,9 @@ class Graph:
             )
         check_seconds(f"pipeline {self.pipeline!r}: deadline_s", self.deadline_s)
         check_parameter_names(self.parameters)
+        for name, step in self.steps.items():
+            if name != step.name:
+                raise UsageError(f"the step named {step.name!r} is in the graph as {name!r}: the names must be equal")
         known = frozenset(p.name for p in self.parameters)
         parents = {name: self._parents_of(step, known) for name, step in self.steps.items()}
         self._check_references("the pipeline's output", self.output, known)

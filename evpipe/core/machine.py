@@ -135,6 +135,11 @@ class Run:
     def ended(self) -> bool:
         return self.status in RUN_ENDS
 
+    @staticmethod
+    def is_end(event: Finished) -> bool:
+        """Say whether this event ends the run it is folded into."""
+        return event.status in RUN_ENDS
+
     def step(self, event: Event) -> Commands:
         """Apply the next event of the log.
 
@@ -219,6 +224,7 @@ class Run:
         if state is None:
             return problem
         state.become(StepStatus.SUCCEEDED)
+        state.reason, state.message, state.failure = None, "", None  # those of the attempts before it
         if event.started_at_s and state.started_at_s is None:
             state.started_at_s = event.started_at_s
         self.outputs[event.step] = event.value
@@ -249,7 +255,8 @@ class Run:
         commands: Commands = ()
         if step.on_failure is OnFailure.FAIL:
             self.failed.append(event.step)
-        if step.on_failure is not OnFailure.CONTINUE:
+        if step.on_failure is not OnFailure.CONTINUE and self.cancel is None:
+            # After a cancel every step that is left has its decision: to be cancelled, or skipped before it.
             commands = self._skip_below(event.step)
         ended = self._ended(event.step, state, releases=step.on_failure is OnFailure.CONTINUE)
         return (*commands, *ended, *self._maybe_fail_fast(event.step, step))
@@ -291,7 +298,7 @@ class Run:
         if event.step is None:
             if self._deadline_at_s() is None:
                 return (Quarantine("the run's deadline is due, but it has none"),)
-            if self.cancel is not None or self._finishing():
+            if self.cancel is not None or self._finishing() or ("", CancelRequested) in self.decisions:
                 return ()
             assert self.graph is not None
             message = f"the run was not done {self.graph.deadline_s:g} s after its submit"
@@ -327,7 +334,7 @@ class Run:
 
     def _finished(self, event: Finished) -> Commands:
         # Final whoever wrote it and whatever this fold expected: every other reader stops here too.
-        if event.status not in RUN_ENDS:
+        if not self.is_end(event):
             return (Quarantine(f"a run cannot finish as {event.status}"),)
         assert event.status in RUN_TRANSITIONS[self.status], f"{self.status} -> {event.status}"
         self.status, self.reason, self.message = event.status, event.reason, event.message
@@ -355,13 +362,16 @@ class Run:
             return None, ()
         under_way = status is StepStatus.QUEUED or status is StepStatus.RUNNING
         if event.attempt > state.attempt or not (under_way or pending):
+            if event.attempt == state.attempt and self.cancel is not None and isinstance(event, StepFailed):
+                return None, ()  # it could not be launched, but the cancel came first in the log
             kind = type(event).__name__
             return None, (Quarantine(f"{kind} of attempt {event.attempt} of {event.step!r}, which was not launched"),)
         return state, ()
 
     def _again(self, event: StepFailed, state: StepState) -> Commands | None:
         """Decide whether another attempt follows a failed one; None: the step has failed."""
-        if self.cancel is not None or event.reason is Reason.OUTPUT:
+        if self.cancel is not None or event.reason is Reason.OUTPUT or state.status is StepStatus.PENDING:
+            # Pending: its arguments cannot be made, so no further attempt could be launched either.
             return None
         if event.reason is Reason.LOST:
             if state.losses >= LOST_MAX:
@@ -440,6 +450,7 @@ class Run:
     def _ended(self, name: str, state: StepState, *, releases: bool) -> Commands:
         state.ended_at_s = self.at_s
         state.due_at_s = None
+        self.decisions.pop((name, StepCancelled), None)
         self.open_count -= 1
         assert self._readiness is not None
         launched = self._launch(self._readiness.release(name)) if releases else ()

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from evpipe.core.bindings import TREE_DEPTH_MAX
-from evpipe.core.names import check_name, nearest
+from evpipe.core.names import NAME_LENGTH_MAX, check_name, nearest
 from evpipe.errors import UsageError
 
 _SCALARS: dict[str, tuple[type, ...]] = {
@@ -141,7 +141,7 @@ def check_parameter_names(parameters: Sequence[Parameter]) -> None:
     """Refuse illegal and repeated names."""
     seen: set[str] = set()
     for parameter in parameters:
-        if not parameter.name.isidentifier():
+        if not parameter.name.isidentifier() or len(parameter.name) > NAME_LENGTH_MAX:
             check_name("parameter", parameter.name)
         if parameter.name in seen:
             raise UsageError(f"parameter {parameter.name!r} is there twice")

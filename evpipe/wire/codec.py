@@ -7,7 +7,7 @@ decoded map apart with one sentence per thing that is wrong; nothing past it nee
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NoReturn
 
 from evpipe.errors import RemoteProtocolError
 from evpipe.wire.limits import ITEMS_MAX, VERSION
@@ -61,41 +61,49 @@ class Fields:
 
     def text(self, key: str, default: str | None = None) -> str:
         value = self.map.get(key, default)
-        return value if isinstance(value, str) else self._wrong(key, value, "text")
+        if not isinstance(value, str):
+            self._wrong(key, value, "text")
+        return value
 
     def whole(self, key: str, default: int | None = None) -> int:
         value = self.map.get(key, default)
         if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
             return value
-        return self._wrong(key, value, "a whole number from 0")
+        self._wrong(key, value, "a whole number from 0")
 
     def number(self, key: str, default: float | None = None) -> float:
         value = self.map.get(key, default)
         if isinstance(value, (int, float)) and not isinstance(value, bool):
             return float(value)
-        return self._wrong(key, value, "a number")
+        self._wrong(key, value, "a number")
 
     def maybe_number(self, key: str) -> float | None:
         return None if self.map.get(key) is None else self.number(key)
 
     def flag(self, key: str, default: bool = False) -> bool:
         value = self.map.get(key, default)
-        return value if isinstance(value, bool) else self._wrong(key, value, "true or false")
+        if not isinstance(value, bool):
+            self._wrong(key, value, "true or false")
+        return value
 
     def texts(self, key: str) -> tuple[str, ...]:
         value = self.map.get(key, ())
         if isinstance(value, (list, tuple)) and all(isinstance(item, str) for item in value):
             return tuple(value)
-        return self._wrong(key, value, "a list of texts")
+        self._wrong(key, value, "a list of texts")
 
     def submap(self, key: str) -> dict[str, Any]:
         value = self.map.get(key, {})
-        return value if isinstance(value, dict) else self._wrong(key, value, "a map")
+        if not isinstance(value, dict):
+            self._wrong(key, value, "a map")
+        return value
 
     def items(self, key: str) -> list[Any]:
         value = self.map.get(key, [])
-        return value if isinstance(value, list) else self._wrong(key, value, "a list")
+        if not isinstance(value, list):
+            self._wrong(key, value, "a list")
+        return value
 
-    def _wrong(self, key: str, value: Any, wanted: str) -> Any:
+    def _wrong(self, key: str, value: Any, wanted: str) -> NoReturn:
         found = "is missing" if value is None else f"is of type {type(value).__name__}"
         raise RemoteProtocolError(f"{self.what}: field {key!r} {found}, it must be {wanted}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from typing import Any
 
-from evpipe.core.graph import STEPS_MAX, Graph, Step
+from evpipe.core.graph import Graph, Step
 from evpipe.core.parameters import REQUIRED, Parameter, ParameterType
 from evpipe.core.retry import RetryPolicy
 from evpipe.core.states import OnFailure
@@ -37,7 +37,7 @@ def encode_graph(graph: Graph) -> bytes:
             "steps": [_step_map(step) for step in graph.steps.values()],
             "output": graph.output,
             "fail_fast": graph.fail_fast,
-            "deadline_s": graph.deadline_s,
+            "deadline_s": None if graph.deadline_s is None else float(graph.deadline_s),
             "description": graph.description,
         }
     )
@@ -64,7 +64,7 @@ def decode_graph(data: bytes) -> Graph:
         UsageError: if it is one that cannot run, with the sentence that its author's process would have given.
 
     """
-    fields = decode_map(data, "the graph", items_max=STEPS_MAX + 1)
+    fields = decode_map(data, "the graph")
     return Graph.of(
         [_step(Fields(_map(found, "a step"), "a step of the graph")) for found in fields.items("steps")],
         pipeline=fields.text("pipeline"),
@@ -94,14 +94,14 @@ def _step_map(step: Step) -> dict[str, Any]:
         policy = step.retries
         found["retries"] = {
             "count": policy.count,
-            "delay_s": policy.delay_s,
-            "factor": policy.factor,
-            "delay_max_s": policy.delay_max_s,
-            "jitter": policy.jitter,
+            "delay_s": float(policy.delay_s),
+            "factor": float(policy.factor),
+            "delay_max_s": float(policy.delay_max_s),
+            "jitter": float(policy.jitter),
             "on": list(policy.on),
         }
     if step.timeout_s is not None:
-        found["timeout_s"] = step.timeout_s
+        found["timeout_s"] = float(step.timeout_s)
     if step.on_failure is not OnFailure.FAIL:
         found["on_failure"] = step.on_failure.value
     if step.description:

@@ -92,6 +92,7 @@ def encode_event(event: Decision | StepStarted | StepSucceeded) -> tuple[str | N
         EncodingError, LimitExceeded: if the value of a `StepSucceeded` or `Finished` has no encoding or is too large.
 
     """
+    fields: dict[str, Any]
     match event:
         case StepSucceeded():
             what = f"the output of step {event.step!r}"

@@ -27,6 +27,8 @@ STEP_KINDS = frozenset({"started", "succeeded", "failed", "retry", "due", "skipp
 DECISION_KINDS = frozenset({"retry", "due", "skipped", "cancelled", "finished"})
 
 _RUN_ID = re.compile(r"[a-z0-9]{8,32}\Z")
+_PRIORITY = re.compile(r"[0-9]\Z")
+_ATTEMPT = re.compile(r"(0|[1-9][0-9]{0,8})\Z")
 _PREFIX = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,31}\Z")
 
 
@@ -134,7 +136,7 @@ class Subjects:
             raise RemoteProtocolError(f"{subject[:200]!r} is not the subject of a launch")
         _, _, queue, priority, run, step, attempt = tokens
         legal = NAME.match(queue) and _RUN_ID.match(run) and NAME.match(step)
-        if not legal or not priority.isdecimal() or not attempt.isdecimal() or len(attempt) > 9:
+        if not legal or _PRIORITY.match(priority) is None or _ATTEMPT.match(attempt) is None:
             raise RemoteProtocolError(f"{subject[:200]!r} is not the subject of a launch: a token is not allowed")
         return LaunchSubject(queue, int(priority), run, step, int(attempt))
 

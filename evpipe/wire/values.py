@@ -8,7 +8,9 @@ types get an extension code here and their own module beside this one.
 
 from __future__ import annotations
 
-from collections import namedtuple
+import collections
+import functools
+from collections.abc import Iterable
 from typing import Any, Final
 
 import msgpack
@@ -25,6 +27,10 @@ PARAMETER_REF: Final = 17
 _INT_MIN, _INT_MAX = -(2**63), 2**64 - 1
 _PLAIN: Final = (type(None), bool, float)
 _LEAVES: Final = frozenset({type(None), bool, int, float, str, bytes})
+#: What msgpack packs by itself and gives back as something else, or lets a value smuggle in.
+_FOREIGN: Final = frozenset({bytearray, memoryview, msgpack.ExtType, msgpack.Timestamp})
+#: Levels that a payload may have around the deepest value in it.
+_WRAPPER_DEPTH_MAX: Final = 8
 _ACCEPTED = "None, bool, int, float, str, bytes, list, tuple, NamedTuple and dict with string keys"
 
 #: Named tuple classes met in this process, by (class name, fields). Data never imports a class: one that is
@@ -67,11 +73,23 @@ def unpack(data: bytes, *, items_max: int = ITEMS_MAX) -> Any:
         RemoteProtocolError: if the bytes are not such a value or go over a limit.
 
     """
+    found = _unpack(data, items_max, 0)
+    if not _well_formed(found, DEPTH_MAX + _WRAPPER_DEPTH_MAX, containers_max=len(data)):
+        raise RemoteProtocolError(
+            "not a value of this protocol: nested too deep, a key that is not text or a type of another protocol"
+        )
+    return found
+
+
+def _unpack(data: bytes, items_max: int, depth: int) -> Any:
+    if depth > DEPTH_MAX + 1:
+        # Every level takes 50 KB of the C stack: a few hundred would kill the process.
+        raise RemoteProtocolError(f"not a value of this protocol: nested deeper than {DEPTH_MAX} levels")
     try:
         return msgpack.unpackb(
             data,
             strict_map_key=True,
-            ext_hook=_restore,
+            ext_hook=lambda code, inner: _restore(code, inner, depth + 1),
             max_array_len=items_max,
             max_map_len=items_max,
         )
@@ -112,23 +130,34 @@ def pack_unchecked(tree: Any) -> bytes:
     return packed
 
 
-def _well_formed(tree: Any) -> bool:
-    """Check, level by level, what msgpack does not: depth, and that keys are strings."""
-    level = [tree] if isinstance(tree, (list, tuple, dict)) else []
+def _well_formed(tree: Any, depth_max: int = DEPTH_MAX, containers_max: int = ITEMS_MAX) -> bool:
+    """Check, level by level, what msgpack does not: depth, length, that keys are strings, no types of its own."""
+    level = [] if type(tree) in _LEAVES else [tree]
     containers = depth = 0
     while level:
-        depth += 1
         containers += len(level)
-        if depth > DEPTH_MAX or containers > ITEMS_MAX:
+        if containers > containers_max:
             return False
         below: list[Any] = []
+        nested = False
         for node in level:
+            if type(node) in _FOREIGN:
+                return False
+            if not isinstance(node, (list, tuple, dict)):
+                continue  # a reference, or what `_extension` refuses
+            nested = True
+            if len(node) > ITEMS_MAX:
+                return False
+            children: Iterable[Any] = node
             if isinstance(node, dict):
                 for key in node:
                     if type(key) is not str:
                         return False
-                node = node.values()
-            below += [child for child in node if type(child) not in _LEAVES and isinstance(child, (list, tuple, dict))]
+                children = node.values()
+            below += [child for child in children if type(child) not in _LEAVES]
+        depth += nested
+        if depth > depth_max:
+            return False
         level = below
     return True
 
@@ -143,35 +172,41 @@ def _extension(node: Any) -> msgpack.ExtType:
     if cls is tuple:
         return msgpack.ExtType(TUPLE, pack_unchecked(list(node)))
     if isinstance(node, tuple) and hasattr(cls, "_fields"):
-        register_named_tuple(cls)
+        if cls.__module__ != __name__:  # not a twin
+            register_named_tuple(cls)
         return msgpack.ExtType(NAMED_TUPLE, pack_unchecked([cls.__name__, list(cls._fields), list(node)]))
     raise TypeError(type(node).__name__)
 
 
-def _restore(code: int, data: bytes) -> Any:
+def _restore(code: int, data: bytes, depth: int) -> Any:
     if code == TUPLE:
-        return tuple(_list(unpack(data)))
+        return tuple(_list(_unpack(data, ITEMS_MAX, depth)))
     if code == NAMED_TUPLE:
-        name, fields, values = _list(unpack(data), 3)
+        name, fields, values = _list(_unpack(data, ITEMS_MAX, depth), 3)
         key = (str(name), tuple(str(f) for f in _list(fields)))
         if not key[0].isidentifier() or len(set(key[1])) != len(key[1]) or len(_list(values)) != len(key[1]):
             raise RemoteProtocolError("a named tuple whose name, fields and values do not fit")
-        cls = _named_tuples.get(key)
-        if cls is None:
-            # Not kept: bytes from elsewhere must not fill this process's memory with classes.
-            cls = namedtuple(key[0], key[1])  # type: ignore[misc]
-        return cls(*values)
+        cls = _named_tuples.get(key) or _twin(*key)
+        return cls._make(values)
     if code == OUTPUT_REF:
-        step, path = _list(unpack(data), 2)
+        step, path = _list(_unpack(data, ITEMS_MAX, depth), 2)
         if not isinstance(step, str) or not all(isinstance(key, (str, int)) for key in _list(path)):
             raise RemoteProtocolError("an output reference that names no output")
         return OutputRef(step, tuple(path))
     if code == PARAMETER_REF:
-        name = unpack(data)
+        name = _unpack(data, ITEMS_MAX, depth)
         if not isinstance(name, str):
             raise RemoteProtocolError("a parameter reference that names no parameter")
         return ParameterRef(name)
     raise RemoteProtocolError(f"extension type {code} is not of this protocol")
+
+
+# Bounded: bytes from elsewhere must not fill this process's memory with classes; kept, because a class takes
+# 0.1 ms to make and a value may hold thousands of the same.
+@functools.lru_cache(maxsize=256)
+def _twin(name: str, fields: tuple[str, ...]) -> Any:
+    make: Any = collections.namedtuple  # made from data: its fields are no source
+    return make(name, fields)
 
 
 def _list(found: Any, length: int | None = None) -> list[Any]:
@@ -215,6 +250,8 @@ def _explain(tree: Any, what: str) -> None:
 
 def _problem(node: Any) -> str | None:
     cls = type(node)
+    if cls in _FOREIGN:
+        return f"a {cls.__name__}"
     if cls in _PLAIN or cls in (list, bytes, OutputRef, ParameterRef):
         return None
     if cls is int:

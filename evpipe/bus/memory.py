@@ -1,0 +1,485 @@
+"""A bus in this process: debug runs without a server, tests, simulation.
+
+`MemoryServer` is what a nats-server is to evpipe, `MemoryBus` a connection to it. Both sides keep the same
+contract as `bus.nats` (one suite runs on both); in addition a test can make a connection misbehave the way
+real ones do: a message that never arrives, one that is stored while its reply is lost, a full stream, a
+disconnect, a server that comes back having forgotten its acknowledgements.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from enum import Enum
+from types import TracebackType
+from typing import Self
+
+import anyio
+
+from evpipe.bus.outbox import Message, Outbox, Verdict
+from evpipe.bus.protocol import (
+    ACK_WAIT_S,
+    Answer,
+    Bucket,
+    BusInfo,
+    Delivery,
+    Done,
+    Entry,
+    Objects,
+    Outcome,
+    Pull,
+    Record,
+    Refused,
+    Sending,
+    Stored,
+)
+from evpipe.errors import BusClosed
+from evpipe.wire.subjects import LaunchSubject, Subjects
+
+BATCH_MAX = 1_000
+
+
+class Fault(Enum):
+    """What becomes of one message on its way to the server."""
+
+    #: It never arrives.
+    LOST = "lost"
+    #: It is stored; the reply is lost, so the sender cannot know.
+    STORED_SILENTLY = "stored silently"
+    #: The stream is full: the server answers with the other meaning of its code 10077.
+    FULL = "full"
+
+
+def matches(pattern: str, subject: str) -> bool:
+    """Say whether a subject matches a pattern with the wildcards `*` (one token) and `>` (the rest)."""
+    wanted, found = pattern.split("."), subject.split(".")
+    for i, token in enumerate(wanted):
+        if token == ">":
+            return len(found) > i
+        if i >= len(found) or token not in ("*", found[i]):
+            return False
+    return len(wanted) == len(found)
+
+
+@dataclass(slots=True)
+class _Kept:
+    """A launch in the queue stream, and what the lane's consumer knows of it."""
+
+    sequence: int
+    subject: str
+    payload: bytes
+    lane: tuple[str, int]
+    deliveries: int = 0
+    acked: bool = False
+    #: When it is given again, while somebody holds it.
+    expires_at: float | None = None
+
+
+class _Lane:
+    """The consumer of one queue and priority."""
+
+    def __init__(self) -> None:
+        self.waiting: deque[_Kept] = deque()
+        self.held: dict[int, _Kept] = {}
+        self.wake = anyio.Event()
+
+    def notify(self) -> None:
+        self.wake.set()
+        self.wake = anyio.Event()
+
+
+class MemoryServer:
+    """The streams, buckets and objects that the connections of one process share."""
+
+    def __init__(self, prefix: str = "evpipe") -> None:
+        self.subjects = Subjects(prefix)
+        self.records: list[Record] = []
+        self._last_by_subject: dict[str, int] = {}
+        self._appended = anyio.Event()
+        self.launches: dict[str, _Kept] = {}
+        self.launch_sequence = 0
+        self._lanes: dict[tuple[str, int], _Lane] = {}
+        self.buckets: dict[str, dict[str, tuple[Entry, float | None]]] = {}
+        self.revision = 0
+        self.objects: dict[str, bytes] = {}
+        self.listeners: dict[int, tuple[str, Answer]] = {}
+        self._epoch: tuple[float, float] | None = None
+
+    def now_s(self) -> float:
+        """The server's clock: seconds since 1970, running with the event loop's (so a virtual one moves it)."""
+        if self._epoch is None:
+            self._epoch = (time.time(), anyio.current_time())
+        return self._epoch[0] + anyio.current_time() - self._epoch[1]
+
+    # ---- the log
+
+    def append(self, subject: str, payload: bytes, expected: int | None) -> Outcome:
+        last = self._last_by_subject.get(subject, 0)
+        if expected is not None and expected != last:
+            return Refused.SEQUENCE
+        sequence = len(self.records) + 1
+        self.records.append(Record(sequence, self.now_s(), subject, payload))
+        self._last_by_subject[subject] = sequence
+        self._appended.set()
+        self._appended = anyio.Event()
+        return Stored(sequence)
+
+    def last(self, pattern: str) -> Record | None:
+        if "*" not in pattern and ">" not in pattern:
+            sequence = self._last_by_subject.get(pattern)
+            return self.records[sequence - 1] if sequence else None
+        return next((r for r in reversed(self.records) if matches(pattern, r.subject)), None)
+
+    async def read(self, patterns: Sequence[str], after: int) -> tuple[list[Record], int]:
+        """Wait for records past `after`; give those that match, and how far was read."""
+        while len(self.records) <= after:
+            await self._appended.wait()
+        found = self.records[after : after + BATCH_MAX]
+        if self.subjects.all_events in patterns:
+            return found, after + len(found)
+        return [r for r in found if any(matches(p, r.subject) for p in patterns)], after + len(found)
+
+    # ---- the queue
+
+    def launch(self, subject: str, payload: bytes) -> Outcome:
+        if subject in self.launches:
+            return Refused.LAUNCHED
+        parsed: LaunchSubject = self.subjects.parse_launch(subject)
+        self.launch_sequence += 1
+        kept = _Kept(self.launch_sequence, subject, payload, (parsed.queue, parsed.priority))
+        self.launches[subject] = kept
+        lane = self.lane(kept.lane)
+        lane.waiting.append(kept)
+        lane.notify()
+        return Stored(kept.sequence)
+
+    def lane(self, key: tuple[str, int]) -> _Lane:
+        if key not in self._lanes:
+            self._lanes[key] = _Lane()
+        return self._lanes[key]
+
+    def remove(self, gone: Callable[[_Kept], bool]) -> None:
+        for kept in [kept for kept in self.launches.values() if gone(kept)]:
+            del self.launches[kept.subject]
+            kept.acked = True
+            lane = self.lane(kept.lane)
+            lane.held.pop(kept.sequence, None)
+
+    def forget_acks(self) -> None:
+        """Behave like a server that was killed: what was acked lately is given again, as if it were fresh."""
+        for kept in self.launches.values():
+            lane = self.lane(kept.lane)
+            lane.held.pop(kept.sequence, None)
+            if kept not in lane.waiting:
+                lane.waiting.append(kept)
+            kept.acked, kept.deliveries, kept.expires_at = False, 0, None
+            lane.notify()
+
+
+class MemoryDelivery:
+    """See `bus.protocol.Delivery`."""
+
+    __slots__ = ("_kept", "_lane", "arrived_at", "payload", "redelivered", "subject")
+
+    def __init__(self, lane: _Lane, kept: _Kept, *, redelivered: bool) -> None:
+        self._lane = lane
+        self._kept = kept
+        self.subject = kept.subject
+        self.payload = kept.payload
+        self.redelivered = redelivered
+        self.arrived_at = anyio.current_time()
+
+    def ack(self) -> None:
+        self._kept.acked = True
+        self._kept.expires_at = None
+        self._lane.held.pop(self._kept.sequence, None)
+
+    def extend(self) -> None:
+        # As the real server does: a sign of life on an old delivery keeps the launch where it is.
+        if self._kept.sequence in self._lane.held:
+            self._kept.expires_at = anyio.current_time() + ACK_WAIT_S
+
+    def release(self) -> None:
+        if self._lane.held.pop(self._kept.sequence, None) is not None:
+            self._kept.expires_at = None
+            self._lane.waiting.appendleft(self._kept)
+            self._lane.notify()
+
+
+class MemoryPull:
+    """See `bus.protocol.Pull`."""
+
+    def __init__(self, bus: MemoryBus, lane: _Lane, deliver: Callable[[Delivery], None]) -> None:
+        self.asked = 0
+        self._bus = bus
+        self._lane = lane
+        self._deliver = deliver
+
+    def ask(self, count: int) -> None:
+        self.asked += count
+        self._lane.notify()
+
+    async def run(self) -> None:
+        lane = self._lane
+        while True:
+            wake = lane.wake
+            now = anyio.current_time()
+            for kept in [k for k in lane.held.values() if k.expires_at is not None and k.expires_at <= now]:
+                del lane.held[kept.sequence]
+                lane.waiting.append(kept)
+            while self.asked and lane.waiting and self._bus.connected:
+                kept = lane.waiting.popleft()
+                if kept.acked:
+                    continue
+                self.asked -= 1
+                kept.deliveries += 1
+                kept.expires_at = anyio.current_time() + ACK_WAIT_S
+                lane.held[kept.sequence] = kept
+                redelivered = kept.deliveries > 1 or kept.sequence <= self._bus.noted_sequence
+                self._deliver(MemoryDelivery(lane, kept, redelivered=redelivered))
+            waits = [k.expires_at for k in lane.held.values() if k.expires_at is not None]
+            with anyio.move_on_at(min(waits)) if waits else anyio.CancelScope():
+                await wake.wait()
+
+
+class MemoryBucket:
+    """See `bus.protocol.Bucket`."""
+
+    def __init__(self, server: MemoryServer, name: str) -> None:
+        self._server = server
+        self._name = name
+
+    def _entries(self) -> dict[str, tuple[Entry, float | None]]:
+        entries = self._server.buckets.setdefault(self._name, {})
+        now = anyio.current_time()
+        for key in [key for key, (_, gone_at) in entries.items() if gone_at is not None and gone_at <= now]:
+            del entries[key]
+        return entries
+
+    async def get(self, key: str) -> Entry | None:
+        await anyio.lowlevel.checkpoint()
+        found = self._entries().get(key)
+        return found[0] if found else None
+
+    async def put(
+        self, key: str, value: bytes, *, expected: int | None = None, ttl_s: float | None = None
+    ) -> int | None:
+        await anyio.lowlevel.checkpoint()
+        entries = self._entries()
+        found = entries.get(key)
+        if expected is not None and expected != (found[0].revision if found else 0):
+            return None
+        self._server.revision += 1
+        entry = Entry(key, value, self._server.revision, self._server.now_s())
+        entries.pop(key, None)
+        entries[key] = (entry, anyio.current_time() + ttl_s if ttl_s is not None else None)
+        return entry.revision
+
+    async def delete(self, key: str) -> None:
+        await anyio.lowlevel.checkpoint()
+        self._entries().pop(key, None)
+
+    async def entries(self) -> list[Entry]:
+        await anyio.lowlevel.checkpoint()
+        return [entry for entry, _ in self._entries().values()]
+
+
+class MemoryObjects:
+    """See `bus.protocol.Objects`."""
+
+    def __init__(self, server: MemoryServer) -> None:
+        self._server = server
+
+    async def put(self, digest: str, data: bytes) -> None:
+        await anyio.lowlevel.checkpoint()
+        self._server.objects.setdefault(digest, data)
+
+    async def get(self, digest: str) -> bytes | None:
+        await anyio.lowlevel.checkpoint()
+        data = self._server.objects.get(digest)
+        return data if data is not None and hashlib.sha256(data).hexdigest() == digest else None
+
+
+class MemoryBus:
+    """A connection to a `MemoryServer`; see `bus.protocol.Bus`.
+
+    Args:
+        server: what it connects to; a new one if there is none.
+        fault: asked for each message that is sent, what becomes of it; None: it arrives.
+    """
+
+    def __init__(
+        self, server: MemoryServer | None = None, *, fault: Callable[[Message], Fault | None] | None = None
+    ) -> None:
+        self.server = server or MemoryServer()
+        self.subjects = self.server.subjects
+        self.fault = fault
+        self.connected = True
+        #: The queue's last sequence when this connection was made: launches up to it may have been given before.
+        self.noted_sequence = self.server.launch_sequence
+        self._outbox = Outbox(self._send)
+        self._stack = AsyncExitStack()
+        self._listener = 0
+
+    async def __aenter__(self) -> Self:
+        task_group = await self._stack.enter_async_context(anyio.create_task_group())
+        self._stack.callback(task_group.cancel_scope.cancel)
+        task_group.start_soon(self._outbox.run, task_group)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._outbox.close()
+        await self._stack.__aexit__(None, None, None)
+
+    # ---- the connection, for tests
+
+    def disconnect(self) -> None:
+        """Lose the connection: nothing arrives in either direction."""
+        self.connected = False
+
+    def reconnect(self) -> None:
+        """Come back: note where the queue is, send what is unanswered again."""
+        self.connected = True
+        self.noted_sequence = self.server.launch_sequence
+        self._outbox.reconnected()
+        for lane in list(self.server._lanes.values()):
+            lane.notify()
+
+    async def _send(self, token: int, message: Message) -> None:
+        await anyio.lowlevel.checkpoint()
+        if not self.connected:
+            return
+        fault = self.fault(message) if self.fault is not None else None
+        if fault is Fault.LOST:
+            return
+        if fault is Fault.FULL:
+            self._outbox.answered(token, Verdict.LATER)
+            return
+        if message.subject.startswith(f"{self.subjects.prefix}.queue."):
+            outcome = self.server.launch(message.subject, message.payload)
+        else:
+            expected = (message.headers or {}).get("expected")
+            outcome = self.server.append(message.subject, message.payload, int(expected) if expected else None)
+        if fault is not Fault.STORED_SILENTLY:
+            self._outbox.answered(token, outcome)
+
+    # ---- Bus
+
+    def append(self, subject: str, payload: bytes, *, expected: int | None = None, done: Done | None = None) -> Sending:
+        return self._outbox.put(subject, payload, headers=_headers(expected), done=done)
+
+    async def append_wait(self, subject: str, payload: bytes, *, expected: int | None = None) -> Outcome:
+        return await self._outbox.put_wait(subject, payload, headers=_headers(expected))
+
+    async def last_sequence(self) -> int:
+        await anyio.lowlevel.checkpoint()
+        return len(self.server.records)
+
+    async def last(self, subject: str) -> Record | None:
+        await anyio.lowlevel.checkpoint()
+        return self.server.last(subject)
+
+    async def replay(self, subjects: Sequence[str], *, up_to: int, after: int = 0) -> AsyncIterator[list[Record]]:
+        while after < up_to:
+            found, after = await self.server.read(subjects, after)
+            found = [record for record in found if record.sequence <= up_to]
+            if found:
+                yield found
+
+    @asynccontextmanager
+    async def follow(
+        self, subjects: Sequence[str], *, after: int = 0, since_s: float | None = None
+    ) -> AsyncIterator[AsyncIterator[list[Record]]]:
+        yield self._follow(subjects, after, since_s or 0.0)
+
+    async def _follow(self, subjects: Sequence[str], after: int, since_s: float) -> AsyncIterator[list[Record]]:
+        while True:
+            found, after = await self.server.read(subjects, after)
+            # Yields the processor even when there is always more to read.
+            await anyio.lowlevel.checkpoint()
+            found = [record for record in found if record.at_s >= since_s]
+            if found:
+                yield found
+
+    def launch(self, subject: str, payload: bytes, *, done: Done | None = None) -> Sending:
+        return self._outbox.put(subject, payload, done=done)
+
+    @asynccontextmanager
+    async def pull(
+        self, queue: str, priority: int, deliver: Callable[[Delivery], None], *, transient: bool = False
+    ) -> AsyncIterator[Pull]:
+        pull = MemoryPull(self, self.server.lane((queue, priority)), deliver)
+        async with anyio.create_task_group() as task_group:
+            task_group.start_soon(pull.run)
+            try:
+                yield pull
+            finally:
+                task_group.cancel_scope.cancel()
+
+    async def drop_launches(self, run: str) -> None:
+        await anyio.lowlevel.checkpoint()
+        pattern = self.subjects.launches_of_run(run)
+        self.server.remove(lambda kept: matches(pattern, kept.subject))
+
+    async def last_launch_sequence(self) -> int:
+        await anyio.lowlevel.checkpoint()
+        return self.server.launch_sequence
+
+    async def first_launch_of(self, run: str) -> int | None:
+        await anyio.lowlevel.checkpoint()
+        pattern = self.subjects.launches_of_run(run)
+        return min((k.sequence for k in self.server.launches.values() if matches(pattern, k.subject)), default=None)
+
+    async def truncate_launches(self, before: int) -> None:
+        await anyio.lowlevel.checkpoint()
+        self.server.remove(lambda kept: kept.sequence < before)
+
+    def bucket(self, name: str) -> Bucket:
+        return MemoryBucket(self.server, name)
+
+    @property
+    def objects(self) -> Objects:
+        return MemoryObjects(self.server)
+
+    def signal(self, subject: str, payload: bytes) -> None:
+        if self.connected:
+            for pattern, answer in list(self.server.listeners.values()):
+                if matches(pattern, subject):
+                    answer(subject, payload)
+
+    @asynccontextmanager
+    async def listen(self, subject: str, answer: Answer) -> AsyncIterator[None]:
+        self._listener += 1
+        key = id(self) + self._listener
+        self.server.listeners[key] = (subject, lambda s, p: answer(s, p) if self.connected else None)
+        try:
+            yield
+        finally:
+            del self.server.listeners[key]
+
+    async def ask(self, subject: str, payload: bytes, *, timeout_s: float) -> bytes | None:
+        await anyio.lowlevel.checkpoint()
+        if self.connected:
+            for pattern, answer in list(self.server.listeners.values()):
+                if matches(pattern, subject):
+                    found = answer(subject, payload)
+                    if found is not None:
+                        return found
+        await anyio.sleep(timeout_s)
+        return None
+
+    async def info(self) -> BusInfo:
+        await anyio.lowlevel.checkpoint()
+        if not self.connected:
+            raise BusClosed("the memory bus is disconnected")
+        return BusInfo(url="memory", server_version="memory")
+
+
+def _headers(expected: int | None) -> dict[str, str] | None:
+    return None if expected is None else {"expected": str(expected)}

@@ -1,0 +1,216 @@
+"""Key-value buckets and the object store, as the NATS tools lay them out (`nats kv`, `nats object` read them)."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import secrets
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import AbstractAsyncContextManager
+from datetime import UTC, datetime
+from typing import Any, Final
+
+import structlog
+
+from evpipe.bus.nats.connection import ApiError, Connection
+from evpipe.bus.nats.feed import Feed
+from evpipe.bus.outbox import Outbox
+from evpipe.bus.protocol import Entry, Outcome, Record, Stored
+
+log = structlog.get_logger(__name__)
+
+#: JetStream's "no message found" and "stream not found".
+NO_MESSAGE: Final = 10037
+NO_STREAM: Final = 10059
+#: The chunk size of the NATS tools.
+CHUNK_BYTES: Final = 128 * 1024
+
+OpenFeed = Callable[[str, list[str], int], AbstractAsyncContextManager[Feed]]
+Provision = Callable[[], Awaitable[None]]
+
+
+async def last_message(connection: Connection, stream: str, subject: str) -> tuple[Record, dict[str, str]] | None:
+    """Read the newest message of a subject (wildcards allowed) at the stream's leader, with its headers."""
+    try:
+        found = await connection.api_patiently(f"STREAM.MSG.GET.{stream}", {"last_by_subj": subject})
+    except ApiError as error:
+        if error.code == NO_MESSAGE:
+            return None
+        raise
+    return _record(found["message"])
+
+
+def _record(message: Mapping[str, Any]) -> tuple[Record, dict[str, str]]:
+    headers: dict[str, str] = {}
+    for line in base64.b64decode(message.get("hdrs", "")).decode(errors="replace").splitlines()[1:]:
+        name, _, value = line.partition(":")
+        headers[name.strip()] = value.strip()
+    at_s = _seconds(str(message["time"]))
+    record = Record(int(message["seq"]), at_s, message["subject"], base64.b64decode(message.get("data", "")))
+    return record, headers
+
+
+def _seconds(text: str) -> float:
+    """Seconds since 1970 of the server's RFC 3339 time, which has up to nine digits of a second."""
+    whole, _, fraction = text.removesuffix("Z").partition(".")
+    base = datetime.strptime(whole, "%Y-%m-%dT%H:%M:%S").replace(tzinfo=UTC)
+    return base.timestamp() + (int(fraction) / 10 ** len(fraction) if fraction else 0.0)
+
+
+class NatsBucket:
+    """See `bus.protocol.Bucket`. A bucket that somebody deleted is made again: nothing in it is the only copy."""
+
+    def __init__(self, connection: Connection, outbox: Outbox, name: str, provision: Provision, feed: OpenFeed) -> None:
+        self._connection = connection
+        self._outbox = outbox
+        self._name = name
+        self._stream = f"KV_{name}"
+        self._provision = provision
+        self._feed = feed
+
+    def _subject(self, key: str) -> str:
+        return f"$KV.{self._name}.{key}"
+
+    async def get(self, key: str) -> Entry | None:
+        try:
+            found = await last_message(self._connection, self._stream, self._subject(key))
+        except ApiError as error:
+            if error.code != NO_STREAM:
+                raise
+            await self._provision()
+            return None
+        if found is None or "KV-Operation" in found[1]:
+            return None
+        record = found[0]
+        return Entry(key, record.payload, record.sequence, record.at_s)
+
+    async def put(
+        self, key: str, value: bytes, *, expected: int | None = None, ttl_s: float | None = None
+    ) -> int | None:
+        headers: dict[str, str] = {}
+        if expected is not None:
+            headers["Nats-Expected-Last-Subject-Sequence"] = str(
+                await self._revision(key) if expected == 0 else expected
+            )
+        if ttl_s is not None:
+            headers["Nats-TTL"] = f"{max(1, round(ttl_s))}s"
+        outcome: Outcome = await self._outbox.put_wait(self._subject(key), value, headers=headers or None)
+        return outcome.sequence if isinstance(outcome, Stored) else None
+
+    async def _revision(self, key: str) -> int:
+        """What a key that does not exist has as its last sequence: that of its delete marker, or 0."""
+        try:
+            found = await last_message(self._connection, self._stream, self._subject(key))
+        except ApiError as error:
+            if error.code != NO_STREAM:
+                raise
+            await self._provision()
+            return 0
+        return found[0].sequence if found is not None and "KV-Operation" in found[1] else 0
+
+    async def delete(self, key: str) -> None:
+        await self._outbox.put_wait(self._subject(key), b"", headers={"KV-Operation": "DEL"})
+
+    async def entries(self) -> list[Entry]:
+        newest: dict[str, Entry | None] = {}
+        try:
+            info = await self._connection.api_patiently(f"STREAM.INFO.{self._stream}")
+        except ApiError as error:
+            if error.code != NO_STREAM:
+                raise
+            await self._provision()
+            return []
+        up_to = int(info["state"]["last_seq"])
+        if not up_to or not info["state"]["messages"]:
+            return []
+        prefix = len(self._subject(""))
+        async for records in read_up_to(self._feed, self._stream, [self._subject(">")], 0, up_to):
+            for record in records:
+                newest[record.subject[prefix:]] = Entry(
+                    record.subject[prefix:], record.payload, record.sequence, record.at_s
+                )
+        # A delete marker is an empty message; no entry of ours is empty.
+        return [entry for entry in newest.values() if entry is not None and entry.value]
+
+
+class NatsObjects:
+    """See `bus.protocol.Objects`."""
+
+    def __init__(self, connection: Connection, outbox: Outbox, bucket: str, feed: OpenFeed) -> None:
+        self._connection = connection
+        self._outbox = outbox
+        self._bucket = bucket
+        self._stream = f"OBJ_{bucket}"
+        self._feed = feed
+
+    def _meta_subject(self, digest: str) -> str:
+        return f"$O.{self._bucket}.M.{base64.urlsafe_b64encode(digest.encode()).decode()}"
+
+    async def _meta(self, digest: str) -> dict[str, Any] | None:
+        found = await last_message(self._connection, self._stream, self._meta_subject(digest))
+        if found is None:
+            return None
+        meta: dict[str, Any] = json.loads(found[0].payload)
+        return None if meta.get("deleted") else meta
+
+    async def put(self, digest: str, data: bytes) -> None:
+        meta = await self._meta(digest)
+        if meta is not None and meta.get("size") == len(data):
+            return
+        nuid = secrets.token_hex(11)
+        chunks = [data[i : i + CHUNK_BYTES] for i in range(0, len(data), CHUNK_BYTES)]
+        for chunk in chunks:
+            await self._outbox.put_wait(f"$O.{self._bucket}.C.{nuid}", chunk)
+        described = {
+            "name": digest,
+            "bucket": self._bucket,
+            "nuid": nuid,
+            "size": len(data),
+            "chunks": len(chunks),
+            "mtime": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ"),
+            "digest": "SHA-256=" + base64.urlsafe_b64encode(hashlib.sha256(data).digest()).decode(),
+            "options": {"max_chunk_size": CHUNK_BYTES},
+        }
+        # The description comes last: an object is there when all of it is.
+        await self._outbox.put_wait(
+            self._meta_subject(digest), json.dumps(described).encode(), headers={"Nats-Rollup": "sub"}
+        )
+
+    async def get(self, digest: str) -> bytes | None:
+        meta = await self._meta(digest)
+        if meta is None:
+            return None
+        parts: list[bytes] = []
+        size = 0
+        info = await self._connection.api_patiently(f"STREAM.INFO.{self._stream}")
+        subject = f"$O.{self._bucket}.C.{meta['nuid']}"
+        async for records in read_up_to(self._feed, self._stream, [subject], 0, int(info["state"]["last_seq"])):
+            for record in records:
+                parts.append(record.payload)
+                size += len(record.payload)
+            if size >= int(meta["size"]):
+                break
+        data = b"".join(parts)
+        if hashlib.sha256(data).hexdigest() != digest:
+            log.error("object_damaged", digest=digest, size_bytes=len(data), expected_bytes=meta["size"])
+            return None
+        return data
+
+
+async def read_up_to(
+    open_feed: OpenFeed, stream: str, subjects: list[str], after: int, up_to: int
+) -> AsyncIterator[list[Record]]:
+    """Give what a stream has on some subjects between two sequences, in order, then end."""
+    if after >= up_to:
+        return
+    async with open_feed(stream, subjects, after) as feed:
+        while True:
+            records = await feed.next_or_end()
+            if not records:
+                return
+            found = [record for record in records if record.sequence <= up_to]
+            if found:
+                yield found
+            if records[-1].sequence >= up_to:
+                return

@@ -1,0 +1,281 @@
+"""The bus on a NATS server with JetStream."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from types import TracebackType
+from typing import Any, Final, Self
+
+import anyio
+import structlog
+from anyio.abc import TaskGroup
+from nats.aio.msg import Msg
+
+from evpipe.bus.nats.buckets import NatsBucket, NatsObjects, last_message, read_up_to
+from evpipe.bus.nats.connection import ApiError, Connection, NotAnswered
+from evpipe.bus.nats.feed import Feed
+from evpipe.bus.nats.lane import Lane
+from evpipe.bus.nats.provision import StreamNames, check_jetstream, provision
+from evpipe.bus.outbox import Fatal, Message, Outbox, Verdict
+from evpipe.bus.protocol import (
+    Answer,
+    Bucket,
+    BusInfo,
+    Delivery,
+    Done,
+    Objects,
+    Outcome,
+    Pull,
+    Record,
+    Refused,
+    Sending,
+    Stored,
+)
+from evpipe.bus.settings import BusSettings
+from evpipe.errors import UsageError
+from evpipe.wire.limits import SUBJECT_CHARS_MAX
+from evpipe.wire.subjects import Subjects
+
+log = structlog.get_logger(__name__)
+
+EXPECTED: Final = "Nats-Expected-Last-Subject-Sequence"
+#: "wrong last sequence", on one server and in a cluster; "wrong last sequence" in a batch.
+WRONG_SEQUENCE: Final = frozenset({10071, 10164})
+#: Two meanings in one code: the subject is taken, or the stream is full. Only the description tells.
+STORE_FAILED: Final = 10077
+#: JetStream is starting, out of resources or without a leader: it passes.
+UNAVAILABLE: Final = frozenset({503, 10008, 10009, 10023, 10039, 10047, 10074})
+REPROVISION_EVERY_S: Final = 1.0
+
+
+class NatsBus:
+    """A connection to an installation; see `bus.protocol.Bus`. Enter it before use."""
+
+    def __init__(self, settings: BusSettings) -> None:
+        if settings.url is None:
+            raise UsageError("a NatsBus needs the URL of a server")
+        self.settings = settings
+        self.subjects = Subjects(settings.prefix)
+        self._names = StreamNames.of(settings.prefix)
+        self._connection = Connection(settings)
+        self._outbox = Outbox(self._send)
+        self._acks = f"{self._connection.inbox}.ack."
+        self._stack = AsyncExitStack()
+        self._missing = anyio.Event()
+
+    async def __aenter__(self) -> Self:
+        await self._connection.open()
+        self._connection.add_part(self._run_outbox)
+        task_group = await self._stack.enter_async_context(anyio.create_task_group())
+        self._stack.callback(task_group.cancel_scope.cancel)
+        try:
+            await self._stack.enter_async_context(self._connection.subscribed(f"{self._acks}*", self._answered))
+            task_group.start_soon(self._connection.run)
+            await self._connection.wait_ready()
+            await check_jetstream(self._connection)
+            await provision(self._connection, self.subjects, self.settings.replicas)
+        except BaseException:
+            await self.__aexit__(None, None, None)
+            raise
+        task_group.start_soon(self._provision_what_is_missing)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._outbox.close()
+        with anyio.CancelScope(shield=True):
+            await self._connection.close()
+        await self._stack.__aexit__(None, None, None)
+
+    @property
+    def connected(self) -> bool:
+        return self._connection.connected
+
+    # ---- publishing
+
+    async def _run_outbox(self, task_group: TaskGroup) -> None:
+        self._outbox.reconnected()
+        await self._outbox.run(task_group)
+
+    async def _send(self, token: int, message: Message) -> None:
+        await self._connection.publish(
+            message.subject, message.payload, reply=f"{self._acks}{token}", headers=message.headers
+        )
+
+    def _answered(self, message: Msg) -> None:
+        token = int(message.subject[len(self._acks) :])
+        data = message.data
+        if not data:
+            # No responders: the stream is not there (yet, or any more).
+            self._missing.set()
+            self._outbox.answered(token, Verdict.LATER)
+            return
+        found: dict[str, Any] = json.loads(data)
+        if "error" not in found:
+            self._outbox.answered(token, Stored(found["seq"]))
+            return
+        self._outbox.answered(token, _verdict(found["error"]))
+
+    def append(self, subject: str, payload: bytes, *, expected: int | None = None, done: Done | None = None) -> Sending:
+        return self._outbox.put(_checked(subject), payload, headers=_headers(expected), done=done)
+
+    async def append_wait(self, subject: str, payload: bytes, *, expected: int | None = None) -> Outcome:
+        return await self._outbox.put_wait(_checked(subject), payload, headers=_headers(expected))
+
+    def launch(self, subject: str, payload: bytes, *, done: Done | None = None) -> Sending:
+        return self._outbox.put(_checked(subject), payload, done=done)
+
+    async def _provision_what_is_missing(self) -> None:
+        """Make streams again that somebody removed under us; what was published meanwhile is sent again."""
+        while True:
+            await self._missing.wait()
+            self._missing = anyio.Event()
+            try:
+                await provision(self._connection, self.subjects, self.settings.replicas)
+            except Exception as error:  # noqa: BLE001 - whatever it is, the next look may fare better
+                log.warning("provision_failed", error=str(error))
+            await anyio.sleep(REPROVISION_EVERY_S)
+
+    # ---- reading the log
+
+    async def last_sequence(self) -> int:
+        info = await self._connection.api_patiently(f"STREAM.INFO.{self._names.log}")
+        return int(info["state"]["last_seq"])
+
+    async def last(self, subject: str) -> Record | None:
+        found = await last_message(self._connection, self._names.log, subject)
+        return found[0] if found else None
+
+    async def replay(self, subjects: Sequence[str], *, up_to: int, after: int = 0) -> AsyncIterator[list[Record]]:
+        async for records in read_up_to(self._open_feed, self._names.log, list(subjects), after, up_to):
+            yield records
+
+    @asynccontextmanager
+    async def follow(
+        self, subjects: Sequence[str], *, after: int = 0, since_s: float | None = None
+    ) -> AsyncIterator[AsyncIterator[list[Record]]]:
+        async with self._open_feed(self._names.log, list(subjects), after, since_s) as feed:
+            yield feed
+
+    @asynccontextmanager
+    async def _open_feed(
+        self, stream: str, subjects: list[str], after: int, since_s: float | None = None
+    ) -> AsyncIterator[Feed]:
+        feed = Feed(self._connection, stream, subjects, after=after, since_s=since_s)
+        async with anyio.create_task_group() as task_group:
+            task_group.start_soon(feed.run)
+            try:
+                yield feed
+            finally:
+                task_group.cancel_scope.cancel()
+
+    # ---- the queue
+
+    @asynccontextmanager
+    async def pull(
+        self, queue: str, priority: int, deliver: Callable[[Delivery], None], *, transient: bool = False
+    ) -> AsyncIterator[Pull]:
+        subject = self.subjects.launches_of_lane(queue, priority)
+        lane = Lane(self._connection, self._names.queue, queue, priority, subject, deliver, transient=transient)
+        async with anyio.create_task_group() as task_group:
+            await task_group.start(lane.run)
+            try:
+                yield lane
+            finally:
+                task_group.cancel_scope.cancel()
+
+    async def drop_launches(self, run: str) -> None:
+        await self._purge({"filter": self.subjects.launches_of_run(run)})
+
+    async def last_launch_sequence(self) -> int:
+        info = await self._connection.api_patiently(f"STREAM.INFO.{self._names.queue}")
+        return int(info["state"]["last_seq"])
+
+    async def first_launch_of(self, run: str) -> int | None:
+        body = {"next_by_subj": self.subjects.launches_of_run(run), "seq": 1}
+        try:
+            found = await self._connection.api_patiently(f"STREAM.MSG.GET.{self._names.queue}", body)
+        except ApiError:
+            return None
+        return int(found["message"]["seq"])
+
+    async def truncate_launches(self, before: int) -> None:
+        if before > 1:
+            await self._purge({"seq": before})
+
+    async def _purge(self, what: dict[str, Any]) -> None:
+        await self._connection.api_patiently(f"STREAM.PURGE.{self._names.queue}", what)
+
+    # ---- the rest
+
+    def bucket(self, name: str) -> Bucket:
+        async def provision_again() -> None:
+            await provision(self._connection, self.subjects, self.settings.replicas)
+
+        return NatsBucket(self._connection, self._outbox, self._names.bucket(name), provision_again, self._open_feed)
+
+    @property
+    def objects(self) -> Objects:
+        return NatsObjects(self._connection, self._outbox, self._names.objects, self._open_feed)
+
+    def signal(self, subject: str, payload: bytes) -> None:
+        self._connection.post(_checked(subject), payload)
+
+    @asynccontextmanager
+    async def listen(self, subject: str, answer: Answer) -> AsyncIterator[None]:
+        def received(message: Msg) -> None:
+            found = answer(message.subject, message.data)
+            if found is not None and message.reply:
+                self._connection.post(message.reply, found)
+
+        async with self._connection.subscribed(subject, received):
+            yield
+
+    async def ask(self, subject: str, payload: bytes, *, timeout_s: float) -> bytes | None:
+        started_at = anyio.current_time()
+        try:
+            return (await self._connection.request(_checked(subject), payload, timeout_s=timeout_s)).data
+        except NotAnswered:
+            # "Nobody listens" is known at once, but the asker's patience is part of the question: who answers may
+            # be about to come back.
+            await anyio.sleep(max(0.0, timeout_s - (anyio.current_time() - started_at)))
+            return None
+
+    async def info(self) -> BusInfo:
+        account = await self._connection.api("INFO")
+        notes = [f"JetStream: {account.get('streams', 0)} streams, {account.get('storage', 0):,} bytes stored"]
+        for name in (self._names.log, self._names.queue):
+            state = await self._connection.api(f"STREAM.INFO.{name}")
+            limit = state["config"].get("max_bytes", -1)
+            found = state["state"]
+            notes.append(f"stream {name}: {found['messages']:,} messages, {found['bytes']:,} of {limit:,} bytes")
+        return BusInfo(url=self._connection.url, server_version=self._connection.server_version, notes=tuple(notes))
+
+    def statistics(self) -> dict[str, int]:
+        return self._outbox.statistics()
+
+
+def _verdict(error: dict[str, Any]) -> Outcome | Verdict | Fatal:
+    code = int(error.get("err_code", error.get("code", 0)))
+    text = str(error.get("description", ""))
+    if code in WRONG_SEQUENCE:
+        return Refused.SEQUENCE
+    if code == STORE_FAILED:
+        return Refused.LAUNCHED if "per subject" in text else Verdict.LATER
+    if code in UNAVAILABLE or int(error.get("code", 0)) == 503:
+        return Verdict.LATER
+    return Fatal(f"{text} ({code})")
+
+
+def _headers(expected: int | None) -> dict[str, str] | None:
+    return None if expected is None else {EXPECTED: str(expected)}
+
+
+def _checked(subject: str) -> str:
+    # The last look before the wire: a longer one ends the connection, a wildcard would be stored as it is.
+    if len(subject) > SUBJECT_CHARS_MAX or "*" in subject or ">" in subject or " " in subject:
+        raise UsageError(f"{subject[:80]!r} cannot be published to")
+    return subject

@@ -1,0 +1,366 @@
+"""One connection to a NATS server that never stays lost.
+
+nats-py's own reconnecting is switched off. It has states that look connected and are deaf, and a client
+that the server closed (a permission revoked, a control line too long) never comes back; so there is one
+way to recover from anything: drop the client, build a new one, subscribe again, and tell the parts that
+live on the connection. Pings every second and two missed find a frozen server in 3 s.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import ssl
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from contextlib import asynccontextmanager
+from typing import Any, Final, TypeAlias
+
+import anyio
+import nats.errors
+import structlog
+from anyio.abc import TaskGroup
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+from nats.aio.subscription import Subscription
+
+from evpipe.bus.settings import BusSettings
+from evpipe.errors import BusError, BusRefused, BusUnreachable
+
+log = structlog.get_logger(__name__)
+
+CONNECT_WAIT_S: Final = 5.0
+PING_EVERY_S: Final = 1
+PINGS_MISSED_MAX: Final = 2
+RECONNECT_EVERY_S: Final = 0.1
+RECONNECT_EVERY_MAX_S: Final = 2.0
+#: Bytes that may wait for the socket; nats-py flushes by itself long before.
+PENDING_BYTES_MAX: Final = 64 * 1024 * 1024
+REQUEST_WAIT_S: Final = 5.0
+#: The oldest server that has what the protocol needs.
+SERVER_MIN: Final = (2, 14, 0)
+
+Received: TypeAlias = Callable[[Msg], None]
+#: Something that lives on one client: run when it is there, cancelled when it is lost.
+Part: TypeAlias = Callable[[TaskGroup], Coroutine[Any, Any, None]]
+
+
+class ApiError(BusError):
+    """JetStream answered a request with an error."""
+
+    def __init__(self, request: str, code: int, description: str) -> None:
+        super().__init__(f"{request}: {description} ({code})")
+        self.code = code
+
+
+class NotAnswered(BusError):
+    """A request got no answer: the server is away, or nothing serves the subject."""
+
+    def __init__(self, request: str, *, no_responders: bool) -> None:
+        super().__init__(f"{request}: " + ("nobody serves it" if no_responders else "no answer in time"))
+        self.no_responders = no_responders
+
+
+class Connection:
+    """A supervised connection; the parts above it see subjects, bytes and a `generation` that counts clients."""
+
+    def __init__(self, settings: BusSettings) -> None:
+        self._settings = settings
+        self._client: Client | None = None
+        self._ready = anyio.Event()
+        self._lost = anyio.Event()
+        self._subscriptions: dict[int, tuple[str, Received]] = {}
+        self._subscribed: dict[int, Subscription] = {}
+        self._subscribing = anyio.Lock()
+        self._subscription = 0
+        self._posts: deque[tuple[str, bytes, str]] = deque()
+        self._posted = anyio.Event()
+        self._last_error = ""
+        self._parts: list[Part] = []
+        #: How many clients there have been.
+        self.generation = 0
+        self.inbox = Client().new_inbox()
+
+    # ---- life
+
+    @property
+    def connected(self) -> bool:
+        return self._client is not None and self._client.is_connected
+
+    @property
+    def url(self) -> str:
+        return self._settings.url or ""
+
+    @property
+    def server_version(self) -> str:
+        client = self._client
+        return str(client._server_info.get("version", "")) if client else ""
+
+    def add_part(self, part: Part) -> None:
+        """Run `part` on every client from the next on."""
+        self._parts.append(part)
+
+    async def open(self) -> None:
+        """Connect for the first time.
+
+        Raises:
+            BusUnreachable: if no server answers within `CONNECT_WAIT_S`.
+            BusRefused: if one does and refuses, or is too old.
+        """
+        self._client = await self._connect()
+
+    async def run(self) -> None:
+        """Keep the connection until cancelled; `open` comes first."""
+        while True:
+            client = self._client or await self._reconnect()
+            self._client = client
+            self.generation += 1
+            try:
+                await self._live_on(client)
+            finally:
+                self._client = None
+                self._subscribed.clear()
+                self._ready = anyio.Event()
+                _abandon(client)
+            log.warning("connection_lost", url=self.url, error=self._last_error)
+
+    async def _live_on(self, client: Client) -> None:
+        for key in list(self._subscriptions):
+            await self._subscribe(client, key)
+        async with anyio.create_task_group() as task_group:
+            for part in self._parts:
+                task_group.start_soon(part, task_group)
+            task_group.start_soon(self._send_posts, client)
+            self._ready.set()
+            while not client.is_closed:
+                # The callback is quick; the look covers a client that hangs while it closes.
+                with anyio.move_on_after(0.25):
+                    await self._lost.wait()
+            task_group.cancel_scope.cancel()
+
+    async def close(self) -> None:
+        """Hand over what was posted, and leave."""
+        client, self._client = self._client, None
+        if client is None:
+            return
+        with anyio.move_on_after(1.0, shield=True):
+            while self._posts and not client.is_closed:
+                subject, payload, reply = self._posts.popleft()
+                await client.publish(subject, payload, reply=reply)
+            await client.close()
+        _abandon(client)
+
+    async def wait_ready(self) -> None:
+        """Wait until there is a client whose subscriptions are in place."""
+        while not (self._ready.is_set() and self.connected):
+            if self._ready.is_set():
+                # Lost a moment ago; the supervisor is about to notice.
+                await anyio.sleep(0.01)
+            else:
+                await self._ready.wait()
+
+    async def _reconnect(self) -> Client:
+        pause_s = RECONNECT_EVERY_S
+        while True:
+            try:
+                client = await self._connect()
+            except BusError as error:
+                log.debug("reconnect_failed", error=str(error))
+            else:
+                log.info("connection_restored", url=self.url)
+                return client
+            await anyio.sleep(pause_s)
+            pause_s = min(pause_s * 2, RECONNECT_EVERY_MAX_S)
+
+    async def _connect(self) -> Client:
+        settings = self._settings
+        self._lost = anyio.Event()
+        lost = self._lost
+        errors: list[str] = []
+
+        async def closed() -> None:
+            lost.set()
+
+        async def failed(error: Exception) -> None:
+            text = str(error) or type(error).__name__
+            errors.append(text)
+            self._last_error = text
+            if "permissions violation" in text.lower():
+                log.error("permission_denied", url=self.url, error=text)
+
+        client = Client()
+        try:
+            with anyio.fail_after(CONNECT_WAIT_S):
+                await client.connect(
+                    servers=[part.strip() for part in self.url.split(",")],
+                    name="evpipe",
+                    allow_reconnect=False,
+                    connect_timeout=int(CONNECT_WAIT_S),
+                    ping_interval=PING_EVERY_S,
+                    max_outstanding_pings=PINGS_MISSED_MAX,
+                    pending_size=PENDING_BYTES_MAX,
+                    # Every subject is built of checked names.
+                    skip_subject_validation=True,
+                    closed_cb=closed,
+                    error_cb=failed,
+                    **_credentials(settings),
+                )
+        except TimeoutError:
+            _abandon(client)
+            raise BusUnreachable(f"no NATS server answers at {self.url} (waited {CONNECT_WAIT_S:g} s)") from None
+        except (OSError, nats.errors.Error, ValueError, ImportError) as error:
+            _abandon(client)
+            raise _explained(self.url, error, errors) from error
+        version = tuple(int(n) for n in re.findall(r"\d+", str(client._server_info.get("version", "")))[:3])
+        if version < SERVER_MIN:
+            await client.close()
+            raise BusRefused(
+                f"the NATS server at {self.url} is version {'.'.join(map(str, version)) or 'unknown'}: "
+                f"at least {'.'.join(map(str, SERVER_MIN))} is needed"
+            )
+        return client
+
+    # ---- subjects and bytes
+
+    async def publish(
+        self, subject: str, payload: bytes, *, reply: str = "", headers: Mapping[str, str] | None = None
+    ) -> None:
+        """Hand a message to the socket; silently lost if there is no connection."""
+        client = self._client
+        if client is None:
+            return
+        try:
+            await client.publish(subject, payload, reply=reply, headers=dict(headers) if headers else None)
+        except (nats.errors.Error, OSError) as error:
+            self._last_error = str(error)
+
+    def post(self, subject: str, payload: bytes, reply: str = "") -> None:
+        """Like `publish`, from code that cannot wait; in order among posts."""
+        self._posts.append((subject, payload, reply))
+        self._posted.set()
+
+    async def _send_posts(self, client: Client) -> None:
+        while True:
+            self._posted = anyio.Event()
+            while self._posts:
+                subject, payload, reply = self._posts.popleft()
+                await client.publish(subject, payload, reply=reply)
+            await self._posted.wait()
+
+    @asynccontextmanager
+    async def subscribed(self, subject: str, received: Received) -> AsyncIterator[None]:
+        """Call `received` for every message on `subject`, on this client and those to come."""
+        self._subscription += 1
+        key = self._subscription
+        self._subscriptions[key] = (subject, received)
+        if self._client is not None:
+            await self._subscribe(self._client, key)
+        try:
+            yield
+        finally:
+            del self._subscriptions[key]
+            subscription = self._subscribed.pop(key, None)
+            client = self._client
+            if subscription is not None and client is not None and not client.is_closed:
+                with anyio.move_on_after(1.0, shield=True):
+                    try:
+                        await subscription.unsubscribe()
+                    except nats.errors.Error as error:
+                        log.debug("unsubscribe_failed", subject=subject, error=str(error))
+
+    async def _subscribe(self, client: Client, key: int) -> None:
+        # Both a new client and a new subscription come here, and they may come at the same time.
+        async with self._subscribing:
+            if key in self._subscribed or key not in self._subscriptions or client is not self._client:
+                return
+            subject, received = self._subscriptions[key]
+
+            async def on_message(message: Msg) -> None:
+                received(message)
+
+            # What may come is bounded by what was asked for (pulls, acks); a limit here would drop.
+            self._subscribed[key] = await client.subscribe(
+                subject, cb=on_message, pending_msgs_limit=-1, pending_bytes_limit=-1
+            )
+
+    async def request(self, subject: str, payload: bytes, *, timeout_s: float = REQUEST_WAIT_S) -> Msg:
+        """Ask and wait for the first answer.
+
+        Raises:
+            NotAnswered: if there is none.
+        """
+        client = self._client
+        if client is None:
+            raise NotAnswered(subject, no_responders=False)
+        try:
+            return await client.request(subject, payload, timeout=timeout_s)
+        except nats.errors.NoRespondersError as error:
+            raise NotAnswered(subject, no_responders=True) from error
+        except (nats.errors.Error, OSError, TimeoutError) as error:
+            raise NotAnswered(subject, no_responders=False) from error
+
+    async def api(self, request: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """Ask the JetStream API; `request` is the subject without its `$JS.API.`.
+
+        Raises:
+            ApiError: if it answers with an error.
+            NotAnswered: if it does not answer.
+        """
+        payload = json.dumps(body).encode() if body is not None else b""
+        answer = await self.request(f"$JS.API.{request}", payload)
+        found: dict[str, Any] = json.loads(answer.data)
+        error = found.get("error")
+        if error:
+            raise ApiError(request, int(error.get("err_code", error.get("code", 0))), str(error.get("description")))
+        return found
+
+    async def api_patiently(self, request: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """Like `api`, asking again for as long as nobody answers (a restart, an election)."""
+        while True:
+            await self.wait_ready()
+            try:
+                return await self.api(request, body)
+            except NotAnswered as error:
+                log.debug("api_not_answered", request=request, no_responders=error.no_responders)
+            await anyio.sleep(RECONNECT_EVERY_S)
+
+
+def _abandon(client: Client) -> None:
+    """Cut a client's socket without waiting for anything."""
+    transport = getattr(client, "_transport", None)
+    inner = getattr(transport, "_io_writer", None)
+    if inner is not None:
+        inner.transport.abort()
+    tasks = [getattr(client, name, None) for name in ("_reading_task", "_ping_interval_task", "_flusher_task")]
+    tasks += [getattr(subscription, "_wait_for_msgs_task", None) for subscription in client._subs.values()]
+    for task in tasks:
+        if task is not None and not task.done():
+            task.cancel()
+
+
+def _credentials(settings: BusSettings) -> dict[str, Any]:
+    found: dict[str, Any] = {
+        "user": settings.user,
+        "password": settings.password,
+        "token": settings.token,
+        "user_credentials": str(settings.credentials) if settings.credentials else None,
+    }
+    if settings.tls_ca or settings.tls_cert:
+        context = ssl.create_default_context(cafile=str(settings.tls_ca) if settings.tls_ca else None)
+        if settings.tls_cert:
+            context.load_cert_chain(str(settings.tls_cert), str(settings.tls_key) if settings.tls_key else None)
+        found["tls"] = context
+    return {key: value for key, value in found.items() if value is not None}
+
+
+def _explained(url: str, error: BaseException, seen: list[str]) -> BusError:
+    text = "; ".join(dict.fromkeys([*seen, str(error) or type(error).__name__]))
+    lowered = text.lower()
+    if "authorization" in lowered or "authentication" in lowered:
+        return BusRefused(
+            f"the NATS server at {url} refuses these credentials ({text}): "
+            "set EVPIPE_NATS_USER and _PASSWORD, _TOKEN or _CREDENTIALS"
+        )
+    if isinstance(error, (ImportError, ValueError)):
+        return BusRefused(f"cannot connect to {url}: {text}")
+    return BusUnreachable(f"no NATS server answers at {url} ({text}): start one, or unset EVPIPE_NATS_URL")

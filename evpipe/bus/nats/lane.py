@@ -1,0 +1,167 @@
+"""Pulling launches: one durable consumer per queue and priority, shared by all workers of that queue."""
+
+from __future__ import annotations
+
+import math
+import secrets
+from collections.abc import Callable
+from typing import Any, Final
+
+import anyio
+import structlog
+from anyio.abc import TaskStatus
+from nats.aio.msg import Msg
+
+from evpipe.bus.nats.connection import ApiError, Connection
+from evpipe.bus.nats.pulling import HEARTBEAT_S, SILENCE_MAX_S, origin_of, pull_body, status_of
+from evpipe.bus.protocol import ACK_PENDING_MAX, ACK_WAIT_S, Delivery
+
+log = structlog.get_logger(__name__)
+
+#: A lane that belongs to one process is forgotten when nobody has pulled from it for this long.
+TRANSIENT_S: Final = 300
+
+
+def lane_consumer(queue: str, priority: int) -> str:
+    """Name of a lane's consumer: stable, so that its lag can be watched from outside."""
+    return f"{queue}-{priority}"
+
+
+def lane_config(queue: str, priority: int, filter_subject: str, *, transient: bool) -> dict[str, Any]:
+    """The one description of a lane's consumer, whoever creates it."""
+    config: dict[str, Any] = {
+        "durable_name": lane_consumer(queue, priority),
+        "name": lane_consumer(queue, priority),
+        "deliver_policy": "all",
+        "ack_policy": "explicit",
+        "ack_wait": int(ACK_WAIT_S * 1e9),
+        # Who gives up on an attempt is the controller, by the log; the server gives a launch for ever.
+        "max_deliver": -1,
+        "max_ack_pending": ACK_PENDING_MAX,
+        "filter_subject": filter_subject,
+        "replay_policy": "instant",
+    }
+    if transient:
+        config["inactive_threshold"] = TRANSIENT_S * 1_000_000_000
+    return config
+
+
+class LaneDelivery:
+    """See `bus.protocol.Delivery`."""
+
+    __slots__ = ("_connection", "_reply", "arrived_at", "payload", "redelivered", "subject")
+
+    def __init__(self, connection: Connection, message: Msg, *, redelivered: bool) -> None:
+        self._connection = connection
+        self._reply = message.reply
+        self.subject = message.subject
+        self.payload = message.data
+        self.redelivered = redelivered
+        self.arrived_at = anyio.current_time()
+
+    def ack(self) -> None:
+        self._connection.post(self._reply, b"+ACK")
+
+    def extend(self) -> None:
+        self._connection.post(self._reply, b"+WPI")
+
+    def release(self) -> None:
+        self._connection.post(self._reply, b"-NAK")
+
+
+class Lane:
+    """An open pull of one lane; see `bus.protocol.Pull`."""
+
+    def __init__(
+        self,
+        connection: Connection,
+        stream: str,
+        queue: str,
+        priority: int,
+        filter_subject: str,
+        deliver: Callable[[Delivery], None],
+        *,
+        transient: bool,
+    ) -> None:
+        self.asked = 0
+        self._connection = connection
+        self._stream = stream
+        self._consumer = lane_consumer(queue, priority)
+        self._config = lane_config(queue, priority, filter_subject, transient=transient)
+        self._deliver = deliver
+        self._open = False
+        self._broken = anyio.Event()
+        self._heard_at = -math.inf
+        self._inbox = f"{connection.inbox}.lane.{secrets.token_hex(4)}"
+        #: Launches up to this sequence of the queue may have been given to somebody before: a server that was
+        #: killed, or a consumer that was made again, has forgotten what was acked.
+        self._noted_sequence = 0
+
+    def ask(self, count: int) -> None:
+        self.asked += count
+        if self._open:
+            self._request(count)
+
+    async def run(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
+        """Keep the pull open until cancelled; started when it is open for the first time."""
+        started = False
+        async with self._connection.subscribed(self._inbox, self._received):
+            while True:
+                self._open = False
+                await self._connection.wait_ready()
+                generation = self._connection.generation
+                self._broken = anyio.Event()
+                try:
+                    await self._create()
+                except ApiError as error:
+                    log.warning("lane_refused", consumer=self._consumer, error=str(error))
+                    await anyio.sleep(HEARTBEAT_S)
+                    continue
+                self._open = True
+                if not started:
+                    started = True
+                    task_status.started()
+                self._heard_at = anyio.current_time()
+                if self.asked:
+                    self._request(self.asked)
+                while not self._broken.is_set() and self._connection.generation == generation:
+                    with anyio.move_on_after(HEARTBEAT_S / 2):
+                        await self._broken.wait()
+                    if not self._connection.connected:
+                        break
+                    if self.asked and anyio.current_time() - self._heard_at > SILENCE_MAX_S:
+                        log.warning("lane_silent", consumer=self._consumer)
+                        break
+
+    async def _create(self) -> None:
+        body = {"stream_name": self._stream, "config": self._config, "action": ""}
+        await self._connection.api_patiently(
+            f"CONSUMER.CREATE.{self._stream}.{self._consumer}.{self._config['filter_subject']}", body
+        )
+        info = await self._connection.api_patiently(f"STREAM.INFO.{self._stream}")
+        self._noted_sequence = int(info["state"]["last_seq"])
+
+    def _request(self, count: int) -> None:
+        subject = f"$JS.API.CONSUMER.MSG.NEXT.{self._stream}.{self._consumer}"
+        if anyio.current_time() - self._heard_at > HEARTBEAT_S:
+            # Nothing was asked for, so nothing was to be heard: the silence begins now.
+            self._heard_at = anyio.current_time()
+        self._connection.post(subject, pull_body(count), self._inbox)
+
+    def _received(self, message: Msg) -> None:
+        self._heard_at = anyio.current_time()
+        if message.reply:
+            origin = origin_of(message.reply)
+            self.asked = max(0, self.asked - 1)
+            redelivered = origin.deliveries > 1 or origin.sequence <= self._noted_sequence
+            self._deliver(LaneDelivery(self._connection, message, redelivered=redelivered))
+            return
+        status = status_of(message)
+        if status is None or status.heartbeat:
+            return
+        if status.ended:
+            if status.left and self._open:
+                self._request(min(status.left, self.asked))
+        else:
+            # The consumer is gone, or moves to another server: make sure of it and ask again.
+            self._broken.set()

@@ -1,0 +1,316 @@
+"""The runs that a controller leads: records of the log in, messages to the bus out.
+
+    record ─▶ Desk.fold ─▶ Run.step ─▶ commands ─▶ launch / decision / timer / stop signal
+
+Everything here is synchronous and hands messages to the bus without waiting, except one thing: a run's
+graph is fetched once, by its digest, and until it is here the run's records wait in their order while
+other runs go on.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterable
+from typing import Final
+
+import msgpack
+import structlog
+from anyio.abc import TaskGroup
+
+from evpipe.bus.protocol import Bus, Outcome, Record, Refused, Sending
+from evpipe.controller.chores import Chores
+from evpipe.controller.timers import Timers
+from evpipe.core.commands import Command, Decide, Launch, Quarantine, StopAttempt, WakeAt
+from evpipe.core.events import CancelRequested, Decision, Due, Event, Failure, Finished, StepFailed, Submitted
+from evpipe.core.graph import Graph
+from evpipe.core.machine import Run
+from evpipe.core.parameters import check_parameters
+from evpipe.core.states import Reason
+from evpipe.errors import EvpipeError, RemoteProtocolError, UsageError
+from evpipe.wire.graphs import decode_graph
+from evpipe.wire.messages import (
+    LaunchOrder,
+    Submission,
+    decode_event,
+    decode_submission,
+    encode_event,
+    encode_launch,
+)
+from evpipe.wire.registry import RunEntry
+from evpipe.wire.subjects import EventSubject
+
+log = structlog.get_logger(__name__)
+
+GRAPHS_KEPT: Final = 64
+ENDED_KEPT: Final = 100_000
+
+
+class Case:
+    """One run on the desk."""
+
+    __slots__ = ("broken", "last", "launches", "pipeline", "queue", "run", "sequence", "shown", "waiting")
+
+    def __init__(self, run_id: str, pipeline: str) -> None:
+        self.run = Run(run_id)
+        self.pipeline = pipeline
+        #: The queue of all its launches; "" for those of its steps.
+        self.queue = ""
+        #: Records that wait for the run's graph; None when it is there.
+        self.waiting: list[tuple[Record, EventSubject]] | None = []
+        #: Sequence of the newest event folded.
+        self.sequence = 0
+        #: Last sequence of the subjects that the controller writes, by (step or "", kind).
+        self.last: dict[tuple[str, str], int] = {}
+        #: Launches that are on their way to the queue.
+        self.launches: dict[tuple[str, int], Sending] = {}
+        #: The status that the registry was last told.
+        self.shown = ""
+        #: A bug stopped this run; nothing more is done for it here.
+        self.broken = False
+
+
+class Desk:
+    """Folds runs and carries their commands out.
+
+    Args:
+        bus: where messages go.
+        task_group: where graphs are fetched.
+        chores: what is told about runs and their ends.
+        now_s: the bus's clock at the start; later it is the newest record's.
+    """
+
+    def __init__(self, bus: Bus, task_group: TaskGroup, chores: Chores, now_s: float) -> None:
+        self.cases: dict[str, Case] = {}
+        self.timers = Timers(self._due)
+        self._bus = bus
+        self._subjects = bus.subjects
+        self._task_group = task_group
+        self._chores = chores
+        self._now_s = now_s
+        self._graphs: OrderedDict[str, Graph] = OrderedDict()
+        #: Runs that ended lately: a second submit of one must not start it again.
+        self._ended: OrderedDict[str, None] = OrderedDict()
+
+    # ---- records in
+
+    def fold(self, record: Record) -> None:
+        """Apply the next record of the log and act on it."""
+        if record.at_s > self._now_s:
+            self._now_s = record.at_s
+        try:
+            subject = self._subjects.parse_event(record.subject)
+        except RemoteProtocolError as error:
+            log.warning("event_quarantined", sequence=record.sequence, reason=str(error))
+            return
+        case = self.cases.get(subject.run)
+        if case is None:
+            if subject.kind == "submitted" and subject.step is None and subject.run not in self._ended:
+                case = self.cases[subject.run] = Case(subject.run, subject.pipeline)
+                self._task_group.start_soon(self._open_live, case, record)
+            # Anything else is about a run that has ended, or never was.
+        elif case.waiting is not None:
+            case.waiting.append((record, subject))
+        else:
+            self._apply(case, record, subject)
+
+    async def adopt(self, records: list[tuple[Record, EventSubject]]) -> None:
+        """Take over a run from all its records so far: fold them silently, then do what is outstanding."""
+        subject = records[0][1]
+        case = self.cases[subject.run] = Case(subject.run, subject.pipeline)
+        case.waiting = None
+        case.sequence = records[0][0].sequence
+        self._step(case, await self._submitted(case, records[0][0]))
+        for record, of in records[1:]:
+            self._apply(case, record, of, silent=True)
+        if case.run.ended:
+            self._close(case)
+        elif not case.broken:
+            self._carry_out(case, case.run.outstanding())
+            self._show(case)
+
+    async def _open_live(self, case: Case, record: Record) -> None:
+        submitted = await self._submitted(case, record)
+        case.sequence = record.sequence
+        waiting, case.waiting = case.waiting or [], None
+        self._carry_out(case, self._step(case, submitted))
+        self._show(case)
+        for later, subject in waiting:
+            self._apply(case, later, subject)
+
+    def _apply(self, case: Case, record: Record, subject: EventSubject, *, silent: bool = False) -> None:
+        if case.broken:
+            return
+        case.sequence = record.sequence
+        if subject.kind not in ("succeeded", "started"):
+            case.last[subject.step or "", subject.kind] = record.sequence
+        try:
+            event = decode_event(subject, record.payload, record.at_s)
+        except RemoteProtocolError as error:
+            log.warning("event_quarantined", run_id=case.run.id, sequence=record.sequence, reason=str(error))
+            return
+        if event is None:
+            return
+        commands = self._step(case, event)
+        if silent:
+            return
+        if isinstance(event, CancelRequested):
+            # A launch that has not left must not leave any more: its attempt is about to be ended by decree.
+            for sending in case.launches.values():
+                sending.drop()
+            case.launches.clear()
+        self._carry_out(case, commands)
+        if case.run.status != case.shown:
+            self._show(case)
+        if case.run.ended:
+            self._close(case)
+
+    def _step(self, case: Case, event: Event) -> tuple[Command, ...]:
+        try:
+            return case.run.step(event)
+        except Exception:
+            # A bug. It stops this run, visibly, and no other.
+            case.broken = True
+            log.exception("run_broken", run_id=case.run.id, sequence=case.sequence)
+            return ()
+
+    async def _submitted(self, case: Case, record: Record) -> Submitted:
+        """Make the run's first event: fetch its graph and check what the submitter may not have checked."""
+        try:
+            submission = decode_submission(record.payload)
+            case.queue = submission.queue
+            graph = await self._graph(case, submission)
+            parameters = check_parameters(graph.parameters, submission.parameters, of=graph.pipeline)
+        except (UsageError, RemoteProtocolError) as error:
+            log.info("run_rejected", run_id=case.run.id, reason=str(error))
+            return Submitted(at_s=record.at_s, graph=None, parameters={}, rejection=str(error))
+        return Submitted(at_s=record.at_s, graph=graph, parameters=parameters)
+
+    async def _graph(self, case: Case, submission: Submission) -> Graph:
+        graph = self._graphs.get(submission.graph)
+        if graph is None:
+            data = await self._bus.objects.get(submission.graph)
+            if data is None:
+                raise UsageError(f"the graph {submission.graph} is not in the object store")
+            graph = self._graphs[submission.graph] = decode_graph(data)
+            if len(self._graphs) > GRAPHS_KEPT:
+                self._graphs.popitem(last=False)
+        else:
+            self._graphs.move_to_end(submission.graph)
+        if graph.pipeline != case.pipeline:
+            raise UsageError(f"submitted as a run of {case.pipeline!r}, but its graph is that of {graph.pipeline!r}")
+        return graph
+
+    # ---- commands out
+
+    def _carry_out(self, case: Case, commands: Iterable[Command]) -> None:
+        stops: list[tuple[str, str, int]] = []
+        for command in commands:
+            match command:
+                case Launch():
+                    self._launch(case, command)
+                case Decide():
+                    self._decide(case, command.event)
+                case WakeAt():
+                    self.timers.add(command.at_s - self._now_s, case.run.id, command.step, command.attempt)
+                case StopAttempt():
+                    stops.append((case.run.id, command.step, command.attempt))
+                case Quarantine():
+                    log.warning("event_quarantined", run_id=case.run.id, sequence=case.sequence, reason=command.reason)
+        for i in range(0, len(stops), 1_000):
+            self._bus.signal(self._subjects.stop, msgpack.packb(stops[i : i + 1_000]))
+
+    def _launch(self, case: Case, command: Launch) -> None:
+        graph = case.run.graph
+        assert graph is not None
+        step = graph.steps[command.step]
+        order = LaunchOrder(
+            pipeline=case.pipeline,
+            code=step.code,
+            executor=step.executor,
+            arguments=command.arguments,
+            outputs=step.outputs,
+            timeout_s=step.timeout_s,
+        )
+        try:
+            payload = encode_launch(order, f"step {command.step!r}")
+        except EvpipeError as error:
+            failure = Failure(message=str(error))
+            self._decide(
+                case, StepFailed(step=command.step, attempt=command.attempt, reason=Reason.OUTPUT, failure=failure)
+            )
+            return
+        subject = self._subjects.launch(case.queue or step.queue, case.run.id, command.step, command.attempt)
+        key = (command.step, command.attempt)
+
+        def sent(_: Outcome) -> None:
+            # Stored, or refused because it is there already: the same.
+            case.launches.pop(key, None)
+
+        case.launches[key] = self._bus.launch(subject, payload, done=sent)
+
+    def _decide(self, case: Case, event: Decision) -> None:
+        step, kind, payload = encode_event(event)
+        subject = self._subjects.event(case.pipeline, case.run.id, step, kind)
+
+        def decided(outcome: Outcome) -> None:
+            if outcome is Refused.SEQUENCE:
+                # Somebody decided before: the same, since a decision is a function of the log. It comes by the log.
+                log.debug("decision_was_there", subject=subject)
+
+        self._bus.append(subject, payload, expected=case.last.get((step or "", kind), 0), done=decided)
+
+    def _due(self, run_id: str, step: str | None, attempt: int) -> None:
+        case = self.cases.get(run_id)
+        if case is None or case.waiting is not None or case.broken or case.run.cancel is not None:
+            return
+        if step is not None:
+            state = case.run.steps[step]
+            if state.due_at_s is None or state.attempt != attempt:
+                return
+        self._decide(case, Due(step=step, attempt=attempt))
+
+    # ---- what others see
+
+    def _show(self, case: Case) -> None:
+        run = case.run
+        case.shown = run.status
+        self._chores.show(
+            RunEntry(
+                run=run.id,
+                pipeline=case.pipeline,
+                status=run.status,
+                submitted_at_s=run.submitted_at_s or 0.0,
+                ended_at_s=run.at_s if run.ended else None,
+                message=run.message,
+                steps=len(run.steps),
+                sequence=case.sequence,
+            )
+        )
+
+    def _close(self, case: Case) -> None:
+        run = case.run
+        del self.cases[run.id]
+        self._ended[run.id] = None
+        if len(self._ended) > ENDED_KEPT:
+            self._ended.popitem(last=False)
+        self._chores.drop_launches(run.id)
+        log.info(
+            "run_finished",
+            run_id=run.id,
+            pipeline=case.pipeline,
+            status=run.status.value,
+            steps=len(run.steps),
+            duration_s=round(run.at_s - (run.submitted_at_s or run.at_s), 3),
+            **({"reason": run.reason.value, "message": run.message} if run.reason else {}),
+        )
+
+
+def ends_run(record: Record, subject: EventSubject) -> bool:
+    """Say whether a record ends its run for every reader: a `finished` that can be read."""
+    if subject.kind != "finished" or subject.step is not None:
+        return False
+    try:
+        event = decode_event(subject, record.payload, record.at_s)
+    except RemoteProtocolError:
+        return False
+    return isinstance(event, Finished) and Run.is_end(event)

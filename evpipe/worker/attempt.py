@@ -1,0 +1,127 @@
+"""One attempt on this worker, from its launch to its result."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import anyio
+import structlog
+from anyio import CancelScope
+
+from evpipe.bus.protocol import Delivery
+from evpipe.core.events import Failure, StepFailed, StepSucceeded
+from evpipe.core.states import Reason
+from evpipe.errors import EvpipeError
+from evpipe.wire.messages import LaunchOrder
+from evpipe.wire.subjects import LaunchSubject
+from evpipe.worker.code import CodeNotFound, find_function
+from evpipe.worker.executors.inline import run_inline
+from evpipe.worker.executors.thread import run_in_thread
+from evpipe.worker.failures import failure_of
+from evpipe.worker.outputs import OutputMismatch, shape_output
+
+log = structlog.get_logger(__name__)
+
+_EXECUTORS = {"inline": run_inline, "thread": run_in_thread}
+
+
+class Attempt:
+    """An attempt that this worker holds."""
+
+    __slots__ = ("alive_at", "began_at", "delivery", "ended", "launch", "order", "scope", "started_at_s", "stopped")
+
+    def __init__(self, delivery: Delivery, launch: LaunchSubject, order: LaunchOrder) -> None:
+        self.delivery = delivery
+        self.launch = launch
+        self.order = order
+        #: Last sign of life given to the bus, by the loop's clock.
+        self.alive_at = delivery.arrived_at
+        #: When the body began: the loop's clock, and the wall clock.
+        self.began_at: float | None = None
+        self.started_at_s = 0.0
+        self.scope: CancelScope | None = None
+        #: Its result does not count any more: superseded, or its run was cancelled.
+        self.stopped = False
+        #: The body has ended.
+        self.ended = False
+
+    def extend(self) -> None:
+        self.delivery.extend()
+        self.alive_at = anyio.current_time()
+
+    def stop(self) -> None:
+        """End the body; nothing is said of the attempt."""
+        self.stopped = True
+        if self.scope is not None:
+            self.scope.cancel()
+
+    async def run_body(self) -> StepSucceeded | StepFailed | None:
+        """Run the step's function.
+
+        Returns:
+            The event that ends the attempt; None if it was stopped.
+        """
+        launch, order = self.launch, self.order
+        self.began_at = anyio.current_time()
+        self.started_at_s = time.time()
+        self.scope = CancelScope(deadline=self.began_at + order.timeout_s) if order.timeout_s else CancelScope()
+        value: Any = None
+        failure: Failure | None = None
+        reason = Reason.ERROR
+        cancelled = anyio.get_cancelled_exc_class()
+        try:
+            with self.scope:
+                value = await self._call()
+                value = shape_output(value, order.outputs, launch.step)
+        except CodeNotFound as error:
+            failure = Failure(message=str(error), types=("evpipe.worker.code.CodeNotFound",))
+        except OutputMismatch as error:
+            reason, failure = Reason.OUTPUT, Failure(message=str(error))
+        except cancelled:
+            # The worker itself is leaving, not this attempt.
+            raise
+        except BaseException as error:  # noqa: BLE001 - SystemExit and KeyboardInterrupt of a step are its failure
+            failure = failure_of(error)
+        finally:
+            self.ended = True
+        if self.stopped:
+            return None
+        if self.scope.cancelled_caught:
+            message = f"the attempt ran longer than {order.timeout_s:g} s"
+            reason, failure = Reason.TIMEOUT, Failure(message=message, types=_TIMEOUT_TYPES)
+        if failure is None:
+            return StepSucceeded(step=launch.step, attempt=launch.attempt, value=value, started_at_s=self.started_at_s)
+        return StepFailed(
+            step=launch.step, attempt=launch.attempt, reason=reason, failure=failure, started_at_s=self.started_at_s
+        )
+
+    async def _call(self) -> Any:
+        order = self.order
+        execute = _EXECUTORS.get(order.executor)
+        if execute is None:
+            raise CodeNotFound(f"this worker has no executor {order.executor!r}: it has {', '.join(_EXECUTORS)}")
+        function = find_function(order.code)
+        named = dict(order.arguments)
+        positional = named.pop("*", ())
+        return await execute(function, positional, named)
+
+
+def lost(launch: LaunchSubject) -> StepFailed:
+    """The end of an attempt whose worker is gone."""
+    failure = Failure(message="its worker is gone: it began and nobody runs it any more")
+    return StepFailed(step=launch.step, attempt=launch.attempt, reason=Reason.LOST, failure=failure)
+
+
+def unencodable(event: StepSucceeded, error: EvpipeError) -> StepFailed:
+    """The end of an attempt whose value cannot travel."""
+    return StepFailed(
+        step=event.step,
+        attempt=event.attempt,
+        reason=Reason.OUTPUT,
+        failure=Failure(message=str(error)),
+        started_at_s=event.started_at_s,
+    )
+
+
+_TIMEOUT_TYPES = tuple(f"{cls.__module__}.{cls.__qualname__}" for cls in TimeoutError.__mro__ if cls is not object)

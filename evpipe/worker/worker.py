@@ -1,0 +1,293 @@
+"""The worker: pulls launches into its slots, runs their bodies, publishes their results.
+
+    launch ─▶ slot ─▶ (came again? examine) ─▶ body ─▶ result into the log ─▶ its ack ─▶ ack of the launch
+
+The result is repeated until the log has it, and only then the launch is acked; so a worker that dies
+anywhere leaves either a launch that comes again or a result that counts.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections import deque
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
+from types import TracebackType
+from typing import Final, Self
+
+import anyio
+import msgpack
+import structlog
+from anyio.abc import TaskGroup
+
+from evpipe.bus.protocol import ACK_WAIT_S, Bus, Delivery, Outcome
+from evpipe.client.client import Client
+from evpipe.core.events import Failure, StepFailed, StepStarted, StepSucceeded
+from evpipe.core.names import check_name
+from evpipe.errors import EvpipeError, RemoteProtocolError, UsageError
+from evpipe.wire.messages import decode_launch, encode_event
+from evpipe.wire.subjects import LaunchSubject
+from evpipe.worker.attempt import Attempt, lost, unencodable
+from evpipe.worker.intake import Intake
+from evpipe.worker.redelivery import Verdict, examine
+
+log = structlog.get_logger(__name__)
+
+HEARTBEAT_S: Final = ACK_WAIT_S / 3
+#: A launch that lay for longer than this when it is about to start is dropped: this process was paused, and
+#: somebody else may have it.
+STALE_S: Final = ACK_WAIT_S / 2
+#: A body that ends sooner says that it started in its result.
+STARTED_AFTER_S: Final = 0.05
+SLOTS_MAX: Final = 10_000
+
+
+class Worker:
+    """Hosts a worker: `async with Worker(client, queues=["default"], slots=8): …`.
+
+    Args:
+        client: an entered client.
+        queues: served strictly in this order.
+        slots: attempts that may run at once; None: as many as there are CPUs.
+
+    Raises:
+        UsageError: if a queue has an illegal name or `slots` is not a whole number from 1 to 10,000.
+    """
+
+    def __init__(
+        self, client: Client, queues: Sequence[str] = ("default",), slots: int | None = None, *, transient: bool = False
+    ) -> None:
+        if isinstance(queues, str) or not queues:
+            raise UsageError(f"queues must be a list of queue names, not {queues!r}")
+        for queue in queues:
+            check_name("queue", queue)
+        slots = (os.cpu_count() or 1) if slots is None else slots
+        if not isinstance(slots, int) or isinstance(slots, bool) or not 1 <= slots <= SLOTS_MAX:
+            raise UsageError(f"slots must be a whole number from 1 to {SLOTS_MAX:,}, not {slots!r}")
+        self.id = f"worker-{secrets.token_hex(4)}"
+        self.queues = tuple(queues)
+        self.slots = slots
+        self._client = client
+        self._transient = transient
+        self._bus: Bus = client.bus
+        self._busy = 0
+        self._attempts: dict[tuple[str, str, int], Attempt] = {}
+        self._young: deque[Attempt] = deque()
+        self._began = anyio.Event()
+        self._cancelled: set[str] = set()
+        self._stack = AsyncExitStack()
+        self._task_group: TaskGroup | None = None
+        self._intake: Intake | None = None
+
+    async def __aenter__(self) -> Self:
+        bus = self._bus
+        task_group = await self._stack.enter_async_context(anyio.create_task_group())
+        self._stack.callback(task_group.cancel_scope.cancel)
+        self._task_group = task_group
+        await task_group.start(self._follow_cancels)
+        await self._stack.enter_async_context(bus.listen(bus.subjects.stop, self._stop_signal))
+        await self._stack.enter_async_context(bus.listen(bus.subjects.all_who, self._who))
+        for queue in self.queues:
+            await self._stack.enter_async_context(
+                bus.listen(bus.subjects.ping_worker(queue), lambda *_: self.id.encode())
+            )
+        task_group.start_soon(self._heartbeat)
+        task_group.start_soon(self._tell_started)
+        self._intake = await self._stack.enter_async_context(
+            Intake(bus, self.queues, self.slots, self._free, self._delivered, transient=self._transient)
+        )
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self._stack.__aexit__(None, None, None)
+
+    # ---- launches in
+
+    def _free(self) -> int:
+        return self.slots - self._busy
+
+    def _delivered(self, delivery: Delivery) -> None:
+        try:
+            launch = self._bus.subjects.parse_launch(delivery.subject)
+        except RemoteProtocolError as error:
+            log.warning("launch_quarantined", reason=str(error))
+            delivery.ack()
+            return
+        key = (launch.run, launch.step, launch.attempt)
+        if key in self._attempts:
+            # It came again while it is here: the next heartbeat keeps it.
+            return
+        if self._free() <= 0:
+            delivery.release()
+            return
+        try:
+            attempt = Attempt(delivery, launch, decode_launch(delivery.payload))
+        except RemoteProtocolError as error:
+            self._unreadable(delivery, launch, error)
+            return
+        assert self._task_group is not None
+        self._attempts[key] = attempt
+        self._busy += 1
+        self._task_group.start_soon(self._run, attempt)
+
+    def _unreadable(self, delivery: Delivery, launch: LaunchSubject, error: RemoteProtocolError) -> None:
+        """Fail an attempt whose launch is garbage: its subject is taken, so no good launch can follow it."""
+        log.warning("launch_quarantined", run_id=launch.run, step_id=launch.step, reason=str(error))
+        assert self._task_group is not None
+        event = StepFailed(step=launch.step, attempt=launch.attempt, failure=Failure(message=str(error)))
+        self._task_group.start_soon(self._fail_unreadable, delivery, launch, event)
+
+    async def _fail_unreadable(self, delivery: Delivery, launch: LaunchSubject, event: StepFailed) -> None:
+        # The launch does not say which pipeline it is of; its run's submit does.
+        submitted = await self._bus.last(self._bus.subjects.events_of_step(launch.run, "_", "submitted"))
+        if submitted is None:
+            delivery.ack()
+            return
+        pipeline = self._bus.subjects.parse_event(submitted.subject).pipeline
+        _, kind, payload = encode_event(event)
+        subject = self._bus.subjects.event(pipeline, launch.run, launch.step, kind)
+        self._bus.append(subject, payload, done=lambda _: delivery.ack())
+
+    # ---- one attempt
+
+    async def _run(self, attempt: Attempt) -> None:
+        launch = attempt.launch
+        published = False
+        try:
+            if attempt.delivery.redelivered and not await self._may_run(attempt):
+                return
+            if launch.run in self._cancelled:
+                # Its end is decreed by the controller.
+                attempt.delivery.ack()
+                return
+            if anyio.current_time() - attempt.alive_at > STALE_S:
+                log.warning("launch_stale", run_id=launch.run, step_id=launch.step, attempt=launch.attempt)
+                return
+            self._young.append(attempt)
+            self._began.set()
+            with structlog.contextvars.bound_contextvars(
+                run_id=launch.run, step_id=launch.step, attempt=launch.attempt, worker_id=self.id
+            ):
+                event = await attempt.run_body()
+            if event is None:
+                attempt.delivery.ack()
+                return
+            self._publish(attempt, event)
+            published = True
+        finally:
+            if not published:
+                self._attempts.pop((launch.run, launch.step, launch.attempt), None)
+            self._busy -= 1
+            if self._intake is not None:
+                self._intake.refill()
+
+    async def _may_run(self, attempt: Attempt) -> bool:
+        """Look into a launch that may have been given before; heartbeats keep it meanwhile."""
+        launch = attempt.launch
+        verdict = await examine(self._bus, launch)
+        log.debug("launch_came_again", run_id=launch.run, step_id=launch.step, verdict=verdict.value)
+        if verdict is Verdict.RUN:
+            attempt.extend()
+            return True
+        if verdict is Verdict.OVER:
+            attempt.delivery.ack()
+        elif verdict is Verdict.LOST:
+            log.warning("attempt_lost", run_id=launch.run, step_id=launch.step, attempt=launch.attempt)
+            await self._publish_wait(attempt, lost(launch))
+            attempt.delivery.ack()
+        return False
+
+    def _publish(self, attempt: Attempt, event: StepSucceeded | StepFailed) -> None:
+        """Hand the result to the log; the launch is acked when the log has it. The slot is free meanwhile."""
+        launch = attempt.launch
+
+        def stored(_: Outcome) -> None:
+            attempt.delivery.ack()
+            self._attempts.pop((launch.run, launch.step, launch.attempt), None)
+
+        subject, payload = self._encoded(attempt, event)
+        self._bus.append(subject, payload, done=stored)
+
+    async def _publish_wait(self, attempt: Attempt, event: StepFailed) -> None:
+        subject, payload = self._encoded(attempt, event)
+        await self._bus.append_wait(subject, payload)
+
+    def _encoded(self, attempt: Attempt, event: StepSucceeded | StepFailed) -> tuple[str, bytes]:
+        launch = attempt.launch
+        try:
+            step, kind, payload = encode_event(event)
+        except EvpipeError as error:
+            assert isinstance(event, StepSucceeded)
+            step, kind, payload = encode_event(unencodable(event, error))
+        return self._bus.subjects.event(attempt.order.pipeline, launch.run, step, kind), payload
+
+    # ---- signs of life
+
+    async def _heartbeat(self) -> None:
+        while True:
+            await anyio.sleep(HEARTBEAT_S)
+            for attempt in self._attempts.values():
+                attempt.extend()
+
+    async def _tell_started(self) -> None:
+        """Publish `started` of bodies that have run for a while; not waited for."""
+        while True:
+            self._began = anyio.Event()
+            while self._young:
+                attempt = self._young[0]
+                if not attempt.ended and not attempt.stopped:
+                    due_at = (attempt.began_at or anyio.current_time()) + STARTED_AFTER_S
+                    if anyio.current_time() < due_at:
+                        await anyio.sleep_until(due_at)
+                        continue
+                    launch = attempt.launch
+                    event = StepStarted(step=launch.step, attempt=launch.attempt, worker=self.id)
+                    step, kind, payload = encode_event(event)
+                    subject = self._bus.subjects.event(attempt.order.pipeline, launch.run, step, kind)
+                    self._bus.append(subject, payload)
+                self._young.popleft()
+            await self._began.wait()
+
+    def _who(self, subject: str, _: bytes) -> bytes | None:
+        run, step, attempt = subject.rsplit(".", 3)[1:]
+        if not attempt.isdecimal() or (run, step, int(attempt)) not in self._attempts:
+            return None
+        return None if self._attempts[run, step, int(attempt)].began_at is None else self.id.encode()
+
+    # ---- orders to stop
+
+    async def _follow_cancels(self, *, task_status: anyio.abc.TaskStatus[None]) -> None:
+        bus = self._bus
+        wanted = [bus.subjects.events_like(kind="cancel-requested")]
+        last = await bus.last_sequence()
+        async for records in bus.replay(wanted, up_to=last):
+            for record in records:
+                self._cancel(record.subject)
+        task_status.started()
+        async with bus.follow(wanted, after=last) as feed:
+            async for records in feed:
+                for record in records:
+                    self._cancel(record.subject)
+
+    def _cancel(self, subject: str) -> None:
+        try:
+            run = self._bus.subjects.parse_event(subject).run
+        except RemoteProtocolError:
+            return
+        self._cancelled.add(run)
+        for attempt in list(self._attempts.values()):
+            if attempt.launch.run == run:
+                attempt.stop()
+
+    def _stop_signal(self, _: str, payload: bytes) -> None:
+        try:
+            stops = msgpack.unpackb(payload)
+            for run, step, number in stops:
+                attempt = self._attempts.get((run, step, number))
+                if attempt is not None:
+                    attempt.stop()
+        except (ValueError, TypeError) as error:
+            log.warning("stop_quarantined", reason=str(error))
