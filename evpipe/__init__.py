@@ -1,0 +1,95 @@
+"""Pipelines driven by events, on NATS.
+
+This module hands names on. What a file with a `@step` needs is imported here and is standard library all
+the way down; what runs pipelines (`run`, the client, hosting) is imported when its name is first used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from evpipe.core.states import RunStatus, StepStatus
+from evpipe.errors import (
+    BusRefused,
+    BusUnreachable,
+    Conflict,
+    EncodingError,
+    EvpipeError,
+    LimitExceeded,
+    NotFound,
+    NotKnownYet,
+    RunFailed,
+    UsageError,
+    WaitTimeout,
+)
+from evpipe.sdk import hook as _hook
+from evpipe.sdk.pipeline import PipelineFunction, pipeline
+from evpipe.sdk.result import RunResult, StepResult
+from evpipe.sdk.retry import Retry
+from evpipe.sdk.step import Step, step
+
+if TYPE_CHECKING:
+    from evpipe.client.client import Client, connect
+    from evpipe.controller.controller import Controller
+    from evpipe.hosting.run import run
+    from evpipe.worker.worker import Worker
+
+__all__ = [
+    "BusRefused",
+    "BusUnreachable",
+    "Client",
+    "Conflict",
+    "Controller",
+    "EncodingError",
+    "EvpipeError",
+    "LimitExceeded",
+    "NotFound",
+    "NotKnownYet",
+    "PipelineFunction",
+    "Retry",
+    "RunFailed",
+    "RunResult",
+    "RunStatus",
+    "Step",
+    "StepResult",
+    "StepStatus",
+    "UsageError",
+    "WaitTimeout",
+    "Worker",
+    "connect",
+    "pipeline",
+    "run",
+    "step",
+]
+
+_LAZY = {
+    "Client": "evpipe.client.client",
+    "Controller": "evpipe.controller.controller",
+    "Worker": "evpipe.worker.worker",
+    "connect": "evpipe.client.client",
+    "run": "evpipe.hosting.run",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    found = globals()[name] = getattr(import_module(_LAZY[name]), name)
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+def _run(target: PipelineFunction[..., Any], values: Mapping[str, Any], options: _hook.RunOptions) -> RunResult[Any]:
+    from evpipe.hosting.run import run
+
+    result: RunResult[Any] = run(target, dict(values), mode=options.mode, key=options.key, timeout_s=options.timeout_s)
+    return result
+
+
+_hook.run_hook = _run

@@ -19,6 +19,8 @@ from types import TracebackType
 from typing import Self
 
 import anyio
+import anyio.lowlevel
+from anyio.abc import TaskGroup
 
 from evpipe.bus.outbox import Message, Outbox, Verdict
 from evpipe.bus.protocol import (
@@ -324,9 +326,10 @@ class MemoryBus:
         self._outbox = Outbox(self._send)
         self._stack = AsyncExitStack()
         self._listener = 0
+        self._task_group: TaskGroup | None = None
 
     async def __aenter__(self) -> Self:
-        task_group = await self._stack.enter_async_context(anyio.create_task_group())
+        task_group = self._task_group = await self._stack.enter_async_context(anyio.create_task_group())
         self._stack.callback(task_group.cancel_scope.cancel)
         task_group.start_soon(self._outbox.run, task_group)
         return self
@@ -415,12 +418,18 @@ class MemoryBus:
         self, queue: str, priority: int, deliver: Callable[[Delivery], None], *, transient: bool = False
     ) -> AsyncIterator[Pull]:
         pull = MemoryPull(self, self.server.lane((queue, priority)), deliver)
-        async with anyio.create_task_group() as task_group:
-            task_group.start_soon(pull.run)
-            try:
-                yield pull
-            finally:
-                task_group.cancel_scope.cancel()
+        scope = anyio.CancelScope()
+
+        async def run() -> None:
+            with scope:
+                await pull.run()
+
+        assert self._task_group is not None
+        self._task_group.start_soon(run)
+        try:
+            yield pull
+        finally:
+            scope.cancel()
 
     async def drop_launches(self, run: str) -> None:
         await anyio.lowlevel.checkpoint()

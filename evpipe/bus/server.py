@@ -104,7 +104,9 @@ def find_server() -> Binary:
         path = Path(named).expanduser().absolute()
         version, problem = _inspect(path)
         if version is None:
-            raise UsageError(f"{BINARY_VARIABLE} is {named!r}, but {problem}; expected nats-server {_text(VERSION_MIN)} up")
+            raise UsageError(
+                f"{BINARY_VARIABLE} is {named!r}, but {problem}; expected nats-server {_text(VERSION_MIN)} up"
+            )
         return Binary(path, version)
     notes: list[str] = []
     seen: set[Path] = set()
@@ -117,7 +119,9 @@ def find_server() -> Binary:
             return Binary(path, version, tuple(notes))
         notes.append(f"passed over {path}: {problem}")
     passed_over = "".join(f" ({note})" for note in notes)
-    raise ServerNotFound(f"no nats-server {_text(VERSION_MIN)} or newer was found for the embedded bus{passed_over}: {_WAYS}")
+    raise ServerNotFound(
+        f"no nats-server {_text(VERSION_MIN)} or newer was found for the embedded bus{passed_over}: {_WAYS}"
+    )
 
 
 def _candidates() -> Iterator[Path]:
@@ -246,7 +250,7 @@ class ServerProcess:
             for old in self.directory.glob("nats-server_*.ports"):
                 old.unlink(missing_ok=True)
             self._write_config()
-            with (self.directory / OUTPUT_NAME).open("wb") as output:
+            with (self.directory / OUTPUT_NAME).open("wb") as output, _copies(self._hold_fds) as hold_fds:
                 self._process = subprocess.Popen(
                     # argv[0] is fixed because the server names its ports file after it.
                     ["nats-server", "-c", self.directory / CONFIG_NAME],
@@ -255,10 +259,10 @@ class ServerProcess:
                     stdout=output,
                     stderr=output,
                     cwd="/",
-                    pass_fds=self._hold_fds,
+                    pass_fds=hold_fds,
                     # Ctrl-C in our terminal is for us; we stop the server when we are done.
                     start_new_session=True,
-                    preexec_fn=_before_exec(),
+                    preexec_fn=_before_exec(),  # noqa: PLW1509  # it calls two functions, loaded before the fork
                 )
         try:
             self.port = self._wait_ready(self._process, binary.path, timeout_s)
@@ -333,6 +337,19 @@ class ServerProcess:
         if not lines:
             return f"; it wrote nothing to {self.directory / LOG_NAME}"
         return f"; the last lines of {self.directory / LOG_NAME}:\n" + "\n".join(lines[-TAIL_LINES:])
+
+
+@contextmanager
+def _copies(fds: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
+    """Copy descriptors for a child. With a preexec_fn the fork hooks run in it, and `FileLock`'s closes the originals."""
+    copies: list[int] = []
+    try:
+        for fd in fds:
+            copies.append(os.dup(fd))  # noqa: PERF401  # those made before one fails are closed below
+        yield tuple(copies)
+    finally:
+        for fd in copies:
+            os.close(fd)
 
 
 def _read_port(ports: Path) -> int | None:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, NamedTuple
-from urllib.parse import SplitResult, unquote, urlsplit
+from urllib.parse import unquote, urlsplit
 
 from evpipe.core.names import nearest
 from evpipe.errors import UsageError
@@ -23,10 +23,20 @@ SCHEMES: Final = ("nats", "tls")
 DEFAULT_PREFIX: Final = "evpipe"
 #: JetStream's own bounds for the copies of a stream.
 REPLICAS_MAX: Final = 5
-#: What a named file is for, and what nats-server listens on unless told otherwise.
-DEFAULT_PORT: Final = 4222
 CONFIG_FILE: Final = "evpipe.toml"
 PROJECT_FILE: Final = "pyproject.toml"
+
+
+def default_data_dir() -> Path:
+    """Folder for data of this user, by the custom of the platform."""
+    try:
+        if sys.platform == "darwin":
+            return Path.home() / "Library" / "Application Support" / "evpipe"
+        base = os.environ.get("XDG_DATA_HOME", "")
+        # The XDG specification: a relative path is to be ignored.
+        return (Path(base) if Path(base).is_absolute() else Path.home() / ".local" / "share") / "evpipe"
+    except RuntimeError as exc:
+        raise UsageError("this user has no home directory for evpipe's data: set EVPIPE_DATA_DIR") from exc
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,7 +56,7 @@ class BusSettings:
     #: First token of every subject: another prefix is another installation.
     prefix: str = DEFAULT_PREFIX
     #: Where the embedded server keeps its data.
-    data_dir: Path = field(default_factory=lambda: default_data_dir())
+    data_dir: Path = field(default_factory=default_data_dir)
     #: Copies of each stream on a cluster.
     replicas: int = 1
 
@@ -97,7 +107,7 @@ def load_settings(
     data_dir: Path | str | None = None,
     replicas: int | None = None,
 ) -> BusSettings:
-    """Collect the settings: an argument, else EVPIPE_*, else the nearest evpipe.toml or [tool.evpipe], else the default.
+    """Collect the settings: argument, else EVPIPE_*, else the nearest evpipe.toml or [tool.evpipe], else default.
 
     An empty variable counts as not set. User and password may also stand in the URL.
 
@@ -122,18 +132,6 @@ def load_settings(
     _move_login_out_of_url(values, sources)
     _check_pairs(values, sources)
     return BusSettings(**values)  # type: ignore[arg-type]  # each value went through the check of its name
-
-
-def default_data_dir() -> Path:
-    """Folder for data of this user, by the custom of the platform."""
-    try:
-        if sys.platform == "darwin":
-            return Path.home() / "Library" / "Application Support" / "evpipe"
-        base = os.environ.get("XDG_DATA_HOME", "")
-        # The XDG specification: a relative path is to be ignored.
-        return (Path(base) if Path(base).is_absolute() else Path.home() / ".local" / "share") / "evpipe"
-    except RuntimeError as exc:
-        raise UsageError("this user has no home directory for evpipe's data: set EVPIPE_DATA_DIR") from exc
 
 
 def _find(option: _Option, flags: Mapping[str, object], file: Mapping[str, _Found], here: Path) -> _Found | None:
@@ -268,7 +266,9 @@ def _check_server(server: str, found: _Found) -> str:
     except ValueError as exc:
         raise UsageError(f"{found.source} is {_without_login(server)!r}, whose {exc}: {accepted}") from exc
     if parts.scheme not in SCHEMES:
-        raise UsageError(f"{found.source} is {_without_login(server)!r} with the unknown scheme {parts.scheme!r}: {accepted}")
+        raise UsageError(
+            f"{found.source} is {_without_login(server)!r} with the unknown scheme {parts.scheme!r}: {accepted}"
+        )
     if not parts.hostname or port == 0:
         raise UsageError(f"{found.source} is {_without_login(server)!r}, which names no host and port: {accepted}")
     if parts.path not in ("", "/") or parts.query or parts.fragment:
@@ -317,8 +317,9 @@ def _move_login_out_of_url(values: dict[str, object], sources: dict[str, str]) -
 
 
 def _login(server: str) -> tuple[str | None, str | None]:
-    parts: SplitResult = urlsplit(server)
-    return tuple(None if part is None else unquote(part) for part in (parts.username, parts.password))  # type: ignore[return-value]  # of two
+    parts = urlsplit(server)
+    first, second = parts.username, parts.password
+    return (None if first is None else unquote(first), None if second is None else unquote(second))
 
 
 def _check_pairs(values: Mapping[str, object], sources: Mapping[str, str]) -> None:

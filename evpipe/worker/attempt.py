@@ -18,7 +18,7 @@ from evpipe.wire.subjects import LaunchSubject
 from evpipe.worker.code import CodeNotFound, find_function
 from evpipe.worker.executors.inline import run_inline
 from evpipe.worker.executors.thread import run_in_thread
-from evpipe.worker.failures import failure_of
+from evpipe.worker.failures import failure_of, timeout_failure
 from evpipe.worker.outputs import OutputMismatch, shape_output
 
 log = structlog.get_logger(__name__)
@@ -88,8 +88,7 @@ class Attempt:
         if self.stopped:
             return None
         if self.scope.cancelled_caught:
-            message = f"the attempt ran longer than {order.timeout_s:g} s"
-            reason, failure = Reason.TIMEOUT, Failure(message=message, types=_TIMEOUT_TYPES)
+            reason, failure = Reason.TIMEOUT, timeout_failure(order.timeout_s)
         if failure is None:
             return StepSucceeded(step=launch.step, attempt=launch.attempt, value=value, started_at_s=self.started_at_s)
         return StepFailed(
@@ -122,6 +121,3 @@ def unencodable(event: StepSucceeded, error: EvpipeError) -> StepFailed:
         failure=Failure(message=str(error)),
         started_at_s=event.started_at_s,
     )
-
-
-_TIMEOUT_TYPES = tuple(f"{cls.__module__}.{cls.__qualname__}" for cls in TimeoutError.__mro__ if cls is not object)

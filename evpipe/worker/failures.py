@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import traceback
+from types import TracebackType
 
 from evpipe.core.events import Failure
 from evpipe.wire.limits import MESSAGE_CHARS_MAX, TRACEBACK_CHARS_MAX
@@ -21,14 +22,27 @@ def failure_of(error: BaseException) -> Failure:
         shown = "".join(traceback.format_exception(type(error), error, _past_worker(error)))
     except Exception as second:  # noqa: BLE001 - likewise
         shown = f"<the traceback cannot be shown: {type(second).__name__}>"
-    types = tuple(f"{cls.__module__}.{cls.__qualname__}" for cls in type(error).__mro__ if cls is not object)
     # Cut where it is made: a traceback of a deep recursion is megabytes.
     return Failure(
-        message=f"{name}: {text}" if text else name, types=types, traceback=shown[-4 * TRACEBACK_CHARS_MAX :]
+        message=f"{name}: {text}" if text else name,
+        types=_types(type(error)),
+        traceback=shown[-4 * TRACEBACK_CHARS_MAX :],
     )
 
 
-def _past_worker(error: BaseException) -> object:
+def timeout_failure(timeout_s: float | None) -> Failure:
+    """Describe an attempt that ran longer than it may."""
+    return Failure(message=f"the attempt ran longer than {timeout_s:g} s", types=_TIMEOUT_TYPES)
+
+
+def _types(cls: type[BaseException]) -> tuple[str, ...]:
+    return tuple(f"{base.__module__}.{base.__qualname__}" for base in cls.__mro__ if base is not object)
+
+
+_TIMEOUT_TYPES = _types(TimeoutError)
+
+
+def _past_worker(error: BaseException) -> TracebackType | None:
     frames = error.__traceback__
     while frames is not None and frames.tb_frame.f_globals.get("__name__", "").startswith("evpipe.worker"):
         frames = frames.tb_next

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from types import TracebackType
 from typing import Any, Final, Self
 
@@ -64,11 +64,12 @@ class NatsBus:
         self._acks = f"{self._connection.inbox}.ack."
         self._stack = AsyncExitStack()
         self._missing = anyio.Event()
+        self._task_group: TaskGroup | None = None
 
     async def __aenter__(self) -> Self:
         await self._connection.open()
         self._connection.add_part(self._run_outbox)
-        task_group = await self._stack.enter_async_context(anyio.create_task_group())
+        task_group = self._task_group = await self._stack.enter_async_context(anyio.create_task_group())
         self._stack.callback(task_group.cancel_scope.cancel)
         try:
             await self._stack.enter_async_context(self._connection.subscribed(f"{self._acks}*", self._answered))
@@ -165,12 +166,28 @@ class NatsBus:
         self, stream: str, subjects: list[str], after: int, since_s: float | None = None
     ) -> AsyncIterator[Feed]:
         feed = Feed(self._connection, stream, subjects, after=after, since_s=since_s)
-        async with anyio.create_task_group() as task_group:
-            task_group.start_soon(feed.run)
-            try:
-                yield feed
-            finally:
-                task_group.cancel_scope.cancel()
+        with self._running(feed.run):
+            yield feed
+
+    @contextmanager
+    def _running(self, part: Callable[[], Coroutine[Any, Any, None]]) -> Iterator[None]:
+        """Run something beside the caller, in the bus's own task group.
+
+        Not in one of the caller's: a subscription is often an async generator that its user leaves early, and
+        such a generator is closed later, in another task, where a task group may not be left.
+        """
+        scope = anyio.CancelScope()
+
+        async def run() -> None:
+            with scope:
+                await part()
+
+        assert self._task_group is not None
+        self._task_group.start_soon(run)
+        try:
+            yield
+        finally:
+            scope.cancel()
 
     # ---- the queue
 
@@ -180,12 +197,9 @@ class NatsBus:
     ) -> AsyncIterator[Pull]:
         subject = self.subjects.launches_of_lane(queue, priority)
         lane = Lane(self._connection, self._names.queue, queue, priority, subject, deliver, transient=transient)
-        async with anyio.create_task_group() as task_group:
-            await task_group.start(lane.run)
-            try:
-                yield lane
-            finally:
-                task_group.cancel_scope.cancel()
+        with self._running(lane.run):
+            await lane.opened.wait()
+            yield lane
 
     async def drop_launches(self, run: str) -> None:
         await self._purge({"filter": self.subjects.launches_of_run(run)})

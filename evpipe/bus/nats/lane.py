@@ -9,7 +9,6 @@ from typing import Any, Final
 
 import anyio
 import structlog
-from anyio.abc import TaskStatus
 from nats.aio.msg import Msg
 
 from evpipe.bus.nats.connection import ApiError, Connection
@@ -90,6 +89,8 @@ class Lane:
         self._config = lane_config(queue, priority, filter_subject, transient=transient)
         self._deliver = deliver
         self._open = False
+        #: Set when its consumer was there for the first time.
+        self.opened = anyio.Event()
         self._broken = anyio.Event()
         self._heard_at = -math.inf
         self._inbox = f"{connection.inbox}.lane.{secrets.token_hex(4)}"
@@ -102,9 +103,8 @@ class Lane:
         if self._open:
             self._request(count)
 
-    async def run(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
-        """Keep the pull open until cancelled; started when it is open for the first time."""
-        started = False
+    async def run(self) -> None:
+        """Keep the pull open until cancelled."""
         async with self._connection.subscribed(self._inbox, self._received):
             while True:
                 self._open = False
@@ -118,9 +118,7 @@ class Lane:
                     await anyio.sleep(HEARTBEAT_S)
                     continue
                 self._open = True
-                if not started:
-                    started = True
-                    task_status.started()
+                self.opened.set()
                 self._heard_at = anyio.current_time()
                 if self.asked:
                     self._request(self.asked)

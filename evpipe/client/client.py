@@ -1,0 +1,291 @@
+"""The client: submits runs, finds them, subscribes to events."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import secrets
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack
+from datetime import datetime
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self, TypeVar
+
+import anyio
+import anyio.to_thread
+import structlog
+
+from evpipe.bus.protocol import Bus, Refused
+from evpipe.bus.settings import BusSettings, load_settings
+from evpipe.client.events import RunEvent, run_event
+from evpipe.client.handle import RunHandle
+from evpipe.core.names import check_name
+from evpipe.errors import Conflict, NotFound, RemoteProtocolError, UsageError
+from evpipe.sdk.pipeline import PipelineFunction
+from evpipe.wire.graphs import encode_graph, graph_digest
+from evpipe.wire.messages import Submission, decode_submission, encode_submission
+from evpipe.wire.registry import BUCKET, RunEntry, decode_run_entry
+from evpipe.wire.subjects import RUN_KINDS, STEP_KINDS, check_run_id
+from evpipe.wire.values import pack
+
+if TYPE_CHECKING:
+    from evpipe.bus.embedded import EmbeddedServer
+
+log = structlog.get_logger(__name__)
+
+R = TypeVar("R")
+
+#: How often a user of the embedded server makes sure that its keeper lives.
+KEEPER_LOOK_S = 1.0
+
+
+def connect(
+    url: str | None = None,
+    *,
+    user: str | None = None,
+    password: str | None = None,
+    token: str | None = None,
+    credentials: str | Path | None = None,
+    tls_ca: str | Path | None = None,
+    tls_cert: str | Path | None = None,
+    tls_key: str | Path | None = None,
+    prefix: str | None = None,
+) -> Client:
+    """Describe a connection; `async with` makes it, so the client may be handed on before.
+
+    Args:
+        url: of one or several NATS servers, with commas between; None: as configured by `EVPIPE_NATS_URL`,
+            `NATS_URL` or a file, and if it is not, the embedded server of this user.
+        credentials: path of a NATS credentials file.
+        prefix: names the installation; a second prefix is a second, separate one.
+
+    Raises:
+        UsageError: if a setting is not usable.
+    """
+    flags = {
+        "url": url,
+        "user": user,
+        "password": password,
+        "token": token,
+        "credentials": credentials,
+        "tls_ca": tls_ca,
+        "tls_cert": tls_cert,
+        "tls_key": tls_key,
+        "prefix": prefix,
+    }
+    return Client(load_settings(**{key: value for key, value in flags.items() if value is not None}))
+
+
+class Client:
+    """A connection to an installation: `async with connect() as client: …`.
+
+    Args:
+        settings: where the bus is; made by `connect`.
+        bus: a bus to use instead, which somebody else has entered.
+    """
+
+    def __init__(self, settings: BusSettings | None = None, *, bus: Bus | None = None) -> None:
+        self._settings = settings
+        self._bus = bus
+        self._stack = AsyncExitStack()
+        #: The embedded server, where that is what this client uses.
+        self.embedded: EmbeddedServer | None = None
+
+    async def __aenter__(self) -> Self:
+        if self._bus is not None:
+            return self
+        settings = self._settings
+        assert settings is not None
+        # nats-py takes a third of a second to import: only who connects pays for it.
+        from evpipe.bus.embedded import EmbeddedServer
+        from evpipe.bus.nats.bus import NatsBus
+
+        if settings.url is None:
+            self.embedded = await anyio.to_thread.run_sync(EmbeddedServer.start, settings.data_dir)
+            self._stack.callback(self.embedded.close)
+            settings = embedded_settings(settings, self.embedded)
+        try:
+            if self.embedded is not None:
+                task_group = await self._stack.enter_async_context(anyio.create_task_group())
+                self._stack.callback(task_group.cancel_scope.cancel)
+                task_group.start_soon(self._keep_embedded, self.embedded)
+            self._bus = await self._stack.enter_async_context(NatsBus(settings))
+        except BaseException:
+            await self.__aexit__(None, None, None)
+            raise
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._settings is not None:
+            self._bus = None
+        await self._stack.__aexit__(None, None, None)
+
+    async def _keep_embedded(self, server: EmbeddedServer) -> None:
+        while True:
+            await anyio.sleep(KEEPER_LOOK_S)
+            await anyio.to_thread.run_sync(server.ensure)
+
+    @property
+    def bus(self) -> Bus:
+        """The bus; UsageError if the client was not entered."""
+        if self._bus is None:
+            raise UsageError("the client is not connected: use it inside `async with client:`")
+        return self._bus
+
+    # ---- runs
+
+    async def submit(
+        self,
+        target: PipelineFunction[..., R],
+        parameters: Mapping[str, Any] | None = None,
+        *,
+        key: str | None = None,
+        queue: str = "",
+    ) -> RunHandle[R]:
+        """Submit a run.
+
+        Args:
+            target: a pipeline.
+            parameters: values of its parameters; those with a default may be left out.
+            key: makes the submit idempotent: the same key, graph and parameters are the same run.
+            queue: takes all launches of the run, whatever queue its steps name; "" leaves them theirs.
+
+        Returns:
+            A handle of the run, which is in the log for good.
+
+        Raises:
+            UsageError: if the parameters or the graph are wrong; nothing was submitted.
+            Conflict: if the key belongs to a run with another graph or other parameters.
+        """
+        bus = self.bus
+        if not isinstance(target, PipelineFunction):
+            raise UsageError(f"submit takes a function with @pipeline, not a {type(target).__name__}")
+        if queue:
+            check_name("queue", queue)
+        built = target.build(dict(parameters or {}))
+        data = encode_graph(built.graph)
+        submission = Submission(graph=graph_digest(data), parameters=built.parameters, queue=queue)
+        payload = encode_submission(submission)
+        run_id = new_run_id() if key is None else keyed_run_id(built.graph.pipeline, key)
+        await bus.objects.put(submission.graph, data)
+        subject = bus.subjects.event(built.graph.pipeline, run_id, None, "submitted")
+        if await bus.append_wait(subject, payload, expected=0) is Refused.SEQUENCE:
+            found = await bus.last(subject)
+            if found is not None:
+                _check_same_submit(found.payload, submission, run_id, key)
+        log.debug("run_submitted", run_id=run_id, pipeline=built.graph.pipeline)
+        return RunHandle(bus, run_id, built.graph.pipeline)
+
+    async def get_run(self, run_id: str) -> RunHandle[Any]:
+        """Give a handle of a run by its id; NotFound if there is none."""
+        bus = self.bus
+        check_run_id(run_id)
+        found = await bus.last(bus.subjects.events_of_step(run_id, "_", "submitted"))
+        if found is None:
+            raise NotFound(f"there is no run {run_id}")
+        return RunHandle(bus, run_id, bus.subjects.parse_event(found.subject).pipeline)
+
+    async def runs(self, *, pipeline: str | None = None, status: str | None = None) -> list[RunEntry]:
+        """List runs, the newest first, from the registry (which may be a moment behind the log)."""
+        entries: list[RunEntry] = []
+        for entry in await self.bus.bucket(BUCKET).entries():
+            try:
+                found = decode_run_entry(entry.value)
+            except RemoteProtocolError:
+                continue
+            if pipeline in (None, found.pipeline) and status in (None, found.status):
+                entries.append(found)
+        return sorted(entries, key=lambda entry: entry.submitted_at_s, reverse=True)
+
+    async def events(
+        self,
+        *,
+        pipeline: str | None = None,
+        kind: str | None = None,
+        since: datetime | float | int | None = None,
+    ) -> AsyncIterator[RunEvent]:
+        """Subscribe to events; does not end.
+
+        Args:
+            pipeline: only events of its runs.
+            kind: only events of this kind ("failed", "finished", …).
+            since: a datetime (or seconds since 1970 as a float): events from then on; an int: events after that
+                sequence of the log; None: those from now on.
+
+        Raises:
+            UsageError: if the pipeline's name or the kind is none.
+        """
+        bus = self.bus
+        kinds = sorted(RUN_KINDS | STEP_KINDS)
+        if kind is not None and kind not in kinds:
+            raise UsageError(f"there is no event kind {kind!r}: there are {', '.join(kinds)}")
+        if pipeline is not None:
+            check_name("pipeline", pipeline)
+        after, since_s = 0, None
+        if since is None:
+            after = await bus.last_sequence()
+        elif isinstance(since, datetime):
+            since_s = since.timestamp()
+        elif isinstance(since, float):
+            since_s = since
+        else:
+            after = since
+        subject = bus.subjects.events_like(pipeline=pipeline, kind=kind)
+        async with bus.follow([subject], after=after, since_s=since_s) as feed:
+            async for records in feed:
+                for record in records:
+                    event = run_event(record, bus.subjects)
+                    if event is not None:
+                        yield event
+
+    # ---- who is there
+
+    async def controller_answers(self, timeout_s: float) -> bool:
+        bus = self.bus
+        return await bus.ask(bus.subjects.ping_controller, b"", timeout_s=timeout_s) is not None
+
+    async def worker_answers(self, queue: str, timeout_s: float) -> bool:
+        bus = self.bus
+        return await bus.ask(bus.subjects.ping_worker(queue), b"", timeout_s=timeout_s) is not None
+
+
+def embedded_settings(settings: BusSettings, server: EmbeddedServer) -> BusSettings:
+    """The settings with which the embedded server is reached."""
+    return BusSettings(
+        url=server.url, token=server.token, prefix=settings.prefix, data_dir=settings.data_dir, replicas=1
+    )
+
+
+def new_run_id() -> str:
+    """A random run id: 20 characters, 100 bits."""
+    return _text_of(secrets.token_bytes(13))
+
+
+def keyed_run_id(pipeline: str, key: str) -> str:
+    """The id of the run that this key of this pipeline stands for."""
+    if not isinstance(key, str) or not key:
+        raise UsageError(f"key must be a text that is not empty, not {key!r}")
+    return _text_of(hashlib.sha256(f"{pipeline}\0{key}".encode()).digest())
+
+
+def _text_of(data: bytes) -> str:
+    return base64.b32encode(data).decode().lower()[:20]
+
+
+def _check_same_submit(stored: bytes, wanted: Submission, run_id: str, key: str | None) -> None:
+    """Refuse a submit whose key belongs to a run that is not the same. The queue is no part of what a run is."""
+    found = decode_submission(stored)
+    for name in {**found.parameters, **wanted.parameters}:
+        before, now = found.parameters.get(name), wanted.parameters.get(name)
+        if pack(before, name) != pack(now, name):
+            raise Conflict(
+                f"the key {key!r} belongs to run {run_id}, which was submitted with {name} = {before!r}, not {now!r}",
+                run_id=run_id,
+            )
+    if found.graph != wanted.graph:
+        raise Conflict(
+            f"the key {key!r} belongs to run {run_id}, which was submitted with another graph", run_id=run_id
+        )

@@ -1,0 +1,53 @@
+"""A run as a client sees it: the controller's own fold, over the records of one run."""
+
+from __future__ import annotations
+
+from evpipe.bus.protocol import Bus, Record
+from evpipe.core.events import Event, Submitted
+from evpipe.core.machine import Run
+from evpipe.core.parameters import check_parameters
+from evpipe.errors import RemoteProtocolError, UsageError
+from evpipe.wire.graphs import decode_graph
+from evpipe.wire.messages import decode_event, decode_submission
+
+
+class RunFold:
+    """Folds the records of one run, in order."""
+
+    def __init__(self, bus: Bus, run_id: str) -> None:
+        self._bus = bus
+        self.run = Run(run_id)
+        #: Sequence of the newest record folded.
+        self.sequence = 0
+
+    async def fold(self, record: Record) -> Event | None:
+        """Apply the next record.
+
+        Returns:
+            The event that it was; None if it cannot be read.
+        """
+        self.sequence = record.sequence
+        subject = self._bus.subjects.parse_event(record.subject)
+        try:
+            if subject.kind == "submitted":
+                event: Event | None = await self._submitted(record)
+            else:
+                event = decode_event(subject, record.payload, record.at_s)
+        except RemoteProtocolError:
+            return None
+        if event is not None:
+            # The controller acts on the commands; a client only looks at the state.
+            self.run.step(event)
+        return event
+
+    async def _submitted(self, record: Record) -> Submitted:
+        try:
+            submission = decode_submission(record.payload)
+            data = await self._bus.objects.get(submission.graph)
+            if data is None:
+                raise UsageError(f"the graph {submission.graph} is not in the object store")
+            graph = decode_graph(data)
+            parameters = check_parameters(graph.parameters, submission.parameters, of=graph.pipeline)
+        except (UsageError, RemoteProtocolError) as error:
+            return Submitted(at_s=record.at_s, graph=None, parameters={}, rejection=str(error))
+        return Submitted(at_s=record.at_s, graph=graph, parameters=parameters)

@@ -1,0 +1,104 @@
+"""A run in the hands of a client: wait for it, watch it, cancel it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any, Generic, TypeVar
+
+import anyio
+
+from evpipe.bus.protocol import Bus
+from evpipe.client.events import RunEvent, run_event
+from evpipe.client.fold import RunFold
+from evpipe.core.events import CancelCause, CancelRequested
+from evpipe.core.machine import Run
+from evpipe.core.states import RunStatus
+from evpipe.errors import WaitTimeout
+from evpipe.sdk.result import RunResult
+from evpipe.wire.messages import encode_event
+
+R_co = TypeVar("R_co", covariant=True)
+
+
+class RunHandle(Generic[R_co]):
+    """A submitted run; made by `Client.submit` and `Client.get_run`."""
+
+    def __init__(self, bus: Bus, run_id: str, pipeline: str) -> None:
+        self._bus = bus
+        self.id = run_id
+        self.pipeline = pipeline
+
+    async def result(self, timeout_s: float | None = None) -> RunResult[R_co]:
+        """Wait for the end of the run and give its result.
+
+        Args:
+            timeout_s: seconds to wait; None: for ever.
+
+        Raises:
+            WaitTimeout: if it has not ended by then; it goes on.
+        """
+        run = Run(self.id)
+        try:
+            with anyio.fail_after(timeout_s):
+                async for folded in self.watch():
+                    run = folded
+        except TimeoutError:
+            raise WaitTimeout(f"run {self.id} has not ended after {timeout_s:g} s; it goes on") from None
+        return RunResult.of(run)
+
+    async def watch(self) -> AsyncIterator[Run]:
+        """Give the folded run after each batch of its events, until it has ended.
+
+        It is the same object each time, changed in place.
+        """
+        fold = RunFold(self._bus, self.id)
+        async with self._bus.follow([self._bus.subjects.events_of_run(self.id)]) as feed:
+            async for records in feed:
+                for record in records:
+                    await fold.fold(record)
+                yield fold.run
+                if fold.run.ended:
+                    return
+
+    async def events(self) -> AsyncIterator[RunEvent]:
+        """Give the run's events from the first on, until it has finished."""
+        fold = RunFold(self._bus, self.id)
+        async with self._bus.follow([self._bus.subjects.events_of_run(self.id)]) as feed:
+            async for records in feed:
+                for record in records:
+                    await fold.fold(record)
+                    event = run_event(record, self._bus.subjects)
+                    if event is not None:
+                        yield event
+                    if fold.run.ended:
+                        return
+
+    async def state(self) -> Run:
+        """Give the run as the log shows it now."""
+        fold = RunFold(self._bus, self.id)
+        last = await self._bus.last_sequence()
+        async for records in self._bus.replay([self._bus.subjects.events_of_run(self.id)], up_to=last):
+            for record in records:
+                await fold.fold(record)
+        return fold.run
+
+    async def status(self) -> RunStatus:
+        return (await self.state()).status
+
+    async def cancel(self, message: str = "") -> None:
+        """Ask for the end of the run; nothing happens if it has ended, or was asked before.
+
+        Args:
+            message: shown as the reason of what is cancelled.
+        """
+        event = CancelRequested(cause=CancelCause.REQUEST, message=message or "cancelled on request")
+        step, kind, payload = encode_event(event)
+        if await self._bus.last(self._bus.subjects.event(self.pipeline, self.id, None, "finished")) is None:
+            subject = self._bus.subjects.event(self.pipeline, self.id, step, kind)
+            await self._bus.append_wait(subject, payload, expected=0)
+
+    def __repr__(self) -> str:
+        return f"<run {self.id} of pipeline {self.pipeline!r}>"
+
+
+AnyRunHandle = RunHandle[Any]

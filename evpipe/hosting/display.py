@@ -1,0 +1,151 @@
+"""What a person sees of a run: a line that names the bus, a live table of steps on a terminal, a line at the end."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Final, TextIO
+
+from evpipe.core.machine import Run, StepState
+from evpipe.core.states import RunStatus, StepStatus
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+    from rich.live import Live
+
+    from evpipe.client.handle import RunHandle
+
+#: Rows of the table: what is under way first, then what ended last.
+ROWS_MAX: Final = 16
+STYLES: Final = {
+    StepStatus.PENDING: "dim",
+    StepStatus.QUEUED: "cyan",
+    StepStatus.RUNNING: "yellow",
+    StepStatus.SUCCEEDED: "green",
+    StepStatus.FAILED: "bold red",
+    StepStatus.SKIPPED: "dim",
+    StepStatus.CANCELLED: "magenta",
+}
+_ORDER: Final = [
+    StepStatus.RUNNING,
+    StepStatus.FAILED,
+    StepStatus.QUEUED,
+    StepStatus.PENDING,
+    StepStatus.CANCELLED,
+    StepStatus.SKIPPED,
+    StepStatus.SUCCEEDED,
+]
+
+
+class Display:
+    """Talks on a stream that is not the result's.
+
+    Args:
+        stream: usually standard error.
+        quiet: say nothing but warnings.
+    """
+
+    def __init__(self, stream: TextIO, *, quiet: bool = False) -> None:
+        self._stream = stream
+        self._quiet = quiet
+        self._live: Live | None = None
+        self._run: Run | None = None
+        self._offset_s = 0.0
+
+    def bus(self, where: str) -> None:
+        self._say(f"bus: {where}")
+
+    def submitted(self, handle: RunHandle[Any]) -> None:
+        self._say(f"run: {handle.id} of pipeline {handle.pipeline}")
+
+    def note(self, text: str) -> None:
+        if self._live is not None:
+            self._live.console.print(f"note: {text}", highlight=False, markup=False)
+        else:
+            self._stream.write(f"note: {text}\n")
+            self._stream.flush()
+
+    @contextmanager
+    def live(self, run_id: str) -> Iterator[None]:
+        """Show a live table while the block runs, if there is a terminal to show it on."""
+        if self._quiet or not self._stream.isatty():
+            yield
+            return
+        from rich.console import Console
+        from rich.live import Live
+
+        console = Console(file=self._stream)
+        with Live(console=console, get_renderable=self._render, refresh_per_second=8, transient=False) as live:
+            self._live = live
+            try:
+                yield
+            finally:
+                self._live = None
+
+    def show(self, run: Run) -> None:
+        """Take the run as it is now; the table is drawn from it at its own pace."""
+        self._run = run
+        # Durations of what runs are shown by the log's clock, which need not be this machine's.
+        self._offset_s = run.at_s - time.time()
+
+    def finished(self, run: Run) -> None:
+        counts = Counter(state.status for state in run.steps.values())
+        parts = [f"{counts[status]} {status}" for status in StepStatus if counts[status]]
+        took_s = run.at_s - (run.submitted_at_s or run.at_s)
+        line = f"{run.status}: {', '.join(parts) or 'no steps'} in {took_s:.2f} s"
+        if run.status is not RunStatus.SUCCEEDED and run.message:
+            line += f": {run.message}"
+        self._say(line)
+
+    def _say(self, line: str) -> None:
+        if not self._quiet:
+            self._stream.write(line + "\n")
+            self._stream.flush()
+
+    def _render(self) -> RenderableType:
+        from rich.table import Table
+        from rich.text import Text
+
+        run = self._run
+        if run is None:
+            return Text("waiting for the controller …", style="dim")
+        counts = Counter(state.status for state in run.steps.values())
+        caption = "  ".join(f"{counts[s]} {s}" for s in StepStatus if counts[s])
+        table = Table(box=None, pad_edge=False, caption=caption, caption_justify="left")
+        for column in ("step", "status", "attempt", "time", ""):
+            table.add_column(column, no_wrap=column != "", overflow="ellipsis")
+        now_s = time.time() + self._offset_s
+        for name, state in shown_rows(run.steps):
+            status = Text(state.status, style=STYLES[state.status])
+            note = state.message if state.status is not StepStatus.SUCCEEDED else ""
+            if state.due_at_s is not None:
+                note = f"again in {max(0.0, state.due_at_s - now_s):.1f} s: {state.message}"
+            attempt = str(state.attempt) if state.attempt > 1 else ""
+            table.add_row(name, status, attempt, _took(state, now_s), Text(note.splitlines()[0] if note else "", "dim"))
+        hidden = len(run.steps) - ROWS_MAX
+        if hidden > 0:
+            table.add_row(Text(f"… {hidden:,} more", style="dim"))
+        return table
+
+
+def shown_rows(steps: dict[str, StepState]) -> list[tuple[str, StepState]]:
+    """Choose the rows of the table: the most telling ones, in the graph's order."""
+    if len(steps) <= ROWS_MAX:
+        return list(steps.items())
+    by_status: dict[StepStatus, list[str]] = {status: [] for status in _ORDER}
+    for name, state in steps.items():
+        by_status[state.status].append(name)
+    chosen: set[str] = set()
+    for status in _ORDER:
+        names = by_status[status]
+        # Of what has ended the last are news, of what is to come the first.
+        chosen.update((names[-ROWS_MAX:] if status is StepStatus.SUCCEEDED else names)[: ROWS_MAX - len(chosen)])
+    return [(name, state) for name, state in steps.items() if name in chosen]
+
+
+def _took(state: StepState, now_s: float) -> str:
+    if state.started_at_s is None or state.status is StepStatus.PENDING:
+        return ""
+    return f"{max(0.0, (state.ended_at_s or now_s) - state.started_at_s):.2f} s"

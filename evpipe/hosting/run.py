@@ -1,0 +1,93 @@
+"""`run`: one run from its submit to its result, with all that this process has to host for it."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar, get_args
+
+import anyio
+import sniffio
+
+from evpipe.errors import UsageError
+from evpipe.hosting.debug import run_debug
+from evpipe.hosting.logs import configure_logs
+from evpipe.hosting.session import Session
+from evpipe.sdk.hook import Mode
+from evpipe.sdk.pipeline import PipelineFunction
+from evpipe.sdk.result import RunResult
+
+R = TypeVar("R")
+T = TypeVar("T")
+
+MODES = get_args(Mode)
+
+
+def run(
+    target: PipelineFunction[..., R],
+    params: Mapping[str, Any] | None = None,
+    *,
+    mode: Mode | None = None,
+    key: str | None = None,
+    timeout_s: float | None = None,
+) -> RunResult[R]:
+    """Run a pipeline and wait for its end; works in a script, a notebook and under a running loop.
+
+    Args:
+        target: a pipeline.
+        params: values of its parameters; those with a default may be left out.
+        mode: "bus": on the configured bus, or the embedded one, with a controller and a worker of this process;
+            "local": in this process, without a server; "debug": plain calls in this thread. None: "bus".
+        key: makes the run idempotent: the same key, graph and parameters are the same run.
+        timeout_s: seconds to wait for the end.
+
+    Returns:
+        The result, whatever the run's status; its `.value` raises unless the run succeeded.
+
+    Raises:
+        UsageError: if anything about the call is wrong; nothing was submitted then.
+        BusUnreachable, BusRefused, ServerNotFound: if there is no bus to run on.
+        WaitTimeout: if the run has not ended after `timeout_s`.
+    """
+    configure_logs()
+    if not isinstance(target, PipelineFunction):
+        raise UsageError(f"run takes a function with @pipeline, not a {type(target).__name__}")
+    if mode is not None and mode not in MODES:
+        raise UsageError(f"mode must be one of {', '.join(MODES)}, not {mode!r}")
+    if mode == "debug":
+        if key is not None or timeout_s is not None:
+            raise UsageError("key and timeout_s mean nothing in debug mode, where the run is this very call")
+        return run_debug(target.build(dict(params or {})))
+    session = Session(target, dict(params or {}), mode=mode or "bus", key=key, timeout_s=timeout_s)
+    return _outside_of_any_loop(lambda: anyio.run(session.run))
+
+
+def _outside_of_any_loop(call: Callable[[], T]) -> T:
+    """Call where no event loop runs: here if there is none, else in a thread of its own."""
+    try:
+        sniffio.current_async_library()
+    except sniffio.AsyncLibraryNotFoundError:
+        return call()
+    outcome: list[tuple[bool, Any]] = []
+
+    def body() -> None:
+        try:
+            outcome.append((True, call()))
+        except BaseException as error:  # noqa: BLE001 - raised again in the caller's thread
+            outcome.append((False, error))
+
+    thread = threading.Thread(target=body, name="evpipe-run", daemon=True)
+    thread.start()
+    thread.join()
+    ok, value = outcome[0]
+    if ok:
+        result: T = value
+        return result
+    raise value
+
+
+def say(line: str) -> None:
+    """Talk to the person at the terminal: on standard error, which is not the result."""
+    sys.stderr.write(line + "\n")
+    sys.stderr.flush()

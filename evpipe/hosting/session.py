@@ -1,0 +1,170 @@
+"""One `run` call: the bus, what is hosted beside it, the wait, and what Ctrl-C means."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any, Final
+
+import anyio
+import structlog
+
+from evpipe.bus.memory import MemoryBus
+from evpipe.bus.settings import load_settings
+from evpipe.client.client import Client
+from evpipe.client.handle import RunHandle
+from evpipe.controller.controller import Controller
+from evpipe.core.machine import Run
+from evpipe.errors import WaitTimeout
+from evpipe.hosting.display import Display
+from evpipe.sdk.hook import Mode
+from evpipe.sdk.pipeline import PipelineFunction
+from evpipe.sdk.result import RunResult
+from evpipe.worker.worker import Worker
+
+log = structlog.get_logger(__name__)
+
+#: How long the absence of a controller, or of a worker for a queue, stays unsaid.
+PATIENCE_S: Final = 4.0
+#: After Ctrl-C the steps of an embedded run are given this long to end.
+CANCEL_WAIT_S: Final = 10.0
+
+
+class Session:
+    """Runs one run.
+
+    Args:
+        mode: "bus" or "local".
+    """
+
+    def __init__(
+        self,
+        target: PipelineFunction[..., Any],
+        parameters: Mapping[str, Any],
+        *,
+        mode: Mode,
+        key: str | None,
+        timeout_s: float | None,
+        display: Display | None = None,
+    ) -> None:
+        self._target = target
+        self._parameters = parameters
+        self._mode = mode
+        self._key = key
+        self._timeout_s = timeout_s
+        self._display = display or Display(sys.stderr)
+        #: Whether steps of the run are executed by this process.
+        self._hosts = True
+        self._interrupted = False
+
+    async def run(self) -> RunResult[Any]:
+        # What is wrong with the call is said before any server is started for it.
+        self._target.build(dict(self._parameters))
+        async with self._client() as (client, queue):
+            handle = await client.submit(self._target, self._parameters, key=self._key, queue=queue)
+            self._display.submitted(handle)
+            async with AsyncExitStack() as stack:
+                task_group = await stack.enter_async_context(anyio.create_task_group())
+                stack.callback(task_group.cancel_scope.cancel)
+                if not self._hosts:
+                    task_group.start_soon(self._say_who_is_missing, client, handle)
+                if threading.current_thread() is threading.main_thread():
+                    task_group.start_soon(self._on_interrupt, handle, task_group.cancel_scope)
+                run = await self._wait(handle)
+                task_group.cancel_scope.cancel()
+            if self._interrupted:
+                raise KeyboardInterrupt
+            self._display.finished(run)
+            return RunResult.of(run)
+
+    @asynccontextmanager
+    async def _client(self) -> AsyncIterator[tuple[Client, str]]:
+        """Connect, and host what this run needs; gives the client and the queue of the run's launches."""
+        if self._mode == "local":
+            self._display.bus("in this process, no server (mode local)")
+            async with MemoryBus() as bus:
+                client = Client(bus=bus)
+                async with Controller(client), Worker(client, [OWN_QUEUE]):
+                    yield client, OWN_QUEUE
+            return
+        settings = load_settings()
+        if settings.url is not None:
+            self._hosts = False
+            self._display.bus(f"{settings.url} (configured)")
+            async with Client(settings) as client:
+                yield client, ""
+            return
+        async with Client(settings) as client:
+            assert client.embedded is not None
+            self._display.bus(f"{client.embedded.url} (embedded, data in {client.embedded.store_dir})")
+            # A queue of its own: two scripts of one user do not run each other's code.
+            queue = f"{OWN_QUEUE}-{client.embedded.user_id}"
+            async with Controller(client), Worker(client, [queue], transient=True):
+                yield client, queue
+
+    async def _wait(self, handle: RunHandle[Any]) -> Run:
+        run = Run(handle.id)
+        with anyio.move_on_after(self._timeout_s) as scope, self._display.live(handle.id):
+            async for run in handle.watch():
+                self._display.show(run)
+        if scope.cancelled_caught and not run.ended:
+            if self._hosts:
+                await self._cancel(handle, f"its caller waited {self._timeout_s:g} s")
+                raise WaitTimeout(
+                    f"run {handle.id} had not ended after {self._timeout_s:g} s and was cancelled: this process ran it"
+                )
+            raise WaitTimeout(f"run {handle.id} has not ended after {self._timeout_s:g} s; it goes on")
+        return run
+
+    async def _cancel(self, handle: RunHandle[Any], message: str) -> None:
+        with anyio.move_on_after(CANCEL_WAIT_S, shield=True):
+            await handle.cancel(message)
+            await handle.result()
+
+    async def _on_interrupt(self, handle: RunHandle[Any], scope: anyio.CancelScope) -> None:
+        with anyio.open_signal_receiver(signal.SIGINT) as signals:
+            async for _ in signals:
+                self._interrupted = True
+                if self._hosts:
+                    self._display.note("cancelling (Ctrl-C again to leave at once)")
+                    with anyio.move_on_after(CANCEL_WAIT_S):
+                        async with anyio.create_task_group() as task_group:
+                            task_group.start_soon(self._second_interrupt, signals, task_group.cancel_scope)
+                            await self._cancel_gently(handle)
+                            task_group.cancel_scope.cancel()
+                else:
+                    self._display.note(f"run {handle.id} goes on; follow it with `evpipe events --run {handle.id}`")
+                scope.cancel()
+                return
+
+    async def _cancel_gently(self, handle: RunHandle[Any]) -> None:
+        await handle.cancel("interrupted with Ctrl-C")
+        await handle.result()
+
+    async def _second_interrupt(self, signals: AsyncIterator[signal.Signals], scope: anyio.CancelScope) -> None:
+        async for _ in signals:
+            scope.cancel()
+            return
+
+    async def _say_who_is_missing(self, client: Client, handle: RunHandle[Any]) -> None:
+        """Say within 5 s if nobody is there to run it."""
+        run = await handle.state()
+        queues = sorted({step.queue for step in run.graph.steps.values()}) if run.graph else []
+        async with anyio.create_task_group() as task_group:
+            task_group.start_soon(self._say_if_no_controller, client)
+            for queue in queues[:16]:
+                task_group.start_soon(self._say_if_no_worker, client, queue)
+
+    async def _say_if_no_controller(self, client: Client) -> None:
+        if not await client.controller_answers(PATIENCE_S):
+            self._display.note("no controller answers on this bus: the run waits until one is started")
+
+    async def _say_if_no_worker(self, client: Client, queue: str) -> None:
+        if not await client.worker_answers(queue, PATIENCE_S):
+            self._display.note(f"no worker serves the queue {queue!r}: its steps wait until one does")
+
+
+OWN_QUEUE: Final = "own"

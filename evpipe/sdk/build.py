@@ -1,0 +1,190 @@
+"""`Build`: the graph while a pipeline's body runs.
+
+A context variable holds the build of the body that is running, so a step call knows whether it is the
+plain function or adds a step. A build lives for one call of the body; its handles die with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextvars import ContextVar, Token
+from inspect import BoundArguments, Parameter
+from types import TracebackType
+from typing import Any
+
+from evpipe.core.bindings import TREE_DEPTH_MAX, OutputRef, Tree
+from evpipe.core.graph import STEPS_MAX, Step
+from evpipe.core.names import NAME_LENGTH_MAX
+from evpipe.errors import LimitExceeded, UsageError
+from evpipe.sdk.handle import Handle
+from evpipe.sdk.shape import Shape
+
+_LEAVES = frozenset({type(None), bool, int, float, str, bytes})
+_CONTAINERS = (list, tuple, dict, set, frozenset)
+_current: ContextVar[Build | None] = ContextVar("evpipe_build", default=None)
+
+
+def current_build() -> Build | None:
+    """Give the build of the pipeline body that is running here, if one is."""
+    return _current.get()
+
+
+class Build:
+    """The steps that a pipeline's body has added so far. Enter it around the body."""
+
+    def __init__(self, pipeline: str, queue: str) -> None:
+        self.pipeline = pipeline
+        #: For steps that name none.
+        self.queue = queue
+        #: In the order of their calls; keys are their names.
+        self.steps: dict[str, Step] = {}
+        #: Whether the body has returned or raised.
+        self.ended = False
+        #: Base of automatic names -> a number below which all are taken; keeps a loop of n calls from costs of n squared.
+        self._numbers: dict[str, int] = {}
+        self._token: Token[Build | None] | None = None
+
+    def __enter__(self) -> Build:
+        self._token = _current.set(self)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        assert self._token is not None
+        _current.reset(self._token)
+        self.ended = True
+
+    def automatic_name(self, base: str) -> str:
+        """Give the first free name of `train`, `train-2`, `train-3`, …"""
+        if base not in self.steps:
+            return base
+        number = self._numbers.get(base, 1)
+        name = base
+        while name in self.steps:
+            number += 1
+            suffix = f"-{number}"
+            name = base[: NAME_LENGTH_MAX - len(suffix)] + suffix
+        self._numbers[base] = number - 1
+        return name
+
+    def check_free(self, name: str) -> str:
+        """Return a name that was asked for, if no step has it.
+
+        Raises:
+            UsageError: if one has.
+
+        """
+        if name in self.steps:
+            raise UsageError(
+                f"pipeline {self.pipeline!r} has a step named {name!r} already: give this one another name, "
+                "or none, then it gets a free one"
+            )
+        return name
+
+    def add(self, step: Step, shape: Shape) -> Handle:
+        """Add a step whose name is free; give the handle of its value.
+
+        Raises:
+            LimitExceeded: if there are `STEPS_MAX` already: a body that never ends must not fill the memory.
+
+        """
+        if len(self.steps) >= STEPS_MAX:
+            raise LimitExceeded(
+                f"pipeline {self.pipeline!r} has more than {STEPS_MAX:,} steps: at most {STEPS_MAX:,} are allowed",
+                limit="STEPS_MAX",
+                found=len(self.steps) + 1,
+                allowed=STEPS_MAX,
+            )
+        self.steps[step.name] = step
+        return Handle(self, OutputRef(step.name), shape)
+
+    def arguments(self, bound: BoundArguments, step: str) -> dict[str, Tree]:
+        """Make the argument trees of a call: by name, and under "*" a list of what only a position can give."""
+        positional: list[Tree] = []
+        named: dict[str, Tree] = {}
+        signature = bound.signature.parameters
+        # With *args filled, all before them were given by position and must be so again.
+        by_position = any(
+            p.kind is Parameter.VAR_POSITIONAL and bound.arguments.get(p.name) for p in signature.values()
+        )
+        for name, value in bound.arguments.items():
+            kind = signature[name].kind
+            tree = self.tree(value, f"argument {name!r} of step {step!r}")
+            if kind is Parameter.VAR_POSITIONAL:
+                positional.extend(tree)
+            elif kind is Parameter.POSITIONAL_ONLY or (by_position and kind is Parameter.POSITIONAL_OR_KEYWORD):
+                positional.append(tree)
+            elif kind is Parameter.VAR_KEYWORD:
+                if "*" in tree:
+                    raise UsageError(f"step {step!r}: a keyword argument cannot be named '*'")
+                named.update(tree)
+            else:
+                named[name] = tree
+        return {"*": positional, **named} if positional else named
+
+    def parents(self, after: tuple[Handle | str, ...], where: str) -> tuple[str, ...]:
+        """Give the names of the steps in an `after=` option, each once."""
+        names = (item if isinstance(item, str) else self._own(item, f"{where}: after").step for item in after)
+        return tuple(dict.fromkeys(names))
+
+    def tree(self, value: Any, where: str, depth: int = 0) -> Tree:
+        """Copy a value with a reference for every handle in it.
+
+        Copied, because the body may go on to change its list after the call.
+
+        Args:
+            where: names the value in messages.
+
+        Raises:
+            UsageError: for a handle of another build, or at a place where it cannot stand.
+            LimitExceeded: if it is nested deeper than `TREE_DEPTH_MAX` (a list that contains itself is, too).
+
+        """
+        cls: Any = type(value)
+        if cls in _LEAVES:
+            return value
+        if cls is Handle:
+            return self._own(value, where)
+        if not issubclass(cls, _CONTAINERS):
+            return value
+        if depth >= TREE_DEPTH_MAX:
+            raise LimitExceeded(
+                f"{where} is nested deeper than {TREE_DEPTH_MAX} levels (or contains itself)",
+                limit="TREE_DEPTH_MAX",
+                found=depth + 1,
+                allowed=TREE_DEPTH_MAX,
+            )
+        if cls is dict:
+            self._refuse_handles(value, where, "as a key of a dict: only its values may be handles")
+            return {key: self.tree(child, where, depth + 1) for key, child in value.items()}
+        if cls is list or cls is tuple or (issubclass(cls, tuple) and hasattr(cls, "_fields")):
+            children = [self.tree(child, where, depth + 1) for child in value]
+            return children if cls is list else tuple(children) if cls is tuple else cls(*children)
+        # A set, or a class derived from list or dict: a value like any other, but not one to put a handle into.
+        inside = value.values() if issubclass(cls, dict) else value
+        self._refuse_handles(inside, where, f"inside a {cls.__name__}: use a list, tuple or dict")
+        return value
+
+    def foreign(self, handle: Handle) -> str:
+        """Say why a handle of this build cannot be used where it is used."""
+        state = "is from a build that has ended" if self.ended else "is from another pipeline"
+        return f"{handle!r} {state}: a handle can only be used in the body of its own pipeline, while that is built"
+
+    def _own(self, handle: Handle, where: str) -> OutputRef:
+        if handle._build is not self or self.ended:
+            raise UsageError(f"{where}: {handle._build.foreign(handle)}")
+        return handle._ref
+
+    @staticmethod
+    def _refuse_handles(values: Any, where: str, problem: str) -> None:
+        for value in values:
+            if type(value) is Handle:
+                raise UsageError(f"{where}: {value!r} cannot stand {problem}")
+
+
+def refuse_handles(args: tuple[Any, ...], kwargs: Mapping[str, Any], where: str) -> None:
+    """Refuse handles as arguments of a plain call, where no pipeline is being built."""
+    for value in (*args, *kwargs.values()):
+        if type(value) is Handle:
+            raise UsageError(f"{where}: {value._build.foreign(value)}")

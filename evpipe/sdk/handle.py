@@ -1,0 +1,143 @@
+"""`Handle`: what a step call in a pipeline gives, in place of a value that is not there yet.
+
+To a type checker it is the value; at run time it can be passed on, indexed and, where its length is
+known, unpacked. Whatever else Python may do with a value is refused at that line: code that goes on with
+a placeholder as if it were the value goes wrong much later and far away.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from evpipe.core.bindings import Key, OutputRef
+from evpipe.errors import NotKnownYet, UsageError
+from evpipe.sdk.shape import Shape, of_names
+
+if TYPE_CHECKING:
+    from evpipe.sdk.build import Build
+
+
+class Handle:
+    """The value of a step, or of a part of it, in the pipeline that is being built."""
+
+    # All names are private: a public one would hide a field of a NamedTuple.
+    __slots__ = ("_build", "_ref", "_shape")
+
+    _build: Build
+    _ref: OutputRef
+    _shape: Shape
+
+    def __init__(self, build: Build, ref: OutputRef, shape: Shape) -> None:
+        for name, value in (("_build", build), ("_ref", ref), ("_shape", shape)):
+            object.__setattr__(self, name, value)
+
+    def __getitem__(self, key: object) -> Handle:
+        if isinstance(key, slice):
+            raise not_known_yet(self, "sliced", "pass it whole to a step and slice it there")
+        if not isinstance(key, (str, int)) or isinstance(key, bool):
+            raise not_known_yet(
+                self, f"indexed by {key!r}", "take a part by a text key or a whole number, or index it in a step"
+            )
+        return self._part(key)
+
+    def __getattr__(self, name: str) -> Handle:
+        if name.startswith("_") and name.endswith("_"):
+            # A protocol asks whether it may (`__array_interface__`, `_repr_html_`), a debugger looks around.
+            raise AttributeError(name)
+        shape = self._shape
+        if shape.has_fields:
+            return self._part(name)
+        instead = (
+            f"its outputs are {of_names(shape.names)}" if shape.names else "use it in a step and return what you need"
+        )
+        raise not_known_yet(self, f"asked for its attribute {name!r}", instead)
+
+    def __iter__(self) -> Iterator[Handle]:
+        length = self._shape.length
+        if length is None:
+            names = self._shape.names
+            instead = (
+                f"its outputs are {of_names(names)}"
+                if names
+                else f"pass it whole to a step (to unpack it, annotate {self._ref.step!r} with a fixed tuple[A, B])"
+            )
+            raise not_known_yet(self, "iterated over or unpacked", instead)
+        return iter([self._part(index) for index in range(length)])
+
+    def __len__(self) -> int:
+        if self._shape.length is None:
+            raise not_known_yet(self, "measured with len()", "take its length in a step")
+        return self._shape.length
+
+    def __repr__(self) -> str:
+        return f"<handle {self._ref} of pipeline {self._build.pipeline!r}>"
+
+    # Equality is refused below, and identity is all that a debugger or a dict of handles needs.
+    __hash__ = object.__hash__
+
+    def _part(self, key: Key) -> Handle:
+        if self._build.ended:
+            raise UsageError(self._build.foreign(self))
+        key = self._shape.key(key, describe(self._ref))
+        return Handle(self._build, OutputRef(self._ref.step, (*self._ref.path, key)), self._shape.part(key))
+
+
+def describe(ref: OutputRef) -> str:
+    """Name a value for a person: "the value of step 'train'", "train['score']"."""
+    return str(ref) if ref.path else f"the value of step {ref.step!r}"
+
+
+def not_known_yet(handle: Handle, done: str, instead: str) -> NotKnownYet:
+    """Make the error for a use of a handle.
+
+    Args:
+        done: what was done with it ("compared").
+        instead: what to do about it.
+
+    """
+    what = describe(handle._ref)
+    return NotKnownYet(f"{what} is not known while the pipeline is being built, so it cannot be {done}: {instead}")
+
+
+_IN_A_STEP = "pass it to a step and do that there"
+_SHOW = "pass it to a step and show it there (repr() names the handle)"
+
+#: What Python may do with a value -> the special methods by which it does it, and what to do instead.
+_REFUSED: dict[str, tuple[str, str]] = {
+    "used as a condition": ("bool", "pass it to a step and decide there"),
+    "compared": ("eq ne lt le gt ge", "pass it to a step and compare it there"),
+    "searched with in": ("contains", "pass it to a step and search it there"),
+    "reversed": ("reversed", _IN_A_STEP),
+    "calculated with": (
+        (
+            "add sub mul matmul truediv floordiv mod divmod pow lshift rshift and xor or "
+            "radd rsub rmul rmatmul rtruediv rfloordiv rmod rdivmod rpow rlshift rrshift rand rxor ror "
+            "neg pos abs invert round trunc floor ceil"
+        ),
+        "pass it to a step and calculate there",
+    ),
+    "made a number": ("int float complex index", _IN_A_STEP),
+    "made an array": ("array", _IN_A_STEP),
+    "made text": ("str format", _SHOW),
+    "made bytes or a path": ("bytes fspath", _IN_A_STEP),
+    "called": ("call", "pass it to a step and call it there"),
+    "awaited": ("await", "a step that takes it as an argument runs when it is there"),
+    "iterated over": ("next aiter anext", "pass it whole to a step"),
+    "entered with `with`": ("enter exit aenter aexit", "pass it to a step and enter it there"),
+    "changed": ("setattr delattr setitem delitem", "pass it to a step that returns the changed value"),
+    "copied or pickled": ("copy deepcopy reduce reduce_ex", "pass the handle itself on, to as many steps as need it"),
+}
+
+
+def _refusal(done: str, instead: str) -> Callable[..., NoReturn]:
+    def refuse(self: Handle, *_: Any, **__: Any) -> NoReturn:
+        raise not_known_yet(self, done, instead)
+
+    return refuse
+
+
+# By a table, because seventy methods that differ in a word would hide the word.
+for _done, (_methods, _instead) in _REFUSED.items():
+    for _method in _methods.split():
+        setattr(Handle, f"__{_method}__", _refusal(_done, _instead))

@@ -1,0 +1,36 @@
+"""The one way from a pipeline to what runs it.
+
+`Pipeline.run` needs a controller, a worker and a bus, which are layers above the sdk. So it calls this
+hook, which `evpipe/__init__` sets to a function that imports `evpipe.hosting` when it is first needed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+from evpipe.sdk.result import RunResult
+
+if TYPE_CHECKING:
+    from evpipe.sdk.pipeline import PipelineFunction
+
+Mode: TypeAlias = Literal["bus", "local", "debug"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunOptions:
+    """How a run is made; whoever runs it checks them."""
+
+    #: None: as configured.
+    mode: Mode | None = None
+    #: Makes the submit idempotent: one key, one run.
+    key: str | None = None
+    #: Seconds to wait for the end of the run; None: no limit.
+    timeout_s: float | None = None
+
+
+RunHook: TypeAlias = "Callable[[PipelineFunction[..., Any], Mapping[str, Any], RunOptions], RunResult[Any]]"
+
+#: Runs a pipeline with these values of its parameters, blocks, gives the result.
+run_hook: RunHook

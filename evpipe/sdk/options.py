@@ -1,0 +1,133 @@
+"""The options of a step: what they may be, checked where they are written."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any, Final, Literal, TypeAlias
+
+from evpipe.core.graph import EXECUTORS, check_seconds
+from evpipe.core.names import check_name
+from evpipe.core.retry import NO_RETRIES, RetryPolicy
+from evpipe.core.states import OnFailure
+from evpipe.errors import UsageError
+from evpipe.sdk.handle import Handle
+from evpipe.sdk.retry import retry_policy
+
+Executor: TypeAlias = Literal["inline", "thread"]
+OnFailureName: TypeAlias = Literal["fail", "skip", "continue"]
+
+
+class Unset(Enum):
+    UNSET = "unset"
+
+    def __repr__(self) -> str:
+        return "UNSET"
+
+
+#: An option of `Step.options(...)` that stays as it is; None is a value for some of them.
+UNSET: Final = Unset.UNSET
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepOptions:
+    """Checked options of a step, as the graph takes them."""
+
+    #: None: the pipeline's.
+    queue: str | None = None
+    executor: str
+    #: None: the return annotation says.
+    outputs: tuple[str, ...] | None = None
+    retries: RetryPolicy = NO_RETRIES
+    timeout_s: float | None = None
+    on_failure: OnFailure = OnFailure.FAIL
+    #: Handles and names of steps.
+    after: tuple[Handle | str, ...] = ()
+    description: str = ""
+
+
+def check_options(given: Mapping[str, object], where: str, *, is_coroutine: bool) -> dict[str, Any]:
+    """Check options, and give them as fields of `StepOptions`; those that are `UNSET` are left out.
+
+    Args:
+        where: names the step in messages.
+        is_coroutine: whether its function is an `async def`.
+
+    Raises:
+        UsageError: for the first one that is not allowed.
+
+    """
+    checked: dict[str, Any] = {}
+    for name, value in given.items():
+        if value is UNSET:
+            continue
+        checked[name] = _executor(value, where, is_coroutine) if name == "executor" else _CHECKS[name](value, where)
+    return checked
+
+
+def _executor(value: object, where: str, is_coroutine: bool) -> str:
+    fitting = "inline" if is_coroutine else "thread"
+    if value is None or value == fitting:
+        return fitting
+    if value not in EXECUTORS:
+        raise UsageError(f"{where}: executor must be one of {', '.join(EXECUTORS)}, not {value!r}")
+    if is_coroutine:
+        raise UsageError(f"{where}: executor 'thread' is for `def`, and this is an `async def`: use 'inline'")
+    raise UsageError(f"{where}: executor 'inline' is for `async def`, and this is a `def`: use 'thread'")
+
+
+def _queue(value: object, where: str) -> str | None:
+    return None if value is None else check_name(f"{where}: queue", value)
+
+
+def _outputs(value: object, where: str) -> tuple[str, ...] | None:
+    if value is None:
+        return None
+    names = tuple(value) if isinstance(value, (list, tuple)) else ()
+    if not names or not all(isinstance(name, str) and name for name in names) or len(set(names)) < len(names):
+        raise UsageError(
+            f"{where}: outputs must be different names in a tuple, as in ('model', 'score'), not {value!r}"
+        )
+    return names
+
+
+def _timeout_s(value: Any, where: str) -> float | None:
+    check_seconds(f"{where}: timeout_s", value)
+    return None if value is None else float(value)
+
+
+def _on_failure(value: Any, where: str) -> OnFailure:
+    if value not in tuple(OnFailure):
+        raise UsageError(f"{where}: on_failure must be one of {', '.join(OnFailure)}, not {value!r}")
+    return OnFailure(value)
+
+
+def _after(value: object, where: str) -> tuple[Handle | str, ...]:
+    if isinstance(value, (str, Handle)):
+        raise UsageError(f"{where}: after takes a list: after=[{value!r}]")
+    if not isinstance(value, (list, tuple)):
+        raise UsageError(f"{where}: after takes a list of handles and names of steps, not {value!r}")
+    for item in value:
+        if not isinstance(item, (str, Handle)):
+            raise UsageError(
+                f"{where}: after takes handles (what a call of a step gives) and names of steps, not {item!r}"
+            )
+    return tuple(value)
+
+
+def _description(value: object, where: str) -> str:
+    if not isinstance(value, str):
+        raise UsageError(f"{where}: description must be text, not {value!r}")
+    return value
+
+
+_CHECKS: Final[Mapping[str, Callable[[object, str], object]]] = {
+    "queue": _queue,
+    "outputs": _outputs,
+    "retries": retry_policy,
+    "timeout_s": _timeout_s,
+    "on_failure": _on_failure,
+    "after": _after,
+    "description": _description,
+}

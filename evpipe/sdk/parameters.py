@@ -1,0 +1,106 @@
+"""The parameters of a pipeline: from its signature, and from text on a command line."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+from evpipe.core.parameters import REQUIRED, Parameter, ParameterType
+from evpipe.errors import UsageError
+from evpipe.sdk.functions import namespace_of
+from evpipe.sdk.parameter_types import parameter_type
+
+
+def parameters_of(fn: Callable[..., Any], signature: inspect.Signature, of: str) -> tuple[Parameter, ...]:
+    """Read the parameters of a pipeline's function, each annotation alone.
+
+    Args:
+        of: the pipeline's name, for messages.
+
+    Raises:
+        UsageError: if a default is not of its parameter's type, or a type cannot be one of a parameter.
+
+    """
+    namespace = namespace_of(fn)
+    parameters: list[Parameter] = []
+    for name, found in signature.parameters.items():
+        where = f"parameter {name!r} of pipeline {of!r}"
+        kind = _ANY if found.annotation is found.empty else parameter_type(found.annotation, namespace, where)
+        default = REQUIRED if found.default is found.empty else found.default
+        problem = None if default is REQUIRED else kind.problem(default, f"the default of {where}")
+        if problem:
+            raise UsageError(problem)
+        parameters.append(Parameter(name=name, type=kind, default=default))
+    return tuple(parameters)
+
+
+def parse_parameter(parameter: Parameter, text: str) -> Any:
+    """Read the value of a parameter from text, as a command line gives it.
+
+    Text for a `str` is taken as it is, for `bytes` as UTF-8; everything else is JSON. A parameter of type
+    "any" takes text that is not JSON as it is; one with alternatives takes the first that fits.
+
+    Raises:
+        UsageError: if the text is no value of the parameter's type.
+
+    """
+    value = _parse(parameter.type, text)
+    if value is REQUIRED:
+        shown = text if len(text) <= 60 else text[:57] + "…"
+        raise UsageError(
+            f"parameter {parameter.name!r} must be {parameter.type}: {shown!r} is not ({_how_to_write(parameter.type)})"
+        )
+    return value
+
+
+_ANY = ParameterType("any")
+
+
+def _parse(kind: ParameterType, text: str) -> Any:
+    """Give the value, or `REQUIRED` if the text is none of this type."""
+    if kind.kind == "str":
+        return text
+    if kind.kind == "bytes":
+        return text.encode(errors="surrogateescape")
+    if kind.kind == "union":
+        return next((value for inner in kind.inner if (value := _parse(inner, text)) is not REQUIRED), REQUIRED)
+    if kind.kind == "literal" and text in kind.values:
+        return text
+    import json
+
+    try:
+        value = _with_tuples(kind, json.loads(text))
+    except (ValueError, RecursionError):
+        return text if kind.kind == "any" else REQUIRED
+    return value if kind.problem(value, "") is None else REQUIRED
+
+
+def _with_tuples(kind: ParameterType, value: Any) -> Any:
+    """Make tuples of the JSON lists that stand where the type has a tuple."""
+    if kind.kind == "union":
+        fitting = next((inner for inner in kind.inner if inner.problem(value, "") is None), None)
+        return value if fitting is None else _with_tuples(fitting, value)
+    inner = kind.inner[0] if kind.inner else _ANY
+    if isinstance(value, dict) and kind.kind == "dict":
+        return {key: _with_tuples(inner, child) for key, child in value.items()}
+    if isinstance(value, list) and kind.kind in ("list", "tuple"):
+        children = [_with_tuples(inner, child) for child in value]
+        return tuple(children) if kind.kind == "tuple" else children
+    return value
+
+
+def _how_to_write(kind: ParameterType) -> str:
+    """Give the form that the text of a type has."""
+    forms = {
+        "bool": "write true or false",
+        "int": "write a whole number, as in 5",
+        "float": "write a number, as in 0.5",
+        "none": "write null",
+        "list": "write JSON, as in [1, 2]",
+        "tuple": "write JSON, as in [1, 2]",
+        "dict": 'write JSON, as in {"a": 1}',
+        "literal": "write one of them",
+        "union": "write one of these as JSON",
+    }
+    return forms[kind.kind]

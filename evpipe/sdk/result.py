@@ -1,0 +1,154 @@
+"""`RunResult`: how a run and its steps ended, and what they gave. Made from a folded log."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
+
+from evpipe.core.states import RUN_ENDS, Reason, RunStatus, StepStatus
+from evpipe.errors import RunFailed
+
+if TYPE_CHECKING:
+    from evpipe.core.machine import Run, StepState
+
+R_co = TypeVar("R_co", covariant=True)
+
+#: Steps that ended without a value, and for a reason.
+_ENDED_WITHOUT_VALUE = frozenset({StepStatus.FAILED, StepStatus.SKIPPED, StepStatus.CANCELLED})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class StepResult:
+    """What the log says of one step of a run."""
+
+    run_id: str
+    name: str
+    status: StepStatus
+    #: Number of its last attempt; 0 if there was none.
+    attempts: int = 0
+    #: When it first became ready, when its last attempt began, when it ended; UTC.
+    queued_at: datetime | None = None
+    started_at: datetime | None = None
+    ended_at: datetime | None = None
+    #: Why it has no value, in one line; "" if it has one, or may get one.
+    error: str = ""
+    reason: Reason | None = None
+    #: Of its last failure; may be empty.
+    traceback: str = ""
+    _value: Any = None
+
+    @property
+    def value(self) -> Any:
+        """What it returned.
+
+        Raises:
+            RunFailed: if it returned nothing, because it did not succeed (yet).
+
+        """
+        if self.status is StepStatus.SUCCEEDED:
+            return self._value
+        why = f" ({self.reason}): {self.error}" if self.reason else ""
+        raise RunFailed(
+            f"step {self.name!r} of run {self.run_id} has no value: it is {self.status}{why}",
+            run_id=self.run_id,
+            status=self.status,
+            step=self.name,
+            attempt=self.attempts,
+            traceback=self.traceback,
+        )
+
+    def __repr__(self) -> str:
+        attempts = f" after {self.attempts} attempts" if self.attempts > 1 else ""
+        return f"<step {self.name!r}: {self.status}{attempts}{f', {self.error}' if self.error else ''}>"
+
+    @classmethod
+    def of(cls, run: Run, name: str, state: StepState) -> StepResult:
+        """Show the state of a step in a folded log."""
+        # The state keeps the last failure through a retry; what succeeded in the end has no error to show.
+        failed = state.status in _ENDED_WITHOUT_VALUE
+        shows_traceback = state.status is StepStatus.FAILED and state.failure is not None
+        return cls(
+            run_id=run.id,
+            name=name,
+            status=state.status,
+            attempts=state.attempt,
+            queued_at=_moment(state.queued_at_s),
+            started_at=_moment(state.started_at_s),
+            ended_at=_moment(state.ended_at_s),
+            error=state.message if failed else "",
+            reason=state.reason if failed else None,
+            traceback=state.failure.traceback if shows_traceback and state.failure else "",
+            _value=run.outputs.get(name),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class RunResult(Generic[R_co]):
+    """What the log says of a run."""
+
+    id: str
+    #: "" if what was submitted could not be read.
+    pipeline: str
+    status: RunStatus
+    #: Why it has no value, in one line; "" if it has one, or may get one.
+    error: str = ""
+    reason: Reason | None = None
+    #: One entry per step, in the order of the graph.
+    steps: Mapping[str, StepResult] = field(default_factory=dict)
+    #: The step that failed the run: the first one to fail for good.
+    failed_step: str | None = None
+    _value: R_co | None = None
+
+    @property
+    def value(self) -> R_co:
+        """What the pipeline returned.
+
+        Raises:
+            RunFailed: unless the run succeeded; names the step that failed, its attempt and the traceback.
+
+        """
+        if self.status is RunStatus.SUCCEEDED:
+            return cast("R_co", self._value)
+        step = self.steps.get(self.failed_step) if self.failed_step is not None else None
+        message = f"run {self.id}" + (f" of pipeline {self.pipeline!r}" if self.pipeline else "")
+        if self.status not in RUN_ENDS:
+            message += f" has no value yet: it is {self.status}"
+        elif self.error:
+            message += f" {self.status}: {self.error}"
+        else:
+            message += f" was {self.status}"
+        if step is not None:
+            message += f" (attempt {step.attempts})\n\n{step.traceback}".rstrip()
+        raise RunFailed(
+            message,
+            run_id=self.id,
+            status=self.status,
+            step=step.name if step else None,
+            attempt=step.attempts if step else 0,
+            traceback=step.traceback if step else "",
+        )
+
+    def __repr__(self) -> str:
+        done = sum(step.status is StepStatus.SUCCEEDED for step in self.steps.values())
+        error = f", {self.error}" if self.error else ""
+        return f"<run {self.id} of pipeline {self.pipeline!r}: {self.status}, {done} of {len(self.steps)} steps{error}>"
+
+    @classmethod
+    def of(cls, run: Run) -> RunResult[Any]:
+        """Show a folded log; the run need not have ended."""
+        return RunResult(
+            id=run.id,
+            pipeline=run.graph.pipeline if run.graph is not None else "",
+            status=run.status,
+            error=run.message,
+            reason=run.reason,
+            steps={name: StepResult.of(run, name, state) for name, state in run.steps.items()},
+            failed_step=run.failed[0] if run.failed else None,
+            _value=run.value,
+        )
+
+
+def _moment(at_s: float | None) -> datetime | None:
+    return None if at_s is None else datetime.fromtimestamp(at_s, tz=UTC)

@@ -1,0 +1,269 @@
+"""`@step`: a function that runs as a step of a pipeline, and is the plain function everywhere else.
+
+`Step` is what the name in the user's module stands for. A call of it asks whether a pipeline's body is
+running (`build`): if not, it is the plain call; if so, it adds a step to the graph and gives a handle.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import inspect
+import sys
+from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import replace
+from typing import Any, Generic, ParamSpec, Protocol, TypeVar, cast, overload
+
+from evpipe.core.graph import Step as GraphStep
+from evpipe.core.names import check_name, nearest
+from evpipe.errors import UsageError
+from evpipe.sdk.build import Build, current_build, refuse_handles
+from evpipe.sdk.functions import check_step_function, code_of, name_for
+from evpipe.sdk.handle import Handle
+from evpipe.sdk.options import UNSET, Executor, OnFailureName, StepOptions, Unset, check_options
+from evpipe.sdk.retry import Retry
+from evpipe.sdk.shape import Shape, output_shape
+
+P = ParamSpec("P")
+R = TypeVar("R")
+R_co = TypeVar("R_co", covariant=True)
+StepT = TypeVar("StepT", bound="Step[..., Any]")
+
+
+class Step(Generic[P, R_co]):
+    """A function decorated with `@step`. Made by the decorator only.
+
+    To a type checker a call gives what the function returns (for an `async def`: what awaiting it gives);
+    in a pipeline it is a handle of that.
+    """
+
+    __name__: str
+
+    def __init__(self, fn: Callable[..., Any], name: str, options: StepOptions) -> None:
+        functools.update_wrapper(self, fn)
+        #: What its calls are named after.
+        self.name = name
+        self._fn = fn
+        self._options = options
+        #: The name that was asked for by `options(name=)`: exactly this one, for one call.
+        self._exact_name: str | None = None
+        self._code = code_of(fn)
+        self._signature = inspect.signature(fn)
+        #: Per `outputs=` option; shared by all that `options` makes of this step.
+        self._shapes: dict[tuple[str, ...] | None, Shape] = {}
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R_co:
+        build = current_build()
+        if build is not None:
+            return cast("R_co", self._add_to(build, args, kwargs))
+        refuse_handles(args, kwargs, f"step {self.name!r}")
+        return self._call_plainly(*args, **kwargs)
+
+    def options(
+        self: StepT,
+        *,
+        name: str | Unset | None = UNSET,
+        queue: str | Unset | None = UNSET,
+        executor: Executor | Unset | None = UNSET,
+        outputs: Sequence[str] | Unset | None = UNSET,
+        retries: int | Retry | Unset = UNSET,
+        timeout_s: float | Unset | None = UNSET,
+        on_failure: OnFailureName | Unset = UNSET,
+        after: Sequence[object] | Unset = UNSET,
+        description: str | Unset = UNSET,
+    ) -> StepT:
+        """Give the same step with other options, as in `load.options(queue="gpu", name="load2")(rows)`.
+
+        Args:
+            name: exactly this name for the step that a call adds; the other options are those of `@step`.
+
+        Raises:
+            UsageError: for an option that is not allowed.
+
+        """
+        where = f"step {self.name!r}"
+        given = {
+            "queue": queue,
+            "executor": executor,
+            "outputs": outputs,
+            "retries": retries,
+            "timeout_s": timeout_s,
+            "on_failure": on_failure,
+            "after": after,
+            "description": description,
+        }
+        checked = check_options(given, where, is_coroutine=isinstance(self, CoroutineStep))
+        other = copy.copy(self)
+        other._options = replace(self._options, **checked)
+        if name is not UNSET:
+            other._exact_name = None if name is None else check_name("step", name)
+        return other
+
+    def __repr__(self) -> str:
+        return f"<step {self.name!r}: {self._code['module']}.{self._code['name']}>"
+
+    def _call_plainly(self, *args: P.args, **kwargs: P.kwargs) -> R_co:
+        raise NotImplementedError
+
+    def _shape(self) -> Shape:
+        # Not when decorated: the classes that the annotation names may be written further down in the module.
+        declared = self._options.outputs
+        if declared not in self._shapes:
+            self._shapes[declared] = output_shape(self._fn, declared, f"step {self.name!r}")
+        return self._shapes[declared]
+
+    def _add_to(self, build: Build, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Handle:
+        self._check_found_by_name()
+        exact = self._exact_name
+        name = build.automatic_name(self.name) if exact is None else build.check_free(exact)
+        where = f"step {name!r}"
+        options, shape = self._options, self._shape()
+        step = GraphStep(
+            name=name,
+            code=self._code,
+            arguments=build.arguments(self._bind(args, kwargs, where), name),
+            after=build.parents(options.after, where),
+            queue=options.queue or build.queue,
+            executor=options.executor,
+            outputs=shape.names,
+            retries=options.retries,
+            timeout_s=options.timeout_s,
+            on_failure=options.on_failure,
+            description=options.description,
+        )
+        return build.add(step, shape)
+
+    def _bind(self, args: tuple[Any, ...], kwargs: dict[str, Any], where: str) -> inspect.BoundArguments:
+        try:
+            return self._signature.bind(*args, **kwargs)
+        except TypeError as error:
+            parameters = self._signature.parameters
+            takes = ", ".join(str(p.replace(annotation=p.empty)) for p in parameters.values()) or "nothing"
+            problem = str(error)
+            # A misspelt name is a missing one too; Python tells of the latter.
+            unknown = next((key for key in kwargs if key not in parameters), None)
+            if unknown is not None and all(p.kind is not p.VAR_KEYWORD for p in parameters.values()):
+                problem = f"got an unexpected keyword argument {unknown!r}{nearest(unknown, parameters)}"
+            raise UsageError(f"{where}: {problem} (it takes: {takes})") from None
+
+    def _check_found_by_name(self) -> None:
+        """Refuse to build a graph that would run other code: the name stands for something else by now."""
+        module = sys.modules.get(self._code["module"])
+        if module is None:
+            return  # run from a file that is not a module: the worker that loads the file will see
+        found = getattr(module, self._code["name"], None)
+        if getattr(found, "_fn", found) is not self._fn:
+            raise UsageError(
+                f"step {self.name!r}: {self._code['module']}.{self._code['name']} is not its function "
+                f"{'any more' if found is not None else '(there is no such name)'}, so a worker would not find it: "
+                "give each step function a name of its own at module level"
+            )
+
+
+class FunctionStep(Step[P, R_co]):
+    """A step of a `def`."""
+
+    @property
+    def fn(self) -> Callable[P, R_co]:
+        """The undecorated function."""
+        return self._fn
+
+    def _call_plainly(self, *args: P.args, **kwargs: P.kwargs) -> R_co:
+        return self.fn(*args, **kwargs)
+
+
+class CoroutineStep(Step[P, R_co]):
+    """A step of an `async def`."""
+
+    @property
+    def fn(self) -> Callable[P, Coroutine[Any, Any, R_co]]:
+        """The undecorated coroutine function."""
+        return self._fn
+
+    def _call_plainly(self, *_args: P.args, **_kwargs: P.kwargs) -> R_co:
+        name = self._fn.__name__
+        raise UsageError(f"step {self.name!r} is an `async def`: outside a pipeline its call is `await {name}.fn(...)`")
+
+
+class StepDecorator(Protocol):
+    """What `@step(...)` with options gives."""
+
+    # The overlap is meant: a coroutine is a value too, and the first overload takes it.
+    @overload
+    def __call__(  # type: ignore[overload-overlap]
+        self, fn: Callable[P, Coroutine[Any, Any, R]], /
+    ) -> CoroutineStep[P, R]: ...
+    @overload
+    def __call__(self, fn: Callable[P, R], /) -> FunctionStep[P, R]: ...
+
+
+# The overlap is meant: as in StepDecorator.
+@overload
+def step(fn: Callable[P, Coroutine[Any, Any, R]], /) -> CoroutineStep[P, R]: ...  # type: ignore[overload-overlap]
+@overload
+def step(fn: Callable[P, R], /) -> FunctionStep[P, R]: ...
+@overload
+def step(
+    *,
+    name: str | None = None,
+    queue: str | None = None,
+    executor: Executor | None = None,
+    outputs: Sequence[str] | None = None,
+    retries: int | Retry = 0,
+    timeout_s: float | None = None,
+    on_failure: OnFailureName = "fail",
+    after: Sequence[object] = (),
+    description: str = "",
+) -> StepDecorator: ...
+def step(
+    fn: Any = None,
+    /,
+    *,
+    name: str | None = None,
+    queue: str | None = None,
+    executor: Executor | None = None,
+    outputs: Sequence[str] | None = None,
+    retries: int | Retry = 0,
+    timeout_s: float | None = None,
+    on_failure: OnFailureName = "fail",
+    after: Sequence[object] = (),
+    description: str = "",
+) -> Any:
+    """Make a step of a function at module level: `@step` or `@step(retries=3, …)`.
+
+    Args:
+        name: what its steps are named after (`name`, `name-2`, …); default: the function's name.
+        queue: where workers pull it from; default: the pipeline's queue.
+        executor: "inline" (the default of an `async def`: in the worker's loop) or "thread" (of a `def`).
+        outputs: names of the parts of a returned tuple or dict, where no TypedDict or NamedTuple names them.
+        retries: how often a failed attempt is followed by another, or a `Retry(...)`.
+        timeout_s: seconds that one attempt may run; the time in the queue does not count.
+        on_failure: "fail": what needs it is skipped and the run fails; "skip": the same, but the run may
+            succeed; "continue": what needs it runs and gets None.
+        after: names of steps that must have ended well before it, beside those whose outputs it takes.
+
+    Raises:
+        UsageError: if the function cannot be a step or an option is not allowed.
+
+    """
+
+    def decorate(fn: object) -> Step[..., Any]:
+        if isinstance(fn, Step):
+            raise UsageError(f"{fn!r} is a step already: {fn.__name__}.options(...) gives it other options")
+        function = check_step_function(fn)
+        step_name = name_for("step", function, name)
+        is_coroutine = inspect.iscoroutinefunction(function)
+        given = {
+            "queue": queue,
+            "executor": executor,
+            "outputs": outputs,
+            "retries": retries,
+            "timeout_s": timeout_s,
+            "on_failure": on_failure,
+            "after": after,
+            "description": description,
+        }
+        options = StepOptions(**check_options(given, f"step {step_name!r}", is_coroutine=is_coroutine))
+        return (CoroutineStep if is_coroutine else FunctionStep)(function, step_name, options)
+
+    return decorate if fn is None else decorate(fn)

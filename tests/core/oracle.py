@@ -1,0 +1,115 @@
+"""A second, plain interpreter of a graph: no events, no commands, one step after the other.
+
+It is written from the rules of the design, not from the machine, and knows nothing of it: parents first
+(`graphlib`), each step to its end before the next. It decides only what does not depend on the order in
+which workers answer, so it knows no cancellation, no `fail_fast` and no deadline.
+"""
+
+from __future__ import annotations
+
+import graphlib
+from dataclasses import dataclass
+from typing import Any
+
+from evpipe.core.bindings import OutputRef, Tree
+from evpipe.core.graph import Graph, Step
+from evpipe.core.states import OnFailure, Reason, RunStatus, StepStatus
+from tests.core.plans import ERROR_TYPES, KEY, Plan
+
+LOST_ALLOWED = 3
+
+
+@dataclass(frozen=True)
+class End:
+    """How a step ends."""
+
+    status: StepStatus
+    reason: Reason | None = None
+    #: The attempts that it took, 0 if it was never ready.
+    attempts: int = 0
+
+    def blocks(self, step: Step) -> bool:
+        """Say whether the steps below cannot run."""
+        allowed = self.status is StepStatus.FAILED and step.on_failure is OnFailure.CONTINUE
+        return self.status is not StepStatus.SUCCEEDED and not allowed
+
+
+def output_of(step: str) -> Any:
+    """What every step of these tests returns."""
+    return {KEY: [step]}
+
+
+def interpret(plan: Plan) -> dict[str, End]:
+    """The end of every step."""
+    graph = plan.graph
+    parents = {name: needed_by(step) for name, step in graph.steps.items()}
+    ends: dict[str, End] = {}
+    for name in graphlib.TopologicalSorter(parents).static_order():
+        step = graph.steps[name]
+        if any(ends[parent].blocks(graph.steps[parent]) for parent in parents[name]):
+            ends[name] = End(StepStatus.SKIPPED, Reason.UPSTREAM)
+        elif not all(has(ref, ends) for ref in refs_in(dict(step.arguments))):
+            ends[name] = End(StepStatus.FAILED, Reason.OUTPUT, 1)
+        else:
+            ends[name] = attempts_of(plan, step)
+    return ends
+
+
+def attempts_of(plan: Plan, step: Step) -> End:
+    attempt = failures = losses = 0
+    while True:
+        attempt += 1
+        outcome = plan.outcome(step.name, attempt)
+        if outcome == "ok":
+            return End(StepStatus.SUCCEEDED, None, attempt)
+        if outcome == "lost":
+            losses += 1
+            if losses > LOST_ALLOWED:
+                return End(StepStatus.FAILED, Reason.LOST, attempt)
+            continue
+        if outcome == "output":
+            return End(StepStatus.FAILED, Reason.OUTPUT, attempt)
+        failures += 1
+        types = ERROR_TYPES.get(outcome, ())
+        wanted = not step.retries.on or bool(set(types) & set(step.retries.on))
+        if failures > step.retries.count or not wanted:
+            return End(StepStatus.FAILED, Reason.TIMEOUT if outcome == "timeout" else Reason.ERROR, attempt)
+
+
+def run_ends_as(graph: Graph, ends: dict[str, End]) -> RunStatus:
+    """The run fails if a step failed whose failure is not allowed."""
+    bad = [n for n, end in ends.items() if end.status is StepStatus.FAILED]
+    if any(graph.steps[name].on_failure is OnFailure.FAIL for name in bad):
+        return RunStatus.FAILED
+    return RunStatus.SUCCEEDED
+
+
+def needed_by(step: Step) -> set[str]:
+    return {ref.step for ref in refs_in(dict(step.arguments))} | set(step.after)
+
+
+def refs_in(tree: Tree) -> list[OutputRef]:
+    if isinstance(tree, OutputRef):
+        return [tree]
+    children = tree.values() if isinstance(tree, dict) else tree if isinstance(tree, (list, tuple)) else ()
+    return [ref for child in children for ref in refs_in(child)]
+
+
+def has(ref: OutputRef, ends: dict[str, End]) -> bool:
+    """A step that failed and may has the output None, of which any part is None."""
+    return ends[ref.step].status is not StepStatus.SUCCEEDED or ref.path in ((), (KEY,))
+
+
+def filled(tree: Tree, ends: dict[str, End]) -> Any:
+    """The value of an argument tree."""
+    if isinstance(tree, OutputRef):
+        if ends[tree.step].status is not StepStatus.SUCCEEDED:
+            return None
+        return output_of(tree.step)[KEY] if tree.path else output_of(tree.step)
+    if isinstance(tree, dict):
+        return {key: filled(child, ends) for key, child in tree.items()}
+    if isinstance(tree, list):
+        return [filled(child, ends) for child in tree]
+    if isinstance(tree, tuple):
+        return tuple(filled(child, ends) for child in tree)
+    return tree

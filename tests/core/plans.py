@@ -1,0 +1,90 @@
+"""Hypothesis strategies for graphs, and for what happens to the attempts of their steps."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal, TypeAlias
+
+from hypothesis import strategies as st
+
+from evpipe.core.bindings import OutputRef, Tree
+from evpipe.core.graph import Graph, Step
+from evpipe.core.retry import RetryPolicy
+from evpipe.core.states import OnFailure
+
+#: How an attempt ends: "odd" is an error of a type that a policy with a filter does not retry.
+Outcome: TypeAlias = Literal["ok", "error", "odd", "timeout", "lost", "output"]
+OUTCOMES: tuple[Outcome, ...] = ("ok", "error", "odd", "timeout", "lost", "output")
+ERROR_TYPES = {"error": ("m.Error", "builtins.Exception"), "odd": ("m.Odd", "builtins.Exception")}
+#: The key that the output of every step has, and one that none has.
+KEY, NO_KEY = "value", "missing"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A graph, and how each attempt of each step ends; attempts past a script succeed."""
+
+    graph: Graph
+    scripts: dict[str, tuple[Outcome, ...]] = field(default_factory=dict)
+
+    def outcome(self, step: str, attempt: int) -> Outcome:
+        script = self.scripts[step]
+        return script[attempt - 1] if attempt <= len(script) else "ok"
+
+
+@st.composite
+def retry_policies(draw: st.DrawFn) -> RetryPolicy:
+    return RetryPolicy(
+        count=draw(st.integers(0, 2)),
+        delay_s=draw(st.sampled_from([0.0, 5.0])),
+        jitter=draw(st.sampled_from([0.0, 0.1])),
+        on=draw(st.sampled_from([(), ("m.Error",)])),
+    )
+
+
+@st.composite
+def graphs(draw: st.DrawFn, steps_max: int = 8, *, order_free: bool = False) -> Graph:
+    """A graph whose steps take outputs whole, by a key that is there and, rarely, by one that is not.
+
+    Args:
+        order_free: leave out what makes the result depend on the order of the workers' events.
+
+    """
+    names = draw(st.permutations([f"s{i}" for i in range(draw(st.integers(0, steps_max)))]))
+    steps: list[Step] = []
+    for i, name in enumerate(names):
+        arguments: dict[str, Tree] = {"constant": i}
+        after: list[str] = []
+        for parent in draw(st.lists(st.sampled_from(names[:i]), max_size=3, unique=True)) if i else []:
+            how = draw(st.integers(0, 11))
+            if how < 4:
+                arguments[parent] = OutputRef(parent)
+            elif how < 8:
+                arguments[parent] = [{"nested": (OutputRef(parent, (KEY,)),)}]
+            elif how < 11:
+                after.append(parent)
+            else:
+                arguments[parent] = OutputRef(parent, (NO_KEY,))
+        steps.append(
+            Step(
+                name=name,
+                arguments=arguments,
+                after=tuple(after),
+                retries=draw(retry_policies()),
+                on_failure=draw(st.sampled_from(OnFailure)),
+            )
+        )
+    return Graph.of(
+        draw(st.permutations(steps)),
+        pipeline="demo",
+        output={name: OutputRef(name) for name in names[-2:]},
+        fail_fast=not order_free and draw(st.booleans()),
+        deadline_s=None if order_free else draw(st.sampled_from([None, 20.0])),
+    )
+
+
+@st.composite
+def plans(draw: st.DrawFn, *, order_free: bool = False) -> Plan:
+    graph = draw(graphs(order_free=order_free))
+    scripts = st.lists(st.sampled_from(OUTCOMES), max_size=5).map(tuple)
+    return Plan(graph, {name: draw(scripts) for name in graph.steps})

@@ -1,0 +1,116 @@
+"""`Run.step` takes any event in any state: it never raises, and what does not count changes nothing."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from evpipe.core.commands import Decide, Launch, Quarantine, WakeAt
+from evpipe.core.events import (
+    CancelCause,
+    CancelRequested,
+    Due,
+    Event,
+    Failure,
+    Finished,
+    StepCancelled,
+    StepFailed,
+    StepRetried,
+    StepSkipped,
+    StepStarted,
+    StepSucceeded,
+    Submitted,
+)
+from evpipe.core.graph import Graph
+from evpipe.core.machine import Run
+from evpipe.core.states import Reason, RunStatus
+from tests.core.budget import examples
+from tests.core.making import RUN_ID, snapshot, without_clock
+from tests.core.plans import KEY, graphs
+
+STEPS = st.sampled_from([*(f"s{i}" for i in range(6)), "nobody", ""])
+ATTEMPTS = st.integers(-1, 4) | st.integers()
+TIMES = st.floats(0, 100) | st.floats()
+VALUES = st.sampled_from([None, {KEY: 1}, [1], "text", float("nan")])
+REASONS = st.sampled_from(Reason)
+FAILURES = st.builds(Failure, message=st.text(max_size=3), types=st.sampled_from([(), ("m.Error",)]))
+
+STRANGE_EVENTS: st.SearchStrategy[Event] = st.one_of(
+    st.builds(StepStarted, at_s=TIMES, step=STEPS, attempt=ATTEMPTS),
+    st.builds(StepSucceeded, at_s=TIMES, step=STEPS, attempt=ATTEMPTS, value=VALUES, started_at_s=TIMES),
+    st.builds(StepFailed, at_s=TIMES, step=STEPS, attempt=ATTEMPTS, reason=REASONS, failure=FAILURES),
+    st.builds(StepRetried, at_s=TIMES, step=STEPS, attempt=ATTEMPTS, due_at_s=TIMES),
+    st.builds(StepSkipped, at_s=TIMES, step=STEPS, reason=REASONS),
+    st.builds(StepCancelled, at_s=TIMES, step=STEPS, attempt=ATTEMPTS, reason=REASONS),
+    st.builds(Due, at_s=TIMES, step=STEPS | st.none(), attempt=ATTEMPTS),
+    st.builds(CancelRequested, at_s=TIMES, cause=st.sampled_from(CancelCause)),
+    st.builds(Finished, at_s=TIMES, status=st.sampled_from(RunStatus), value=VALUES),
+    st.builds(Submitted, at_s=TIMES, graph=st.none() | graphs(4), parameters=st.just({})),
+)
+
+
+@st.composite
+def answers(draw: st.DrawFn, run: Run) -> Event | None:
+    """An event that some outstanding command of the run leads to, so that deep states are reached."""
+    commands = run.outstanding()
+    if not commands:
+        return None
+    match draw(st.sampled_from(commands)):
+        case Decide(event=event):
+            return replace(event, at_s=run.at_s)
+        case WakeAt(at_s=at_s, step=step, attempt=attempt):
+            return Due(at_s=at_s, step=step, attempt=attempt)
+        case Launch(step=step, attempt=attempt):
+            return draw(
+                st.one_of(
+                    st.builds(StepStarted, step=st.just(step), attempt=st.just(attempt)),
+                    st.builds(StepSucceeded, step=st.just(step), attempt=st.just(attempt), value=VALUES),
+                    st.builds(
+                        StepFailed, step=st.just(step), attempt=st.just(attempt), reason=REASONS, failure=FAILURES
+                    ),
+                )
+            )
+        case _:
+            return None
+
+
+@given(graphs(6), st.booleans(), st.data())
+@examples(250)
+def test_any_event_in_any_state_is_folded_without_raising(graph: Graph, strange_first: bool, data: st.DataObject) -> None:
+    run = Run(RUN_ID)
+    folded: list[Event] = []
+    if not strange_first:
+        folded.append(Submitted(graph=graph, parameters={}))
+        run.step(folded[0])
+    for _ in range(data.draw(st.integers(1, 16), label="events")):
+        likely = data.draw(answers(run), label="answer") if data.draw(st.booleans(), label="is an answer") else None
+        event = likely or data.draw(STRANGE_EVENTS, label="strange")
+
+        before = snapshot(run)
+        commands = run.step(event)
+        after = snapshot(run)
+        if any(isinstance(command, Quarantine) for command in commands):
+            assert len(commands) == 1
+            assert after == before, "a quarantined event changed something"
+        elif without_clock(after) != without_clock(before):
+            folded.append(event)
+
+        again = run.step(event)
+        assert all(isinstance(command, Quarantine) for command in again), "a repeated event gave commands"
+        assert snapshot(run) == after, "a repeated event changed something"
+
+        if folded:
+            old = data.draw(st.sampled_from(folded), label="counted before")
+            assert run.step(old) == ()
+            assert without_clock(snapshot(run)) == without_clock(after), "an event of the past changed something"
+
+        outstanding = run.outstanding()
+        assert run.outstanding() == outstanding
+        assert not any(isinstance(command, Quarantine) for command in outstanding)
+        assert without_clock(snapshot(run)) == without_clock(after), "outstanding() changed something"
+        ended = [name for name, state in run.steps.items() if state.ended]
+        assert run.open_count == len(run.steps) - len(ended)
+        if run.ended:
+            assert outstanding == ()

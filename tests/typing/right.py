@@ -1,0 +1,101 @@
+"""Uses of the public API that must type-check, and the types that they must have."""
+
+import asyncio
+from typing import NamedTuple, TypedDict, assert_type
+
+from evpipe import Retry, RunResult, RunStatus, StepResult, StepStatus, pipeline, step
+
+
+class Fit(TypedDict):
+    model: str
+    score: float
+
+
+class Split(NamedTuple):
+    train: list[float]
+    test: list[float]
+
+
+@step
+def load(rows: int, *, source: str = "db") -> list[float]:
+    return [float(rows)] if source else []
+
+
+@step(retries=2, timeout_s=60, queue="gpu", on_failure="skip", after=["load"], executor="thread")
+def train(data: list[float], depth: int = 3) -> Fit:
+    return {"model": "m", "score": sum(data) / depth}
+
+
+@step(retries=Retry(3, delay_s=0.5, on=(OSError, ValueError)))
+async def fetch(url: str) -> bytes:
+    return url.encode()
+
+
+@step
+async def ping(url: str) -> int:
+    return len(url)
+
+
+@step(name="split-it", description="halves")
+def split(data: list[float]) -> Split:
+    return Split(data, data)
+
+
+@step(outputs=("low", "high"))
+def bounds(data: list[float]) -> tuple[float, str]:
+    return min(data), str(max(data))
+
+
+@step
+def best(scores: list[float]) -> float:
+    return max(scores)
+
+
+@pipeline(version="1.0.0", fail_fast=True, deadline_s=60)
+def churn(rows: int = 1000, depths: tuple[int, ...] = (3, 5)) -> float:
+    data = load(rows)
+    assert_type(data, list[float])
+    assert_type(fetch("http://localhost"), bytes)
+    assert_type(ping(url="http://localhost"), int)
+    assert_type(load.options(queue="gpu", name="load2")(rows, source="file"), list[float])
+    assert_type(fetch.options(retries=0, timeout_s=None)("x"), bytes)
+    fits = [train(data, depth=d) for d in depths]
+    assert_type(fits[0]["score"], float)
+    assert_type(fits[0]["model"], str)
+    parts = split(data)
+    assert_type(parts.test, list[float])
+    assert_type(parts[0], list[float])
+    left, right = parts
+    assert_type(left, list[float])
+    low, high = bounds(right)
+    assert_type(low, float)
+    assert_type(high, str)
+    return best.options(after=[data, low, "ping"])([f["score"] for f in fits])
+
+
+@pipeline
+def bare(name: str) -> dict[str, list[float]]:
+    return {name: load(1)}
+
+
+def results() -> None:
+    assert_type(churn(500), float)
+    assert_type(churn.fn(rows=500), float)
+    result = churn.run(rows=500, depths=(1, 2))
+    assert_type(result, RunResult[float])
+    assert_type(result.value, float)
+    assert_type(churn.options(mode="local", key="k", timeout_s=5).run(500).value, float)
+    assert_type(bare.run("x").value, dict[str, list[float]])
+    assert_type(result.status, RunStatus)
+    assert_type(result.steps["load"], StepResult)
+    assert_type(result.steps["load"].status, StepStatus)
+    # A result may stand where one of a wider type is expected.
+    wider: RunResult[float | str] = result
+    reveal_type(wider.value)
+
+
+def plain_functions() -> None:
+    assert_type(load.fn(3, source="x"), list[float])
+    assert_type(load(3), list[float])
+    assert_type(asyncio.run(fetch.fn("x")), bytes)
+    reveal_type(churn.run)

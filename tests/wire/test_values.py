@@ -1,0 +1,273 @@
+"""A value comes back from the wire as what it was, or is refused by a sentence that says where it stands."""
+
+from __future__ import annotations
+
+import collections
+import datetime
+import decimal
+import enum
+from typing import Any, NamedTuple
+
+import msgpack
+import pytest
+from hypothesis import given
+
+from evpipe.core.bindings import OutputRef, ParameterRef
+from evpipe.errors import EncodingError, LimitExceeded, RemoteProtocolError
+from evpipe.wire import values
+from evpipe.wire.limits import DEPTH_MAX, ITEMS_MAX, VALUE_BYTES_MAX
+from evpipe.wire.values import encode_value, pack, register_named_tuple, unpack
+from tests.core.budget import examples
+from tests.wire.plain import LEAVES, REFERENCES, VALUES, Fit, trees, typed
+
+
+@given(VALUES)
+@examples(300)
+def test_a_value_comes_back_with_the_same_type_at_every_node(value: Any) -> None:
+    assert typed(unpack(pack(value, "v"))) == typed(value)
+
+
+@given(trees(LEAVES | REFERENCES))
+@examples(150)
+def test_an_argument_tree_comes_back_with_its_references(tree: Any) -> None:
+    assert typed(unpack(pack(tree, "v"))) == typed(tree)
+
+
+@given(VALUES)
+@examples(100)
+def test_equal_values_have_equal_bytes_and_what_comes_back_has_them_too(value: Any) -> None:
+    assert pack(unpack(pack(value, "v")), "v") == pack(value, "v")
+
+
+# ---- what is refused
+
+ACCEPTED = "accepted are None, bool, int, float, str, bytes, list, tuple, NamedTuple and dict with string keys"
+
+
+class Colour(enum.Enum):
+    RED = 1
+
+
+class Level(enum.IntEnum):
+    LOW = 1
+
+
+class Text(str):
+    __slots__ = ()
+
+
+class Names(dict[str, int]):
+    pass
+
+
+class Row(list[int]):
+    pass
+
+
+class Pair(tuple[int, int]):
+    __slots__ = ()
+
+
+HERE = __name__
+
+REFUSED: list[tuple[Any, str]] = [
+    (2**64, "an int of more than 64 bits"),
+    (-(2**63) - 1, "an int of more than 64 bits"),
+    ("a\ud800", "text with a lone surrogate ('a\\ud800')"),
+    ({1}, "a set"),
+    (frozenset(), "a frozenset"),
+    (1j, "a complex"),
+    (object(), "a object"),
+    (len, "a builtin_function_or_method"),
+    (bytearray(b"a"), "a bytearray"),
+    (memoryview(b"a"), "a memoryview"),
+    (range(3), "a range"),
+    (msgpack.ExtType(values.PARAMETER_REF, b"\xa1p"), "a ExtType"),
+    (msgpack.Timestamp(1, 2), "a Timestamp"),
+    (decimal.Decimal(1), "a value of type decimal.Decimal"),
+    (datetime.date(2026, 1, 1), "a value of type datetime.date"),
+    (collections.OrderedDict(a=1), "a value of type collections.OrderedDict"),
+    (Colour.RED, f"a value of type {HERE}.Colour"),
+    (Level.LOW, f"a value of type {HERE}.Level"),
+    (Text("a"), f"a value of type {HERE}.Text"),
+    (Names(a=1), f"a value of type {HERE}.Names"),
+    (Row([1]), f"a value of type {HERE}.Row"),
+    (Pair((1, 2)), f"a value of type {HERE}.Pair"),
+    ({1: "a"}, "a dict with the key 1"),
+    ({"a": 1, None: 2}, "a dict with the key None"),
+    ({b"a": 1}, "a dict with the key b'a'"),
+    ({Text("a"): 1}, "a dict with the key 'a'"),
+]
+
+
+@pytest.mark.parametrize(("value", "problem"), REFUSED, ids=[problem for _, problem in REFUSED])
+def test_what_has_no_encoding_is_refused_by_name(value: Any, problem: str) -> None:
+    with pytest.raises(EncodingError) as caught:
+        pack(value, "the output of step 'a'")
+    assert str(caught.value) == f"the output of step 'a' cannot be encoded: {problem}; {ACCEPTED}"
+    assert caught.value.path == ""
+
+
+@pytest.mark.parametrize(
+    ("around", "path"),
+    [
+        (lambda bad: [0, bad], "[1]"),
+        (lambda bad: (bad,), "[0]"),
+        (lambda bad: {"a": {"b": [bad]}}, "['a']['b'][0]"),
+        (lambda bad: Fit(model=1, score=[bad]), "[1][0]"),
+        (lambda bad: [1, bad, bad], "[1]"),
+    ],
+)
+@pytest.mark.parametrize("bad", [{1}, 2**64, bytearray(), {1: 2}, "\udfff", msgpack.Timestamp(1, 2)], ids=repr)
+def test_the_place_of_the_first_bad_value_is_told(around: Any, path: str, bad: Any) -> None:
+    with pytest.raises(EncodingError, match=r"cannot be encoded: .* at \[") as caught:
+        pack(around(bad), "v")
+    assert caught.value.path == path
+
+
+# ---- limits
+
+
+def nested(levels: int, kind: str) -> Any:
+    value: Any = None
+    for _ in range(levels):
+        value = [value] if kind == "list" else (value,) if kind == "tuple" else {"k": value} if kind == "dict" else None
+    return value
+
+
+@pytest.mark.parametrize("kind", ["list", "tuple", "dict"])
+def test_a_value_may_be_as_deep_as_the_limit_and_no_deeper(kind: str) -> None:
+    deepest = nested(DEPTH_MAX, kind)
+    assert unpack(pack(deepest, "v")) == deepest
+    with pytest.raises(LimitExceeded) as caught:
+        pack(nested(DEPTH_MAX + 1, kind), "v")
+    assert str(caught.value) == f"v is nested deeper than {DEPTH_MAX} levels (or contains itself)"
+    assert (caught.value.limit, caught.value.allowed) == ("DEPTH_MAX", DEPTH_MAX)
+
+
+def test_references_may_stand_at_the_deepest_place() -> None:
+    tree: Any = OutputRef("a", ("k",))
+    for _ in range(DEPTH_MAX):
+        tree = (tree,)
+    assert unpack(pack(tree, "v")) == tree
+
+
+def test_a_container_that_contains_itself_is_refused() -> None:
+    loop: list[Any] = []
+    loop += [loop, loop]
+    ring: dict[str, Any] = {}
+    ring["ring"] = {"ring": (ring,)}
+    for value in (loop, ring, [1, (loop,)]):
+        with pytest.raises(LimitExceeded, match="or contains itself"):
+            pack(value, "v")
+
+
+@pytest.mark.parametrize("make", [lambda n: [0] * n, lambda n: (None,) * n, lambda n: dict.fromkeys(map(str, range(n)))])
+def test_what_is_too_long_to_be_read_is_not_written(make: Any) -> None:
+    assert len(unpack(pack(make(ITEMS_MAX), "v"))) == ITEMS_MAX
+    with pytest.raises(LimitExceeded) as caught:
+        pack(make(ITEMS_MAX + 1), "v")
+    assert str(caught.value) == f"v has more than {ITEMS_MAX:,} items"
+    assert (caught.value.limit, caught.value.allowed) == ("ITEMS_MAX", ITEMS_MAX)
+
+
+def test_lists_that_share_their_parts_are_counted_and_not_walked_for_ever() -> None:
+    value: list[Any] = []
+    for _ in range(60):
+        value = [value, value]
+    with pytest.raises(LimitExceeded):
+        pack(value, "v")
+
+
+def test_a_value_over_the_limit_of_bytes_is_refused() -> None:
+    fits = b"x" * (VALUE_BYTES_MAX - 5)
+    assert len(encode_value(fits, "v")) == VALUE_BYTES_MAX
+    with pytest.raises(LimitExceeded) as caught:
+        encode_value(fits + b"x", "v")
+    assert str(caught.value) == "v is 524,289 bytes when encoded: at most 524,288 are allowed"
+    assert (caught.value.limit, caught.value.found) == ("VALUE_BYTES_MAX", VALUE_BYTES_MAX + 1)
+
+
+# ---- bytes of others
+
+
+def extension(levels: int) -> bytes:
+    """Tuples in tuples, deeper than `pack` makes them."""
+    data: bytes = msgpack.packb([])
+    for _ in range(levels):
+        data = msgpack.packb([msgpack.ExtType(values.TUPLE, data)])
+    return data
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        pytest.param(b"", id="nothing"),
+        pytest.param(b"\x92\x01", id="cut off"),
+        pytest.param(b"\x01\x02", id="something behind it"),
+        pytest.param(b"\xc1", id="a byte that means nothing"),
+        pytest.param(b"\xdd\xff\xff\xff\xff", id="a list that would not fit into memory"),
+        pytest.param(b"\xa1\xff", id="text that is no UTF-8"),
+        pytest.param(b"\x91" * 200 + b"\x01", id="lists that are nested too deep"),
+        pytest.param(b"\x91" * 100_000 + b"\x01", id="lists that are nested far too deep"),
+        pytest.param(extension(100), id="tuples that are nested too deep"),
+        pytest.param(extension(2_000), id="tuples that would take all of the C stack"),
+        pytest.param(msgpack.packb({1: 2}), id="a key that is a number"),
+        pytest.param(msgpack.packb({b"k": 2}), id="a key that is bytes"),
+        pytest.param(msgpack.packb([{b"k": 2}]), id="such a key further in"),
+        pytest.param(msgpack.packb(msgpack.Timestamp(1, 2)), id="a timestamp"),
+        pytest.param(msgpack.packb([msgpack.ExtType(99, b"")]), id="a type of another protocol"),
+        pytest.param(msgpack.packb(msgpack.ExtType(values.TUPLE, b"\x01")), id="a tuple of no list"),
+        pytest.param(msgpack.packb(msgpack.ExtType(values.OUTPUT_REF, b"\x91\x01")), id="half a reference"),
+        pytest.param(msgpack.packb(msgpack.ExtType(values.PARAMETER_REF, b"\x01")), id="a parameter named 1"),
+        *(
+            pytest.param(msgpack.packb(msgpack.ExtType(values.NAMED_TUPLE, msgpack.packb(content))), id=what)
+            for what, content in {
+                "a named tuple without a name": ["", [], []],
+                "one named like a keyword": ["class", [], []],
+                "one with code for a name": ["x(object): import os #", [], []],
+                "one with a field named like a keyword": ["P", ["def"], [1]],
+                "one with a field of code": ["P", ["x=print()"], [1]],
+                "one with a field twice": ["P", ["x", "x"], [1, 2]],
+                "one with a value too few": ["P", ["x"], []],
+                "one with a list for a name": ["P", [[]], [1]],
+            }.items()
+        ),
+    ],
+)
+def test_bytes_that_are_no_value_are_refused(data: bytes) -> None:
+    with pytest.raises(RemoteProtocolError):
+        unpack(data)
+
+
+def test_a_named_tuple_of_a_class_that_is_not_here_has_a_twin() -> None:
+    class Point(NamedTuple):
+        x: int
+        y: int
+
+    data = pack([Point(1, 2), Point(3, 4)], "v").replace(b"Point", b"Piont")
+    twin, other = unpack(data)
+    assert (twin.x, twin.y, type(twin).__name__) == (1, 2, "Piont")
+    assert type(twin) is type(other), "a class for every value would take 0.1 ms each"
+    assert pack([twin, other], "v") == data
+    assert ("Piont", ("x", "y")) not in values._named_tuples, "bytes of others must not be kept for ever"
+
+
+def test_a_registered_named_tuple_comes_back_as_its_class_without_running_its_code() -> None:
+    class Base(NamedTuple):
+        x: int
+
+    class Strict(Base):
+        __slots__ = ()
+
+        def __new__(cls, x: int) -> Strict:
+            raise AssertionError("ran the code of a class for bytes from elsewhere")
+
+    register_named_tuple(Strict)
+    found = unpack(msgpack.packb(msgpack.ExtType(values.NAMED_TUPLE, msgpack.packb(["Strict", ["x"], [1]]))))
+    assert (type(found), found.x) == (Strict, 1)
+
+
+def test_references_come_back_equal() -> None:
+    tree = [OutputRef("a", ("k", 0)), ParameterRef("rows")]
+    assert unpack(pack(tree, "v")) == tree
