@@ -53,15 +53,13 @@ _KINDS: Final = {
 }
 #: The keeper needs two modules of this package and the standard library. Stub packages keep out what `evpipe` and
 #: `evpipe.bus` import for everybody else, and -I -S the site-packages: a tenth of a second of every first run.
-_BOOT: Final = """\
-import sys, types
-for name in ("evpipe", "evpipe.bus"):
-    package = types.ModuleType(name)
-    package.__path__ = ["/".join((sys.argv[1], *name.split(".")))]
-    sys.modules[name] = package
-from evpipe.bus.keeper import run_detached
-run_detached()
-"""
+#: One line, because it is what `ps` shows.
+_BOOT: Final = (
+    "import sys, types; "
+    "[sys.modules.setdefault(n, types.ModuleType(n)).__dict__.update(__path__=[p])"
+    " for n, p in zip(('evpipe', 'evpipe.bus'), sys.argv[1:])]; "
+    "from evpipe.bus.keeper import run_detached; run_detached()"
+)
 
 
 class EmbeddedServer:
@@ -264,8 +262,8 @@ class EmbeddedServer:
         log = open_log(self._home.log)
         try:
             return subprocess.Popen(
-                # The directory is there for those who read `ps`.
-                [sys.executable, "-I", "-S", *no_bytecode, "-c", _BOOT, str(package.parent), str(self._home.root)],
+                # The last argument is for those who read `ps`.
+                [sys.executable, "-I", "-S", *no_bytecode, "-c", _BOOT, package, package / "bus", self._home.root],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,

@@ -20,6 +20,7 @@ to start is on the way of the first run of every script.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -497,7 +498,9 @@ def _command_line(pid: int) -> bytes:
 def _say(text: str) -> None:
     """Write a line to the log, which is our stderr."""
     line = f"{time.strftime('%Y-%m-%d %H:%M:%S')} [{os.getpid()}] {text}\n"
-    os.write(2, line.encode(errors="replace"))
+    # A full disk must not end the keeper: then nobody could read what is on it either.
+    with contextlib.suppress(OSError):
+        os.write(2, line.encode(errors="replace"))
 
 
 # The process.

@@ -20,6 +20,7 @@ import anyio
 import structlog
 from anyio.abc import TaskGroup
 
+from evpipe.bus.clock import loop_clock
 from evpipe.bus.protocol import Done, Outcome, Refused, Stored
 from evpipe.errors import BusClosed, BusRefused
 
@@ -92,6 +93,8 @@ class Outbox:
         self._send = send
         self._window = window
         self._queue: deque[Message] = deque()
+        #: The loop's clock; there is none before the outbox runs.
+        self._now: Callable[[], float] = anyio.current_time
         #: By token, all that was ever sent and has no outcome; what waits to be sent again is in here, too.
         self._unanswered: dict[int, Message] = {}
         #: Sent and not answered, in the order of sending.
@@ -163,7 +166,7 @@ class Outbox:
         message = self._unanswered.get(token)
         if message is None:
             return
-        self._answered_at = anyio.current_time()
+        self._answered_at = self._now()
         under_way = self._in_flight.pop(token, None) is not None
         if reply is Verdict.LATER:
             if under_way:
@@ -187,6 +190,7 @@ class Outbox:
 
     async def run(self, task_group: TaskGroup) -> None:
         """Send until cancelled; starts its helpers in `task_group`. May be run again after it was cancelled."""
+        self._now = loop_clock()
         task_group.start_soon(self._repeat_unanswered)
         while True:
             self._wake = anyio.Event()
@@ -199,7 +203,7 @@ class Outbox:
                     self._token += 1
                     message.token = self._token
                     self._unanswered[message.token] = message
-                message.sent_at = anyio.current_time()
+                message.sent_at = self._now()
                 self._in_flight[message.token] = message
                 await self._send(message.token, message)
             if not self._queue and not self._unanswered:
@@ -229,7 +233,7 @@ class Outbox:
             await anyio.sleep(BACKOFF_S)
             delayed, self._delayed = self._delayed, []
             self._requeue(delayed)
-            now = anyio.current_time()
+            now = self._now()
             late: list[Message] = []
             # In the order of sending: the first that is not late ends the look.
             for message in self._in_flight.values():
@@ -259,7 +263,7 @@ class Outbox:
             log.error("publish_failed", subject=message.subject, error=str(error))
 
     def _complain(self, message: Message) -> None:
-        now = anyio.current_time()
+        now = self._now()
         if now - self._complained_at >= COMPLAIN_EVERY_S:
             self._complained_at = now
             log.warning("stream_full", subject=message.subject, waiting=len(self._delayed) + len(self._queue))

@@ -341,7 +341,7 @@ class ServerProcess:
 
 @contextmanager
 def _copies(fds: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
-    """Copy descriptors for a child. With a preexec_fn the fork hooks run in it, and `FileLock`'s closes the originals."""
+    """Copy descriptors for a child: with a preexec_fn fork hooks run in it, and `FileLock`'s closes the originals."""
     copies: list[int] = []
     try:
         for fd in fds:

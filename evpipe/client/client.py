@@ -22,7 +22,7 @@ from evpipe.client.events import RunEvent, run_event
 from evpipe.client.handle import RunHandle
 from evpipe.core.names import check_name
 from evpipe.errors import Conflict, NotFound, RemoteProtocolError, UsageError
-from evpipe.sdk.pipeline import PipelineFunction
+from evpipe.sdk.pipeline import Built, PipelineFunction
 from evpipe.wire.graphs import encode_graph, graph_digest
 from evpipe.wire.messages import Submission, decode_submission, encode_submission
 from evpipe.wire.registry import BUCKET, RunEntry, decode_run_entry
@@ -63,18 +63,19 @@ def connect(
     Raises:
         UsageError: if a setting is not usable.
     """
-    flags = {
-        "url": url,
-        "user": user,
-        "password": password,
-        "token": token,
-        "credentials": credentials,
-        "tls_ca": tls_ca,
-        "tls_cert": tls_cert,
-        "tls_key": tls_key,
-        "prefix": prefix,
-    }
-    return Client(load_settings(**{key: value for key, value in flags.items() if value is not None}))
+    return Client(
+        load_settings(
+            url=url,
+            user=user,
+            password=password,
+            token=token,
+            credentials=credentials,
+            tls_ca=tls_ca,
+            tls_cert=tls_cert,
+            tls_key=tls_key,
+            prefix=prefix,
+        )
+    )
 
 
 class Client:
@@ -160,12 +161,15 @@ class Client:
             UsageError: if the parameters or the graph are wrong; nothing was submitted.
             Conflict: if the key belongs to a run with another graph or other parameters.
         """
-        bus = self.bus
         if not isinstance(target, PipelineFunction):
             raise UsageError(f"submit takes a function with @pipeline, not a {type(target).__name__}")
+        return await self.submit_built(target.build(dict(parameters or {})), key=key, queue=queue)
+
+    async def submit_built(self, built: Built, *, key: str | None = None, queue: str = "") -> RunHandle[Any]:
+        """Submit a graph that was built before; as `submit`."""
+        bus = self.bus
         if queue:
             check_name("queue", queue)
-        built = target.build(dict(parameters or {}))
         data = encode_graph(built.graph)
         submission = Submission(graph=graph_digest(data), parameters=built.parameters, queue=queue)
         payload = encode_submission(submission)

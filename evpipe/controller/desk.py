@@ -13,6 +13,7 @@ from collections import OrderedDict
 from collections.abc import Iterable
 from typing import Final
 
+import anyio.lowlevel
 import msgpack
 import structlog
 from anyio.abc import TaskGroup
@@ -42,6 +43,8 @@ from evpipe.wire.subjects import EventSubject
 log = structlog.get_logger(__name__)
 
 GRAPHS_KEPT: Final = 64
+#: Commands carried out before others get a turn on the loop.
+TURN: Final = 256
 ENDED_KEPT: Final = 100_000
 
 
@@ -131,8 +134,12 @@ class Desk:
     async def _open_live(self, case: Case, record: Record) -> None:
         submitted = await self._submitted(case, record)
         case.sequence = record.sequence
+        commands = self._step(case, submitted)
+        for i in range(0, len(commands), TURN):
+            # The first launches leave while the rest of a large graph is still being encoded.
+            self._carry_out(case, commands[i : i + TURN])
+            await anyio.lowlevel.checkpoint()
         waiting, case.waiting = case.waiting or [], None
-        self._carry_out(case, self._step(case, submitted))
         self._show(case)
         for later, subject in waiting:
             self._apply(case, later, subject)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from enum import Enum
 from typing import Any
 
 from evpipe.core.bindings import TREE_DEPTH_MAX
@@ -90,13 +91,17 @@ def _shown(value: Any) -> str:
     return f"{text if len(text) <= 60 else text[:57] + '…'} ({type(value).__name__})"
 
 
-class _Required:
+class _Required(Enum):
+    """An enum, so that a copied or pickled graph still holds the same one."""
+
+    REQUIRED = "REQUIRED"
+
     def __repr__(self) -> str:
         return "REQUIRED"
 
 
 #: The default of a parameter that has none.
-REQUIRED = _Required()
+REQUIRED = _Required.REQUIRED
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

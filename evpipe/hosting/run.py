@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 import threading
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar, get_args
 
 import anyio
-import sniffio
 
+from evpipe.bus.clock import loop_runs_here
 from evpipe.errors import UsageError
 from evpipe.hosting.debug import run_debug
 from evpipe.hosting.logs import configure_logs
@@ -59,15 +58,15 @@ def run(
         if key is not None or timeout_s is not None:
             raise UsageError("key and timeout_s mean nothing in debug mode, where the run is this very call")
         return run_debug(target.build(dict(params or {})))
-    session = Session(target, dict(params or {}), mode=mode or "bus", key=key, timeout_s=timeout_s)
+    # What is wrong with the call is said before any server is started for it.
+    built = target.build(dict(params or {}))
+    session = Session(built, mode=mode or "bus", key=key, timeout_s=timeout_s)
     return _outside_of_any_loop(lambda: anyio.run(session.run))
 
 
 def _outside_of_any_loop(call: Callable[[], T]) -> T:
     """Call where no event loop runs: here if there is none, else in a thread of its own."""
-    try:
-        sniffio.current_async_library()
-    except sniffio.AsyncLibraryNotFoundError:
+    if not loop_runs_here():
         return call()
     outcome: list[tuple[bool, Any]] = []
 
@@ -85,9 +84,3 @@ def _outside_of_any_loop(call: Callable[[], T]) -> T:
         result: T = value
         return result
     raise value
-
-
-def say(line: str) -> None:
-    """Talk to the person at the terminal: on standard error, which is not the result."""
-    sys.stderr.write(line + "\n")
-    sys.stderr.flush()

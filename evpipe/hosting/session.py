@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import sys
 import threading
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any, Final
 
@@ -21,7 +21,7 @@ from evpipe.core.machine import Run
 from evpipe.errors import WaitTimeout
 from evpipe.hosting.display import Display
 from evpipe.sdk.hook import Mode
-from evpipe.sdk.pipeline import PipelineFunction
+from evpipe.sdk.pipeline import Built
 from evpipe.sdk.result import RunResult
 from evpipe.worker.worker import Worker
 
@@ -42,16 +42,14 @@ class Session:
 
     def __init__(
         self,
-        target: PipelineFunction[..., Any],
-        parameters: Mapping[str, Any],
+        built: Built,
         *,
         mode: Mode,
         key: str | None,
         timeout_s: float | None,
         display: Display | None = None,
     ) -> None:
-        self._target = target
-        self._parameters = parameters
+        self._built = built
         self._mode = mode
         self._key = key
         self._timeout_s = timeout_s
@@ -61,10 +59,8 @@ class Session:
         self._interrupted = False
 
     async def run(self) -> RunResult[Any]:
-        # What is wrong with the call is said before any server is started for it.
-        self._target.build(dict(self._parameters))
         async with self._client() as (client, queue):
-            handle = await client.submit(self._target, self._parameters, key=self._key, queue=queue)
+            handle = await client.submit_built(self._built, key=self._key, queue=queue)
             self._display.submitted(handle)
             async with AsyncExitStack() as stack:
                 task_group = await stack.enter_async_context(anyio.create_task_group())

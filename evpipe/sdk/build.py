@@ -40,7 +40,7 @@ class Build:
         self.steps: dict[str, Step] = {}
         #: Whether the body has returned or raised.
         self.ended = False
-        #: Base of automatic names -> a number below which all are taken; keeps a loop of n calls from costs of n squared.
+        #: Base of automatic names -> a number up to which all are taken, so that n calls do not cost n squared.
         self._numbers: dict[str, int] = {}
         self._token: Token[Build | None] | None = None
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import functools
 import inspect
 from collections.abc import Callable, Mapping
@@ -108,9 +107,13 @@ class PipelineFunction(Generic[P, R_co]):
 
         """
         parameters = check_parameters(self.parameters, values, of=self.name)
-        # The body may change a list that it was given; what was asked for stays, and so does the default.
-        args, kwargs = self._arguments(copy.deepcopy(parameters))
         with Build(self.name, self._options.queue) as build:
+            # The body may change a list that it was given; what was asked for stays, and so does the default.
+            copies = {
+                name: build.tree(value, f"parameter {name!r} of pipeline {self.name!r}")
+                for name, value in parameters.items()
+            }
+            args, kwargs = self._arguments(copies)
             returned = self._fn(*args, **kwargs)
             output = build.tree(returned, f"the value returned by pipeline {self.name!r}")
         graph = Graph(

@@ -23,7 +23,9 @@ _ENDED_WITHOUT_VALUE = frozenset({StepStatus.FAILED, StepStatus.SKIPPED, StepSta
 class StepResult:
     """What the log says of one step of a run."""
 
+    #: The run that it is a step of, and that one's state.
     run_id: str
+    run_status: RunStatus
     name: str
     status: StepStatus
     #: Number of its last attempt; 0 if there was none.
@@ -53,7 +55,7 @@ class StepResult:
         raise RunFailed(
             f"step {self.name!r} of run {self.run_id} has no value: it is {self.status}{why}",
             run_id=self.run_id,
-            status=self.status,
+            status=self.run_status,
             step=self.name,
             attempt=self.attempts,
             traceback=self.traceback,
@@ -71,6 +73,7 @@ class StepResult:
         shows_traceback = state.status is StepStatus.FAILED and state.failure is not None
         return cls(
             run_id=run.id,
+            run_status=run.status,
             name=name,
             status=state.status,
             attempts=state.attempt,

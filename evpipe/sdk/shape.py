@@ -30,12 +30,19 @@ class Shape:
     length: int | None = None
     #: Whether its names are attributes too.
     has_fields: bool = False
+    #: Whether a value may lack some of its names (a TypedDict with keys that are not required).
+    is_partial: bool = False
     #: Whether a part is always referred to by its name: the value may come as a tuple or as a dict.
     is_declared: bool = False
     #: Annotations of the parts, in order; a single one where `length` and `names` are None: it is of all parts.
     parts: tuple[Any, ...] = ()
     #: Where the annotations of the parts were written.
     namespace: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
+
+    @property
+    def outputs(self) -> tuple[str, ...] | None:
+        """The outputs that a step's value must have."""
+        return None if self.is_partial else self.names
 
     def key(self, key: Key, of: str) -> Key:
         """Return the key by which a reference names this part.
@@ -91,10 +98,15 @@ def shape_of(annotation: Any, namespace: dict[str, Any]) -> Shape:
     annotation = evaluate(annotation, namespace)
     origin, arguments = get_origin(annotation), get_args(annotation)
     # A generic TypedDict or NamedTuple, `Pair[int]`, has the parts of its class.
-    cls = origin if isinstance(origin, type) else annotation
+    cls: Any = origin if isinstance(origin, type) else annotation
     if is_typeddict(cls):
         hints = cls.__annotations__
-        return Shape(names=tuple(hints), parts=tuple(hints.values()), namespace=class_namespace(cls))
+        return Shape(
+            names=tuple(hints),
+            is_partial=bool(cls.__optional_keys__),
+            parts=tuple(hints.values()),
+            namespace=class_namespace(cls),
+        )
     if not isinstance(cls, type):
         return Shape()
     if issubclass(cls, tuple) and hasattr(cls, "_fields"):

@@ -125,7 +125,7 @@ class Step(Generic[P, R_co]):
             after=build.parents(options.after, where),
             queue=options.queue or build.queue,
             executor=options.executor,
-            outputs=shape.names,
+            outputs=shape.outputs,
             retries=options.retries,
             timeout_s=options.timeout_s,
             on_failure=options.on_failure,

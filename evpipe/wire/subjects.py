@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from dataclasses import dataclass
 
@@ -32,6 +33,7 @@ _ATTEMPT = re.compile(r"(0|[1-9][0-9]{0,8})\Z")
 _PREFIX = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,31}\Z")
 
 
+@functools.lru_cache(maxsize=4096)
 def shard_of(run_id: str) -> int:
     """Shard of a run: FNV-1a 32 of its id modulo 64, the hash that the server's own partitioning uses."""
     value = 0x811C9DC5

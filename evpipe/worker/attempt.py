@@ -46,9 +46,9 @@ class Attempt:
         #: The body has ended.
         self.ended = False
 
-    def extend(self) -> None:
+    def extend(self, now: float) -> None:
         self.delivery.extend()
-        self.alive_at = anyio.current_time()
+        self.alive_at = now
 
     def stop(self) -> None:
         """End the body; nothing is said of the attempt."""
@@ -56,14 +56,17 @@ class Attempt:
         if self.scope is not None:
             self.scope.cancel()
 
-    async def run_body(self) -> StepSucceeded | StepFailed | None:
+    async def run_body(self, now: float) -> StepSucceeded | StepFailed | None:
         """Run the step's function.
+
+        Args:
+            now: the loop's clock.
 
         Returns:
             The event that ends the attempt; None if it was stopped.
         """
         launch, order = self.launch, self.order
-        self.began_at = anyio.current_time()
+        self.began_at = now
         self.started_at_s = time.time()
         self.scope = CancelScope(deadline=self.began_at + order.timeout_s) if order.timeout_s else CancelScope()
         value: Any = None

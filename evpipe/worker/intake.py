@@ -9,6 +9,7 @@ from typing import Final, Self
 
 import anyio
 
+from evpipe.bus.clock import loop_clock
 from evpipe.bus.protocol import Bus, Delivery, Pull
 from evpipe.wire.subjects import DEFAULT_PRIORITY
 
@@ -45,6 +46,7 @@ class Intake:
         #: When each queue was last asked, or gave something.
         self._busy_at: list[float] = [-math.inf] * len(self._queues)
         self._stack = AsyncExitStack()
+        self._now = loop_clock()
         self._look = anyio.Event()
         self.closed = False
 
@@ -65,7 +67,7 @@ class Intake:
 
     def _delivered_by(self, i: int) -> Callable[[Delivery], None]:
         def delivered(delivery: Delivery) -> None:
-            self._busy_at[i] = anyio.current_time()
+            self._busy_at[i] = self._now()
             self._deliver(delivery)
             self.refill()
 
@@ -76,7 +78,7 @@ class Intake:
         if self.closed:
             return
         free = self._free()
-        now = anyio.current_time()
+        now = self._now()
         for i, pull in enumerate(self._pulls):
             wanted = free - pull.asked
             if wanted > 0 and (wanted >= self._step or not pull.asked):

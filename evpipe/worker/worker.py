@@ -19,8 +19,8 @@ from typing import Final, Self
 import anyio
 import msgpack
 import structlog
-from anyio.abc import TaskGroup
 
+from evpipe.bus.clock import loop_clock
 from evpipe.bus.protocol import ACK_WAIT_S, Bus, Delivery, Outcome
 from evpipe.client.client import Client
 from evpipe.core.events import Failure, StepFailed, StepStarted, StepSucceeded
@@ -31,6 +31,7 @@ from evpipe.wire.subjects import LaunchSubject
 from evpipe.worker.attempt import Attempt, lost, unencodable
 from evpipe.worker.intake import Intake
 from evpipe.worker.redelivery import Verdict, examine
+from evpipe.worker.spawning import Spawner
 
 log = structlog.get_logger(__name__)
 
@@ -77,17 +78,19 @@ class Worker:
         self._began = anyio.Event()
         self._cancelled: set[str] = set()
         self._stack = AsyncExitStack()
-        self._task_group: TaskGroup | None = None
+        self._spawner = Spawner()
+        self._now = anyio.current_time
         self._intake: Intake | None = None
 
     async def __aenter__(self) -> Self:
         bus = self._bus
         task_group = await self._stack.enter_async_context(anyio.create_task_group())
         self._stack.callback(task_group.cancel_scope.cancel)
-        self._task_group = task_group
+        self._now = loop_clock()
         await task_group.start(self._follow_cancels)
         await self._stack.enter_async_context(bus.listen(bus.subjects.stop, self._stop_signal))
         await self._stack.enter_async_context(bus.listen(bus.subjects.all_who, self._who))
+        self._spawner = await self._stack.enter_async_context(Spawner())
         for queue in self.queues:
             await self._stack.enter_async_context(
                 bus.listen(bus.subjects.ping_worker(queue), lambda *_: self.id.encode())
@@ -128,17 +131,15 @@ class Worker:
         except RemoteProtocolError as error:
             self._unreadable(delivery, launch, error)
             return
-        assert self._task_group is not None
         self._attempts[key] = attempt
         self._busy += 1
-        self._task_group.start_soon(self._run, attempt)
+        self._spawner.start_soon(self._run, attempt)
 
     def _unreadable(self, delivery: Delivery, launch: LaunchSubject, error: RemoteProtocolError) -> None:
         """Fail an attempt whose launch is garbage: its subject is taken, so no good launch can follow it."""
         log.warning("launch_quarantined", run_id=launch.run, step_id=launch.step, reason=str(error))
-        assert self._task_group is not None
         event = StepFailed(step=launch.step, attempt=launch.attempt, failure=Failure(message=str(error)))
-        self._task_group.start_soon(self._fail_unreadable, delivery, launch, event)
+        self._spawner.start_soon(self._fail_unreadable, delivery, launch, event)
 
     async def _fail_unreadable(self, delivery: Delivery, launch: LaunchSubject, event: StepFailed) -> None:
         # The launch does not say which pipeline it is of; its run's submit does.
@@ -163,15 +164,17 @@ class Worker:
                 # Its end is decreed by the controller.
                 attempt.delivery.ack()
                 return
-            if anyio.current_time() - attempt.alive_at > STALE_S:
+            now = self._now()
+            if now - attempt.alive_at > STALE_S:
                 log.warning("launch_stale", run_id=launch.run, step_id=launch.step, attempt=launch.attempt)
                 return
             self._young.append(attempt)
             self._began.set()
-            with structlog.contextvars.bound_contextvars(
+            # The task's context ends with it, so nothing has to be unbound.
+            structlog.contextvars.bind_contextvars(
                 run_id=launch.run, step_id=launch.step, attempt=launch.attempt, worker_id=self.id
-            ):
-                event = await attempt.run_body()
+            )
+            event = await attempt.run_body(now)
             if event is None:
                 attempt.delivery.ack()
                 return
@@ -190,7 +193,7 @@ class Worker:
         verdict = await examine(self._bus, launch)
         log.debug("launch_came_again", run_id=launch.run, step_id=launch.step, verdict=verdict.value)
         if verdict is Verdict.RUN:
-            attempt.extend()
+            attempt.extend(self._now())
             return True
         if verdict is Verdict.OVER:
             attempt.delivery.ack()
@@ -230,7 +233,7 @@ class Worker:
         while True:
             await anyio.sleep(HEARTBEAT_S)
             for attempt in self._attempts.values():
-                attempt.extend()
+                attempt.extend(self._now())
 
     async def _tell_started(self) -> None:
         """Publish `started` of bodies that have run for a while; not waited for."""
@@ -239,8 +242,8 @@ class Worker:
             while self._young:
                 attempt = self._young[0]
                 if not attempt.ended and not attempt.stopped:
-                    due_at = (attempt.began_at or anyio.current_time()) + STARTED_AFTER_S
-                    if anyio.current_time() < due_at:
+                    due_at = (attempt.began_at or self._now()) + STARTED_AFTER_S
+                    if self._now() < due_at:
                         await anyio.sleep_until(due_at)
                         continue
                     launch = attempt.launch

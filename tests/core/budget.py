@@ -1,4 +1,4 @@
-"""How many examples the property tests try: `EVPIPE_EXAMPLES=20 pytest tests/core tests/wire` tries 20 times as many."""
+"""How many examples the property tests try: with `EVPIPE_EXAMPLES=20` in the environment, 20 times as many."""
 
 from __future__ import annotations
 

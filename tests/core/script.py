@@ -104,10 +104,10 @@ def parse_graph(lines: list[str]) -> Graph:
 
 
 def parse_step(name: str, parents: list[OutputRef], options: dict[str, str]) -> Step:
-    policy: dict[str, Any] = {key: options.pop(key) for key in list(options) if key in _RETRY_OPTIONS}
-    made = {
-        key: int(value) if key == "count" else (value,) if key == "on" else float(value) for key, value in policy.items()
-    }
+    policy: dict[str, Any] = {"jitter": 0.0}
+    for key in _RETRY_OPTIONS & set(options):
+        text = options.pop(key)
+        policy[key] = int(text) if key == "count" else (text,) if key == "on" else float(text)
     after = tuple(options.pop("after").split(",")) if "after" in options else ()
     on_failure = OnFailure(options.pop("on_failure", "fail"))
     assert not options, f"unknown options of a step: {options}"
@@ -116,7 +116,7 @@ def parse_step(name: str, parents: list[OutputRef], options: dict[str, str]) -> 
         arguments={ref.step: ref for ref in parents},
         after=after,
         on_failure=on_failure,
-        retries=RetryPolicy(**{"jitter": 0.0, **made}),
+        retries=RetryPolicy(**policy),
     )
 
 

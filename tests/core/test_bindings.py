@@ -105,9 +105,7 @@ def test_a_path_takes_keys_indices_and_fields(value: Any, path: tuple[str | int,
         ({i: i for i in range(20)}, ("k",), f"the output a has no 'k': it has keys {', '.join(map(str, range(12)))}"),
     ],
 )
-def test_a_part_that_is_not_there_is_named_with_what_is(
-    value: Any, path: tuple[str | int, ...], sentence: str
-) -> None:
+def test_a_part_that_is_not_there_is_named_with_what_is(value: Any, path: tuple[str | int, ...], sentence: str) -> None:
     with pytest.raises(BindingError) as caught:
         select(value, OutputRef("a", path))
     assert str(caught.value) == sentence

@@ -13,7 +13,19 @@ import pytest
 from evpipe.core.events import Event
 from evpipe.core.machine import Run
 from evpipe.core.retry import RetryPolicy
-from tests.core.making import cancel, cancelled, failed, folded, graph, lost, skipped, started, step, submitted, succeeded
+from tests.core.making import (
+    cancel,
+    cancelled,
+    failed,
+    folded,
+    graph,
+    lost,
+    skipped,
+    started,
+    step,
+    submitted,
+    succeeded,
+)
 
 SMALL, LARGE = 100, 10_000
 

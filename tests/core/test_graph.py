@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import graphlib
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -64,7 +65,9 @@ def test_a_cycle_is_printed(steps: list[Step], shown: str) -> None:
     assert refusal(lambda: graph(*steps)) == f"the steps wait for each other in a cycle: {shown}"
 
 
-@given(st.integers(1, 8).flatmap(lambda n: st.lists(st.lists(st.integers(0, n - 1), max_size=3), min_size=n, max_size=n)))
+@given(
+    st.integers(1, 8).flatmap(lambda n: st.lists(st.lists(st.integers(0, n - 1), max_size=3), min_size=n, max_size=n))
+)
 @examples(150)
 def test_a_graph_is_refused_exactly_when_graphlib_finds_a_cycle(edges: list[list[int]]) -> None:
     steps = [step(f"s{i}", after=tuple(f"s{j}" for j in above)) for i, above in enumerate(edges)]
@@ -74,7 +77,7 @@ def test_a_graph_is_refused_exactly_when_graphlib_finds_a_cycle(edges: list[list
     except graphlib.CycleError:
         shown = refusal(lambda: graph(*steps)).removeprefix("the steps wait for each other in a cycle: ").split(" -> ")
         assert shown[0] == shown[-1]
-        assert all(above in by_name[below] for above, below in zip(shown, shown[1:], strict=False))
+        assert all(above in by_name[below] for above, below in itertools.pairwise(shown))
     else:
         assert set(graph(*steps).order) == set(by_name)
 
@@ -129,7 +132,9 @@ ROWS = Parameter(name="rows")
             id="unknown parameter",
         ),
         pytest.param(
-            lambda: graph(parameters=(ROWS, ROWS)), "parameter 'rows' is there twice", id="a parameter that is there twice"
+            lambda: graph(parameters=(ROWS, ROWS)),
+            "parameter 'rows' is there twice",
+            id="a parameter that is there twice",
         ),
         pytest.param(
             lambda: graph(step("a"), step("a")), "there are two steps named 'a': names must differ", id="duplicate step"

@@ -31,9 +31,7 @@ SEEDS = st.integers(0, 2**32)
 
 
 def ends_of(run: Run) -> dict[str, End]:
-    return {
-        name: End(state.status, state.reason, state.attempt) for name, state in run.steps.items() if state.ended
-    }
+    return {name: End(state.status, state.reason, state.attempt) for name, state in run.steps.items() if state.ended}
 
 
 @given(plans(order_free=True), SEEDS)
@@ -114,9 +112,7 @@ def test_at_every_prefix_of_the_log_the_rules_hold(plan: Plan, seed: int, cancel
     for event in world.log:
         commands = run.step(event)
         released = {
-            name
-            for name, state in run.steps.items()
-            if state.ended and not End(state.status).blocks(graph.steps[name])
+            name for name, state in run.steps.items() if state.ended and not End(state.status).blocks(graph.steps[name])
         }
         for command in commands:
             if isinstance(command, Launch):
@@ -184,4 +180,3 @@ def settled(command: Launch | Decide | WakeAt, log: list[Event], everything_ende
 def ended_in(log: list[Event], step: str, attempt: int) -> bool:
     ends = (StepSucceeded, StepFailed, StepCancelled)
     return any(isinstance(e, ends) and e.step == step and e.attempt == attempt for e in log)
-

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 from typing import Any
 
 import pytest
 
-from evpipe.core.parameters import Parameter, ParameterType, check_parameters
+from evpipe.core.parameters import REQUIRED, Parameter, ParameterType, check_parameters
 from evpipe.errors import UsageError
 
 INT, FLOAT, BOOL, STR, NONE = (ParameterType(kind) for kind in ("int", "float", "bool", "str", "none"))
@@ -132,3 +134,10 @@ def test_an_unknown_kind_of_type_is_refused() -> None:
         ParameterType("datetime")
     kinds = "bool, int, float, str, bytes, none, any, list, tuple, dict, union, literal"
     assert str(caught.value) == f"a parameter's type must be one of {kinds}, not 'datetime'"
+
+
+def test_a_copied_parameter_is_still_required() -> None:
+    required = Parameter(name="x")
+    for copied in (copy.deepcopy(required), pickle.loads(pickle.dumps(required))):
+        assert copied == required
+        assert copied.default is REQUIRED

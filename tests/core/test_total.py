@@ -78,7 +78,9 @@ def answers(draw: st.DrawFn, run: Run) -> Event | None:
 
 @given(graphs(6), st.booleans(), st.data())
 @examples(250)
-def test_any_event_in_any_state_is_folded_without_raising(graph: Graph, strange_first: bool, data: st.DataObject) -> None:
+def test_any_event_in_any_state_is_folded_without_raising(
+    graph: Graph, strange_first: bool, data: st.DataObject
+) -> None:
     run = Run(RUN_ID)
     folded: list[Event] = []
     if not strange_first:

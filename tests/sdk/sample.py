@@ -10,6 +10,10 @@ class Fit(TypedDict):
     score: float
 
 
+class Partial(TypedDict, total=False):
+    score: float
+
+
 class Split(NamedTuple):
     train: list[float]
     test: Fit
@@ -23,6 +27,11 @@ def load(rows: int) -> list[float]:
 @step(queue="gpu")
 def train(data: list[float], depth: int = 3) -> Fit:
     return {"model": f"m{depth}", "score": sum(data) / depth}
+
+
+@step
+def partial(data: object) -> Partial:
+    return {}
 
 
 @step

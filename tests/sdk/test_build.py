@@ -1,5 +1,7 @@
 """Calls in a pipeline's body: names of steps, argument trees, edges."""
 
+# ruff: noqa: ISC004, PLW0108 - a sentence in a table; a body is a plain function
+
 import inspect
 from collections import OrderedDict
 from collections.abc import Callable
@@ -29,8 +31,8 @@ def reused() -> int:
 replaced = reused
 
 
-@step
-def reused() -> int:  # type: ignore[no-redef]  # the case under test
+@step  # type: ignore[no-redef]  # the case under test
+def reused() -> int:
     return 2
 
 
@@ -99,7 +101,7 @@ def test_arguments_go_by_name_and_by_position_only_where_they_must(
     st.dictionaries(st.sampled_from("abc"), st.integers()),
     st.booleans(),
 )
-def test_any_call_comes_back_as_itself(values: list[int], more: dict[str, int], by_name: bool) -> None:
+def test_any_call_comes_back_as_itself(values: list[int], more: dict[str, Any], by_name: bool) -> None:
     """Whatever way the arguments are given, the worker's call binds the same."""
     if len(values) == 1 or by_name:
         args, kwargs = values[:1], {"second": values[-1], **more}

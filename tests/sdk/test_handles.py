@@ -1,5 +1,7 @@
 """Handles: what may be done with a value that is not there yet, and a sentence for everything else."""
 
+# ruff: noqa: FURB171, ISC004, PLW0108, RUF015 - a sentence in a table; each way to use a handle as it is written
+
 import asyncio
 import copy
 import math
@@ -11,7 +13,10 @@ import pytest
 
 from evpipe import NotKnownYet, UsageError, pipeline
 from evpipe.core.bindings import OutputRef
-from tests.sdk import sample
+from tests.sdk import sample as typed_sample
+
+#: Without types: most of what is done to handles here is what a type checker would refuse, too.
+sample: Any = typed_sample
 
 
 def in_a_build(use: Callable[[], Any]) -> Any:
@@ -168,15 +173,15 @@ WRONG_PARTS: list[tuple[Callable[[], Any], str]] = [
         "the value of step 'train' has no output 'scroe'; did you mean 'score'? (it has 'model', 'score')",
     ),
     (
-        lambda: sample.split(load()).tset,  # type: ignore[attr-defined]  # a misspelt field
+        lambda: sample.split(load()).tset,
         "the value of step 'split' has no output 'tset'; did you mean 'test'? (it has 'train', 'test')",
     ),
     (
-        lambda: sample.split(load()).test["modle"],  # type: ignore[typeddict-item]  # a misspelt key
+        lambda: sample.split(load()).test["modle"],
         "split['test'] has no output 'modle'; did you mean 'model'? (it has 'model', 'score')",
     ),
     (
-        lambda: sample.fits(1)[0]["x"],  # type: ignore[typeddict-item]  # no such key
+        lambda: sample.fits(1)[0]["x"],
         "fits[0] has no output 'x' (it has 'model', 'score')",
     ),
     (
@@ -185,11 +190,11 @@ WRONG_PARTS: list[tuple[Callable[[], Any], str]] = [
     ),
     (lambda: train()[0], "the value of step 'train' has no index 0: its outputs are ['model'] and ['score']"),
     (
-        lambda: sample.pair(1)[2],  # type: ignore[misc]  # out of range
+        lambda: sample.pair(1)[2],
         "the value of step 'pair' has no index 2: it has 2 parts",
     ),
     (
-        lambda: sample.pair(1)["a"],  # type: ignore[call-overload]  # has no names
+        lambda: sample.pair(1)["a"],
         "the value of step 'pair' has no output 'a': it is a tuple of 2 without names",
     ),
     (
@@ -261,4 +266,17 @@ def test_a_handle_is_no_good_in_a_build_inside_its_own() -> None:
         in_a_build(outer)
     assert str(caught.value) == (
         f"argument 'data' of step 'train': <handle load of pipeline 'p'> is from another pipeline: {FOREIGN}"
+    )
+
+
+def test_a_handle_is_no_value_of_a_parameter() -> None:
+    """A pipeline that is built inside another one gets values, never the other one's handles."""
+
+    def inner(anything: Any) -> Any:
+        return anything
+
+    with pytest.raises(UsageError) as caught:
+        in_a_build(lambda: pipeline(inner).build({"anything": [load()]}))
+    assert str(caught.value) == (
+        f"parameter 'anything' of pipeline 'inner': <handle load of pipeline 'p'> is from another pipeline: {FOREIGN}"
     )

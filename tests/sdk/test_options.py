@@ -1,5 +1,7 @@
 """Options of steps and pipelines: each wrong one is refused where it is written, by its name."""
 
+# ruff: noqa: ISC004 - a sentence in a table
+
 from typing import Any
 
 import pytest

@@ -1,5 +1,7 @@
 """Names of outputs: from the return annotation, resolved alone and late, or from `outputs=`."""
 
+# ruff: noqa: ISC004 - a sentence in a table
+
 from typing import Any
 
 import pytest
@@ -11,6 +13,7 @@ from tests.sdk import sample, sample_future
 OUTPUTS: list[tuple[Step[..., Any], tuple[str, ...] | None]] = [
     (sample.load, None),
     (sample.train, ("model", "score")),
+    (sample.partial, None),
     (sample.split, ("train", "test")),
     (sample.pair, None),
     (sample.bounds, ("low", "high")),

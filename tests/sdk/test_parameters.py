@@ -1,5 +1,7 @@
 """Types of parameters from annotations, and values from text."""
 
+# ruff: noqa: ISC004 - a sentence in a table
+
 import enum
 import typing
 from collections.abc import Mapping, Sequence
@@ -34,6 +36,9 @@ TYPES: list[tuple[Any, str]] = [
     ("int", "int"),
     ("'int'", "int"),
     ("no_such_name", "any"),
+    ("list[pd.DataFrame]", "list[any]"),
+    ("no_such_name | None", "any | none"),
+    ("not an annotation", "any"),
     (Any, "any"),
     (object, "any"),
     (Unknown, "any"),

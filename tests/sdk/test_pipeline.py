@@ -1,5 +1,7 @@
 """Pipelines: building with real values, binding typed calls, handing over to what runs them."""
 
+# ruff: noqa: PLW0108 - all cases alike
+
 from collections.abc import Callable, Mapping
 from typing import Any
 

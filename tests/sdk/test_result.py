@@ -93,6 +93,7 @@ def test_a_step_without_a_value_says_why() -> None:
         with pytest.raises(RunFailed) as caught:
             _ = steps[name].value
         assert str(caught.value) == sentence
+        assert (caught.value.status, caught.value.step) == ("failed", name)
     assert (steps["load"].reason, steps["load"].error) == (Reason.ERROR, "ValueError: no such file")
     assert steps["train"].attempts == 0
 

@@ -1,7 +1,7 @@
 """Uses of the public API that must type-check, and the types that they must have."""
 
 import asyncio
-from typing import NamedTuple, TypedDict, assert_type
+from typing import NamedTuple, TypedDict, assert_type, reveal_type
 
 from evpipe import Retry, RunResult, RunStatus, StepResult, StepStatus, pipeline, step
 

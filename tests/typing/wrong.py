@@ -1,5 +1,7 @@
 """Misuses of the public API. Each line marked with `# wrong` must have an error, and no other line."""
 
+# ruff: noqa: B018 - the misuse of an attribute is the point
+
 from typing import NamedTuple, TypedDict
 
 from evpipe import Retry, pipeline, step

@@ -56,6 +56,6 @@ def typed(value: Any) -> Any:
     """A value with the type of every node beside it, so that 1, 1.0 and True differ and NaN equals itself."""
     if isinstance(value, dict):
         return dict, [(key, typed(child)) for key, child in value.items()]
-    if isinstance(value, (list, tuple)) and not isinstance(value, OutputRef):
+    if isinstance(value, (list, tuple)):
         return type(value), [typed(child) for child in value]
     return type(value), repr(value)

@@ -92,7 +92,10 @@ SHARD = shard_of(RUN)
         ("evpipe.event.>", "'evpipe.event.>' is not the subject of an event"),
         (f"other.event.{SHARD}.p.{RUN}.s.due", f"'other.event.{SHARD}.p.{RUN}.s.due' is not the subject of an event"),
         (f"evpipe.event.{SHARD}.p.{RUN}.s.x.y", f"'evpipe.event.{SHARD}.p.{RUN}.s.x.y' is not the subject of an event"),
-        (f"evpipe.event.99.p.{RUN}.s.due", f"'evpipe.event.99.p.{RUN}.s.due': run '{RUN}' is not a run id of shard '99'"),
+        (
+            f"evpipe.event.99.p.{RUN}.s.due",
+            f"'evpipe.event.99.p.{RUN}.s.due': run '{RUN}' is not a run id of shard '99'",
+        ),
         ("evpipe.event.0.p.Run.s.due", "'evpipe.event.0.p.Run.s.due': run 'Run' is not a run id of shard '0'"),
         (f"evpipe.event.{SHARD}.*.{RUN}.s.due", f"'evpipe.event.{SHARD}.*.{RUN}.s.due': '*' is not a pipeline name"),
         (f"evpipe.event.{SHARD}.p.{RUN}.-.due", f"'evpipe.event.{SHARD}.p.{RUN}.-.due': '-' is not a step name"),
@@ -129,7 +132,9 @@ def test_what_is_no_subject_of_a_launch_is_refused(tail: str) -> None:
         S.parse_launch(f"evpipe.queue.{tail}")
 
 
-@pytest.mark.parametrize("run_id", ["", "short", "x" * 33, "UPPERCASE", "with.dot1", "with*star", "ümlaute1", "a" * 8 + "\n"])
+@pytest.mark.parametrize(
+    "run_id", ["", "short", "x" * 33, "UPPERCASE", "with.dot1", "with*star", "ümlaute1", "a" * 8 + "\n"]
+)
 def test_another_run_id_is_refused(run_id: str) -> None:
     with pytest.raises(UsageError) as caught:
         check_run_id(run_id)

@@ -162,7 +162,9 @@ def test_a_container_that_contains_itself_is_refused() -> None:
             pack(value, "v")
 
 
-@pytest.mark.parametrize("make", [lambda n: [0] * n, lambda n: (None,) * n, lambda n: dict.fromkeys(map(str, range(n)))])
+@pytest.mark.parametrize(
+    "make", [lambda n: [0] * n, lambda n: (None,) * n, lambda n: dict.fromkeys(map(str, range(n)))]
+)
 def test_what_is_too_long_to_be_read_is_not_written(make: Any) -> None:
     assert len(unpack(pack(make(ITEMS_MAX), "v"))) == ITEMS_MAX
     with pytest.raises(LimitExceeded) as caught:

@@ -17,6 +17,7 @@ import anyio
 import structlog
 from nats.aio.msg import Msg
 
+from evpipe.bus.clock import loop_clock
 from evpipe.bus.nats.connection import ApiError, Connection
 from evpipe.bus.nats.pulling import HEARTBEAT_S, SILENCE_MAX_S, origin_of, pull_body, status_of
 from evpipe.bus.protocol import Record
@@ -54,6 +55,7 @@ class Feed:
         self._consumer_sequence = 0
         self._left = 0
         self._heard_at = -math.inf
+        self._now = loop_clock()
         #: Matching messages that the server still has for this feed, as far as is known; None before it said.
         self.pending: int | None = None
         self._inbox = f"{connection.inbox}.feed.{secrets.token_hex(4)}"
@@ -75,7 +77,7 @@ class Feed:
                 while not self._broken.is_set() and self._connection.generation == generation:
                     with anyio.move_on_after(HEARTBEAT_S / 2):
                         await self._broken.wait()
-                    silent_s = anyio.current_time() - self._heard_at
+                    silent_s = self._now() - self._heard_at
                     if self._left and silent_s > SILENCE_MAX_S:
                         log.warning("feed_silent", stream=self._stream, silent_s=round(silent_s, 1))
                         break
@@ -124,7 +126,7 @@ class Feed:
         request = f"CONSUMER.CREATE.{self._stream}.{self._consumer}"
         info = await self._connection.api_patiently(request, {"stream_name": self._stream, "config": config})
         self.pending = int(info.get("num_pending", 0))
-        self._heard_at = anyio.current_time()
+        self._heard_at = self._now()
         self._filled.set()
 
     def _ask(self) -> None:
@@ -139,7 +141,7 @@ class Feed:
             if f".{self._consumer}." not in message.reply:
                 return
             origin = origin_of(message.reply)
-            self._heard_at = anyio.current_time()
+            self._heard_at = self._now()
             self._left -= 1
             if origin.consumer_sequence != self._consumer_sequence + 1:
                 log.warning("feed_gap", stream=self._stream, after=self._last)
@@ -156,7 +158,7 @@ class Feed:
         status = status_of(message)
         if status is None or not message.subject.endswith(self._consumer):
             return
-        self._heard_at = anyio.current_time()
+        self._heard_at = self._now()
         if status.heartbeat:
             return
         if status.ended:

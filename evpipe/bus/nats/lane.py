@@ -11,6 +11,7 @@ import anyio
 import structlog
 from nats.aio.msg import Msg
 
+from evpipe.bus.clock import loop_clock
 from evpipe.bus.nats.connection import ApiError, Connection
 from evpipe.bus.nats.pulling import HEARTBEAT_S, SILENCE_MAX_S, origin_of, pull_body, status_of
 from evpipe.bus.protocol import ACK_PENDING_MAX, ACK_WAIT_S, Delivery
@@ -50,13 +51,13 @@ class LaneDelivery:
 
     __slots__ = ("_connection", "_reply", "arrived_at", "payload", "redelivered", "subject")
 
-    def __init__(self, connection: Connection, message: Msg, *, redelivered: bool) -> None:
+    def __init__(self, connection: Connection, message: Msg, *, redelivered: bool, arrived_at: float) -> None:
         self._connection = connection
         self._reply = message.reply
         self.subject = message.subject
         self.payload = message.data
         self.redelivered = redelivered
-        self.arrived_at = anyio.current_time()
+        self.arrived_at = arrived_at
 
     def ack(self) -> None:
         self._connection.post(self._reply, b"+ACK")
@@ -93,6 +94,7 @@ class Lane:
         self.opened = anyio.Event()
         self._broken = anyio.Event()
         self._heard_at = -math.inf
+        self._now = loop_clock()
         self._inbox = f"{connection.inbox}.lane.{secrets.token_hex(4)}"
         #: Launches up to this sequence of the queue may have been given to somebody before: a server that was
         #: killed, or a consumer that was made again, has forgotten what was acked.
@@ -119,7 +121,7 @@ class Lane:
                     continue
                 self._open = True
                 self.opened.set()
-                self._heard_at = anyio.current_time()
+                self._heard_at = self._now()
                 if self.asked:
                     self._request(self.asked)
                 while not self._broken.is_set() and self._connection.generation == generation:
@@ -127,7 +129,7 @@ class Lane:
                         await self._broken.wait()
                     if not self._connection.connected:
                         break
-                    if self.asked and anyio.current_time() - self._heard_at > SILENCE_MAX_S:
+                    if self.asked and self._now() - self._heard_at > SILENCE_MAX_S:
                         log.warning("lane_silent", consumer=self._consumer)
                         break
 
@@ -141,18 +143,18 @@ class Lane:
 
     def _request(self, count: int) -> None:
         subject = f"$JS.API.CONSUMER.MSG.NEXT.{self._stream}.{self._consumer}"
-        if anyio.current_time() - self._heard_at > HEARTBEAT_S:
+        if self._now() - self._heard_at > HEARTBEAT_S:
             # Nothing was asked for, so nothing was to be heard: the silence begins now.
-            self._heard_at = anyio.current_time()
+            self._heard_at = self._now()
         self._connection.post(subject, pull_body(count), self._inbox)
 
     def _received(self, message: Msg) -> None:
-        self._heard_at = anyio.current_time()
+        now = self._heard_at = self._now()
         if message.reply:
             origin = origin_of(message.reply)
             self.asked = max(0, self.asked - 1)
             redelivered = origin.deliveries > 1 or origin.sequence <= self._noted_sequence
-            self._deliver(LaneDelivery(self._connection, message, redelivered=redelivered))
+            self._deliver(LaneDelivery(self._connection, message, redelivered=redelivered, arrived_at=now))
             return
         status = status_of(message)
         if status is None or status.heartbeat:

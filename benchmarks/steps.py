@@ -1,0 +1,26 @@
+"""The pipelines that the benchmarks run."""
+
+from __future__ import annotations
+
+from evpipe import pipeline, step
+
+
+@step
+async def no_op(i: int) -> int:
+    return i + 1
+
+
+@pipeline
+def fan(steps: int) -> None:
+    """Steps that do not need each other."""
+    for i in range(steps):
+        no_op(i)
+
+
+@pipeline
+def chain(steps: int) -> int:
+    """Each step needs the one before."""
+    value = 0
+    for _ in range(steps):
+        value = no_op(value)
+    return value

@@ -1,0 +1,84 @@
+"""One message of every kind."""
+
+from __future__ import annotations
+
+from evpipe.core.bindings import OutputRef, ParameterRef
+from evpipe.core.events import (
+    CancelCause,
+    CancelRequested,
+    Decision,
+    Due,
+    Failure,
+    Finished,
+    StepCancelled,
+    StepFailed,
+    StepRetried,
+    StepSkipped,
+    StepStarted,
+    StepSucceeded,
+)
+from evpipe.core.graph import Graph, Step
+from evpipe.core.parameters import Parameter, ParameterType
+from evpipe.core.retry import RetryPolicy
+from evpipe.core.states import OnFailure, Reason, RunStatus
+from evpipe.wire.messages import LaunchOrder, Submission
+
+EVENTS: dict[str, Decision | StepStarted | StepSucceeded] = {
+    "started": StepStarted(step="a", attempt=1, worker="w1"),
+    "succeeded": StepSucceeded(step="a", attempt=2, value={"x": (1, 2.5)}, started_at_s=1.5),
+    "failed": StepFailed(
+        step="a",
+        attempt=1,
+        reason=Reason.ERROR,
+        failure=Failure(message="ValueError: é", types=("builtins.ValueError",), traceback="tb"),
+        started_at_s=0.5,
+    ),
+    "retry": StepRetried(step="a", attempt=2, due_at_s=12.5),
+    "skipped": StepSkipped(step="a", reason=Reason.UPSTREAM, message="step 'b' failed"),
+    "cancelled": StepCancelled(step="a", attempt=1, reason=Reason.DEADLINE, message="late"),
+    "due": Due(step="a", attempt=2),
+    "due of the run": Due(step=None),
+    "cancel-requested": CancelRequested(cause=CancelCause.FAIL_FAST, message="m"),
+    "finished": Finished(status=RunStatus.SUCCEEDED, value=[None, b"\x00"]),
+    "finished badly": Finished(status=RunStatus.FAILED, reason=Reason.LOST, message="m"),
+}
+
+SUBMISSION = Submission(graph="0123456789abcdef" * 4, parameters={"rows": 10, "depths": (3, 5)}, queue="mine")
+
+LAUNCH = LaunchOrder(
+    pipeline="demo",
+    code={"kind": "path", "name": "m:f"},
+    executor="thread",
+    arguments={"data": [1.5], "*": [True]},
+    outputs=("model", "score"),
+    timeout_s=60.0,
+)
+
+GRAPH = Graph.of(
+    [
+        Step(name="load", code={"kind": "path", "name": "m:load"}, arguments={"rows": ParameterRef("rows")}),
+        Step(
+            name="train",
+            code={"kind": "path", "name": "m:train"},
+            arguments={"data": OutputRef("load"), "first": [OutputRef("load", (0, "k"))], "depth": 3},
+            after=("load",),
+            queue="gpu",
+            executor="inline",
+            outputs=("model", "score"),
+            retries=RetryPolicy(count=2, on=("builtins.OSError",)),
+            timeout_s=60,
+            on_failure=OnFailure.CONTINUE,
+            description="fits",
+        ),
+    ],
+    pipeline="churn",
+    version="1.0.0",
+    parameters=(
+        Parameter(name="rows", type=ParameterType("int"), default=1000),
+        Parameter(name="depths", type=ParameterType("tuple", (ParameterType("literal", values=(3, 5)),))),
+    ),
+    output=OutputRef("train", ("score",)),
+    fail_fast=True,
+    deadline_s=3600,
+    description="who leaves",
+)
