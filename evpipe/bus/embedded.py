@@ -200,25 +200,33 @@ class EmbeddedServer:
 
     def _attach(self, deadline: float) -> None:
         """Wait until a keeper serves; start one whenever there is none."""
-        while True:
+        while not self._find_serving():
             with os_errors(f"use {self._home.root} for the embedded server"):
                 lock = FileLock.try_take(self._home.keeper_lock)
                 if lock is not None:
                     self._start_keeper(lock, deadline)
-                seen = _identity(self._home.info)
-            if seen is not None and seen == self._seen:
-                return
-            info = read_info(self._home.info)
-            if info is not None:
-                self._check_host(info)
-                self._info, self._seen = info, seen
-                return
+                    continue
             if time.monotonic() > deadline:
                 raise BusUnreachable(
                     f"the embedded server did not serve in time; it may still be reading its store: "
                     f"see {self._home.log} and {self._home.server}"
                 )
             time.sleep(WAIT_POLL_S)
+
+    def _find_serving(self) -> bool:
+        """Read where the server is, if a keeper stands for it."""
+        seen = _identity(self._home.info)
+        if seen is None or not FileLock.is_held(self._home.info):
+            return False
+        if seen == self._seen:
+            return True
+        info = read_info(self._home.info)
+        # It may be the next keeper's file by now, which is as good; but not remembered under the wrong name.
+        if info is None or seen != _identity(self._home.info):
+            return False
+        self._check_host(info)
+        self._info, self._seen = info, seen
+        return True
 
     def _check_host(self, info: ServerInfo) -> None:
         """Refuse the server of another machine, whose folder we see through a shared file system."""
@@ -234,7 +242,7 @@ class EmbeddedServer:
         """Start a keeper that inherits keeper.lock, and wait until it serves."""
         lock_fd = lock.fd
         try:
-            # What is left is of a keeper that was killed: others must not take it for the one to come.
+            # What is left is of a keeper that was killed; the next one takes the address over.
             if self._home.info.exists():
                 self._home.info.replace(self._home.last)
             process = self._spawn(lock_fd)

@@ -11,8 +11,10 @@ is in one folder, `Home`, and the rules are locks, which the kernel releases how
 - `users/<id>.lock` is held by one user. It is created, and stale ones are removed, only under `gate.lock`; the
   keeper decides to end, and gives `keeper.lock` back, under it too. So a user either is seen by the keeper, or
   finds `keeper.lock` free and starts the next one. The gate is held for microseconds, never while waiting.
-- `server.json` is there while a server serves. `last.json` is what it becomes: the next keeper takes port and token
-  over, so that clients that reconnect find the server where it was.
+- `server.json` says where the server is, and is itself locked by the keeper that wrote it: a user that finds that
+  lock held needs to look no further, and what a killed keeper left is never taken for its successor's.
+  `last.json` is what it becomes: the next keeper takes port and token over, so that clients that reconnect find the
+  server where it was.
 
 `python -m evpipe.bus.keeper DIR` runs one in the foreground, to look at it. The keeper imports little: what it needs
 to start is on the way of the first run of every script.
@@ -21,6 +23,7 @@ to start is on the way of the first run of every script.
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import signal
@@ -240,13 +243,27 @@ def read_info(path: Path) -> ServerInfo | None:
         return None
 
 
-def write_info(path: Path, info: ServerInfo) -> None:
-    """Write it so that a reader sees the old one or the new one, and nobody else sees the token."""
+def write_info(path: Path, info: ServerInfo) -> FileLock:
+    """Write it so that a reader sees the old one or the new one, and nobody else sees the token.
+
+    Returns:
+        The lock on the new file. It says that the file is true; it was held before the file was there to be read.
+
+    """
     draft = path.with_suffix(".tmp")
     draft.unlink(missing_ok=True)
-    with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
-        json.dump(info._asdict(), file)
-    draft.replace(path)
+    lock = FileLock.try_take(draft)
+    if lock is None:
+        raise BusError(f"another process holds {draft}")
+    try:
+        data = json.dumps(info._asdict()).encode()
+        if os.write(lock.fd, data) != len(data):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(draft))
+        draft.replace(path)
+    except BaseException:
+        lock.release()
+        raise
+    return lock
 
 
 class Keeper:
@@ -272,6 +289,7 @@ class Keeper:
         self._store_lock: FileLock | None = None
         self._server: ServerProcess | None = None
         self._info: ServerInfo | None = None
+        self._info_lock: FileLock | None = None
         self._told_to_end = False
 
     def end(self) -> None:
@@ -380,14 +398,19 @@ class Keeper:
 
     def _start_at_last_address(self) -> None:
         last = read_info(self._home.last) or read_info(self._home.info)
-        try:
-            self._start(last.port if last else None, last.token if last else _new_token())
-        except BusRefused:
-            # Somebody may have the port by now: it was nobody's while there was no server.
-            if last is None or not _taken(last.port):
-                raise
-            _say(f"port {last.port} is taken: using another one")
+        if last is None:
             self._start(None, _new_token())
+            return
+        try:
+            self._start(last.port, last.token)
+        except BusRefused as exc:
+            _say(f"it did not start at port {last.port}: {exc}")
+            # Somebody may have the port by now: it was nobody's while there was no server. Or the kernel was still
+            # closing the last server's, which releases its files one by one.
+            if _taken(last.port):
+                self._start(None, _new_token())
+            else:
+                self._start(last.port, last.token)
 
     def _start(self, port: int | None, token: str) -> None:
         """Start a server. A new port goes with a new token: whoever has the old port may be shown the old one."""
@@ -441,7 +464,7 @@ class Keeper:
                 if self._lock.fd >= 0:
                     self._retire_info()
                 self._server.stop()
-        for lock in (self._store_lock, self._lock):
+        for lock in (self._info_lock, self._store_lock, self._lock):
             if lock is not None:
                 lock.release()
 
@@ -449,7 +472,10 @@ class Keeper:
 
     def _announce(self) -> None:
         assert self._info is not None
-        write_info(self._home.info, self._info)
+        lock = write_info(self._home.info, self._info)
+        if self._info_lock is not None:
+            self._info_lock.release()
+        self._info_lock = lock
 
     def _announced(self) -> bool:
         return read_info(self._home.info) == self._info
@@ -457,7 +483,7 @@ class Keeper:
     def _try_announce(self) -> None:
         try:
             self._announce()
-        except OSError as exc:
+        except (OSError, BusError) as exc:
             _say(f"cannot write {self._home.info}: {exc}")
 
     def _retire_info(self) -> None:
@@ -467,6 +493,10 @@ class Keeper:
             pass
         except OSError as exc:
             _say(f"cannot rename {self._home.info}: {exc}")
+        # Where the name could not be taken away, this is what tells that it is not true any more.
+        if self._info_lock is not None:
+            self._info_lock.release()
+            self._info_lock = None
 
 
 def _new_token() -> str:

@@ -185,9 +185,10 @@ class MemoryServer:
 class MemoryDelivery:
     """See `bus.protocol.Delivery`."""
 
-    __slots__ = ("_kept", "_lane", "arrived_at", "payload", "redelivered", "subject")
+    __slots__ = ("_bus", "_kept", "_lane", "arrived_at", "payload", "redelivered", "subject")
 
-    def __init__(self, lane: _Lane, kept: _Kept, *, redelivered: bool) -> None:
+    def __init__(self, bus: MemoryBus, lane: _Lane, kept: _Kept, *, redelivered: bool) -> None:
+        self._bus = bus
         self._lane = lane
         self._kept = kept
         self.subject = kept.subject
@@ -196,17 +197,19 @@ class MemoryDelivery:
         self.arrived_at = anyio.current_time()
 
     def ack(self) -> None:
+        if not self._bus.connected:
+            return
         self._kept.acked = True
         self._kept.expires_at = None
         self._lane.held.pop(self._kept.sequence, None)
 
     def extend(self) -> None:
         # As the real server does: a sign of life on an old delivery keeps the launch where it is.
-        if self._kept.sequence in self._lane.held:
+        if self._bus.connected and self._kept.sequence in self._lane.held:
             self._kept.expires_at = anyio.current_time() + ACK_WAIT_S
 
     def release(self) -> None:
-        if self._lane.held.pop(self._kept.sequence, None) is not None:
+        if self._bus.connected and self._lane.held.pop(self._kept.sequence, None) is not None:
             self._kept.expires_at = None
             self._lane.waiting.appendleft(self._kept)
             self._lane.notify()
@@ -242,7 +245,7 @@ class MemoryPull:
                 kept.expires_at = anyio.current_time() + ACK_WAIT_S
                 lane.held[kept.sequence] = kept
                 redelivered = kept.deliveries > 1 or kept.sequence <= self._bus.noted_sequence
-                self._deliver(MemoryDelivery(lane, kept, redelivered=redelivered))
+                self._deliver(MemoryDelivery(self._bus, lane, kept, redelivered=redelivered))
             waits = [k.expires_at for k in lane.held.values() if k.expires_at is not None]
             with anyio.move_on_at(min(waits)) if waits else anyio.CancelScope():
                 await wake.wait()
@@ -251,8 +254,9 @@ class MemoryPull:
 class MemoryBucket:
     """See `bus.protocol.Bucket`."""
 
-    def __init__(self, server: MemoryServer, name: str) -> None:
-        self._server = server
+    def __init__(self, bus: MemoryBus, name: str) -> None:
+        self._bus = bus
+        self._server = bus.server
         self._name = name
 
     def _entries(self) -> dict[str, tuple[Entry, float | None]]:
@@ -263,14 +267,14 @@ class MemoryBucket:
         return entries
 
     async def get(self, key: str) -> Entry | None:
-        await anyio.lowlevel.checkpoint()
+        await self._bus.reach()
         found = self._entries().get(key)
         return found[0] if found else None
 
     async def put(
         self, key: str, value: bytes, *, expected: int | None = None, ttl_s: float | None = None
     ) -> int | None:
-        await anyio.lowlevel.checkpoint()
+        await self._bus.reach()
         entries = self._entries()
         found = entries.get(key)
         if expected is not None and expected != (found[0].revision if found else 0):
@@ -282,26 +286,27 @@ class MemoryBucket:
         return entry.revision
 
     async def delete(self, key: str) -> None:
-        await anyio.lowlevel.checkpoint()
+        await self._bus.reach()
         self._entries().pop(key, None)
 
     async def entries(self) -> list[Entry]:
-        await anyio.lowlevel.checkpoint()
+        await self._bus.reach()
         return [entry for entry, _ in self._entries().values()]
 
 
 class MemoryObjects:
     """See `bus.protocol.Objects`."""
 
-    def __init__(self, server: MemoryServer) -> None:
-        self._server = server
+    def __init__(self, bus: MemoryBus) -> None:
+        self._bus = bus
+        self._server = bus.server
 
     async def put(self, digest: str, data: bytes) -> None:
-        await anyio.lowlevel.checkpoint()
+        await self._bus.reach()
         self._server.objects.setdefault(digest, data)
 
     async def get(self, digest: str) -> bytes | None:
-        await anyio.lowlevel.checkpoint()
+        await self._bus.reach()
         data = self._server.objects.get(digest)
         return data if data is not None and hashlib.sha256(data).hexdigest() == digest else None
 
@@ -321,6 +326,7 @@ class MemoryBus:
         self.subjects = self.server.subjects
         self.fault = fault
         self.connected = True
+        self._reached = anyio.Event()
         #: The queue's last sequence when this connection was made: launches up to it may have been given before.
         self.noted_sequence = self.server.launch_sequence
         self._outbox = Outbox(self._send)
@@ -349,10 +355,18 @@ class MemoryBus:
     def reconnect(self) -> None:
         """Come back: note where the queue is, send what is unanswered again."""
         self.connected = True
+        self._reached.set()
+        self._reached = anyio.Event()
         self.noted_sequence = self.server.launch_sequence
         self._outbox.reconnected()
         for lane in list(self.server._lanes.values()):
             lane.notify()
+
+    async def reach(self) -> None:
+        """Wait until there is a connection, as every question to a server does."""
+        await anyio.lowlevel.checkpoint()
+        while not self.connected:
+            await self._reached.wait()
 
     async def _send(self, token: int, message: Message) -> None:
         await anyio.lowlevel.checkpoint()
@@ -381,16 +395,17 @@ class MemoryBus:
         return await self._outbox.put_wait(subject, payload, headers=_headers(expected))
 
     async def last_sequence(self) -> int:
-        await anyio.lowlevel.checkpoint()
+        await self.reach()
         return len(self.server.records)
 
     async def last(self, subject: str) -> Record | None:
-        await anyio.lowlevel.checkpoint()
+        await self.reach()
         return self.server.last(subject)
 
     async def replay(self, subjects: Sequence[str], *, up_to: int, after: int = 0) -> AsyncIterator[list[Record]]:
         while after < up_to:
             found, after = await self.server.read(subjects, after)
+            await self.reach()
             found = [record for record in found if record.sequence <= up_to]
             if found:
                 yield found
@@ -405,7 +420,7 @@ class MemoryBus:
         while True:
             found, after = await self.server.read(subjects, after)
             # Yields the processor even when there is always more to read.
-            await anyio.lowlevel.checkpoint()
+            await self.reach()
             found = [record for record in found if record.at_s >= since_s]
             if found:
                 yield found
@@ -432,29 +447,29 @@ class MemoryBus:
             scope.cancel()
 
     async def drop_launches(self, run: str) -> None:
-        await anyio.lowlevel.checkpoint()
+        await self.reach()
         pattern = self.subjects.launches_of_run(run)
         self.server.remove(lambda kept: matches(pattern, kept.subject))
 
     async def last_launch_sequence(self) -> int:
-        await anyio.lowlevel.checkpoint()
+        await self.reach()
         return self.server.launch_sequence
 
     async def first_launch_of(self, run: str) -> int | None:
-        await anyio.lowlevel.checkpoint()
+        await self.reach()
         pattern = self.subjects.launches_of_run(run)
         return min((k.sequence for k in self.server.launches.values() if matches(pattern, k.subject)), default=None)
 
     async def truncate_launches(self, before: int) -> None:
-        await anyio.lowlevel.checkpoint()
+        await self.reach()
         self.server.remove(lambda kept: kept.sequence < before)
 
     def bucket(self, name: str) -> Bucket:
-        return MemoryBucket(self.server, name)
+        return MemoryBucket(self, name)
 
     @property
     def objects(self) -> Objects:
-        return MemoryObjects(self.server)
+        return MemoryObjects(self)
 
     def signal(self, subject: str, payload: bytes) -> None:
         if self.connected:

@@ -14,6 +14,7 @@ from typing import Any, TypeAlias
 from evpipe.errors import LimitExceeded, UsageError
 
 TREE_DEPTH_MAX = 64
+TREE_CONTAINERS_MAX = 400_000
 
 Tree: TypeAlias = Any
 Key: TypeAlias = str | int
@@ -46,10 +47,12 @@ def references(tree: Tree) -> Iterator[OutputRef | ParameterRef]:
     """Yield every reference in a tree, in order, repeated ones repeatedly.
 
     Raises:
-        LimitExceeded: if the tree is deeper than `TREE_DEPTH_MAX` (a list that contains itself is, too).
+        LimitExceeded: if the tree is deeper than `TREE_DEPTH_MAX` (a list that contains itself is, too), or has
+            more than `TREE_CONTAINERS_MAX` lists and dicts (one that is there twice counts twice).
 
     """
     stack: list[tuple[Tree, int]] = [(tree, 0)]
+    containers = 0
     while stack:
         node, depth = stack.pop()
         if isinstance(node, (OutputRef, ParameterRef)):
@@ -61,6 +64,14 @@ def references(tree: Tree) -> Iterator[OutputRef | ParameterRef]:
             inner = list(node)
         else:
             continue
+        containers += 1
+        if containers > TREE_CONTAINERS_MAX:
+            raise LimitExceeded(
+                f"arguments have more than {TREE_CONTAINERS_MAX:,} lists and dicts",
+                limit="TREE_CONTAINERS_MAX",
+                found=containers,
+                allowed=TREE_CONTAINERS_MAX,
+            )
         if depth >= TREE_DEPTH_MAX:
             raise LimitExceeded(
                 f"arguments are nested deeper than {TREE_DEPTH_MAX} levels (or contain themselves)",

@@ -338,8 +338,10 @@ class Run:
             return (Quarantine(f"a run cannot finish as {event.status}"),)
         assert event.status in RUN_TRANSITIONS[self.status], f"{self.status} -> {event.status}"
         self.status, self.reason, self.message = event.status, event.reason, event.message
-        decided = self.decisions.get(("", Finished))
-        self.value = decided.value if isinstance(decided, Finished) and event.value is None else event.value
+        if event.status is RunStatus.SUCCEEDED:
+            # A value that was too large for the event is the one that this fold computed.
+            decided = self.decisions.get(("", Finished))
+            self.value = decided.value if isinstance(decided, Finished) and event.value is None else event.value
         self.decisions.clear()
         return ()
 

@@ -57,33 +57,29 @@ class ParameterType:
         """Say what is wrong with a value, or None. `at` names where it stands."""
         if depth > TREE_DEPTH_MAX:
             return f"{at} is nested deeper than {TREE_DEPTH_MAX} levels"
-        wrong = f"{at} must be {self}, not {_shown(value)}"
-        if self.kind == "any":
-            return None
-        if self.kind == "literal":
-            # 1, 1.0 and True are equal in Python but are three different values here.
-            return None if any(type(v) is type(value) and v == value for v in self.values) else wrong
-        if self.kind == "union":
-            return None if any(t.problem(value, at, depth + 1) is None for t in self.inner) else wrong
-        if self.kind in _SCALARS:
-            if isinstance(value, bool) and self.kind != "bool":
-                return wrong
-            return None if isinstance(value, _SCALARS[self.kind]) else wrong
-        items: list[tuple[Any, Any]]
-        if self.kind == "dict":
-            if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
-                return wrong
-            items = list(value.items())
-        else:
-            if not isinstance(value, list if self.kind == "list" else (tuple, list)):
-                return wrong
-            items = list(enumerate(value))
-        if self.inner:
-            for key, item in items:
+        if not self._takes(value, at, depth):
+            return f"{at} must be {self}, not {_shown(value)}"
+        if self.inner and self.kind in ("list", "tuple", "dict"):
+            for key, item in value.items() if self.kind == "dict" else enumerate(value):
                 found = self.inner[0].problem(item, f"{at}[{key!r}]", depth + 1)
                 if found:
                     return found
         return None
+
+    def _takes(self, value: Any, at: str, depth: int) -> bool:
+        """Say whether the value is of this kind, not looking at its elements."""
+        if self.kind == "any":
+            return True
+        if self.kind == "literal":
+            # 1, 1.0 and True are equal in Python but are three different values here.
+            return any(type(v) is type(value) and v == value for v in self.values)
+        if self.kind == "union":
+            return any(t.problem(value, at, depth + 1) is None for t in self.inner)
+        if self.kind in _SCALARS:
+            return isinstance(value, _SCALARS[self.kind]) and (self.kind == "bool" or not isinstance(value, bool))
+        if self.kind == "dict":
+            return isinstance(value, dict) and all(isinstance(key, str) for key in value)
+        return isinstance(value, list if self.kind == "list" else (tuple, list))
 
 
 def _shown(value: Any) -> str:

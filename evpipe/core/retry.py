@@ -58,7 +58,7 @@ class RetryPolicy:
         if not delay_s or not self.jitter:
             return delay_s
         fraction = int.from_bytes(hashlib.blake2b(jitter_key.encode(), digest_size=4).digest(), "big") / 0xFFFFFFFF
-        return delay_s * (1 + self.jitter * (2 * fraction - 1))
+        return min(delay_s * (1 + self.jitter * (2 * fraction - 1)), self.delay_max_s)
 
 
 NO_RETRIES = RetryPolicy()

@@ -21,6 +21,7 @@ from evpipe.core.graph import Step
 from evpipe.core.machine import Run
 from evpipe.core.states import Reason
 from evpipe.errors import EvpipeError
+from evpipe.hosting.display import Display
 from evpipe.sdk.pipeline import Built
 from evpipe.sdk.result import RunResult
 from evpipe.wire.graphs import decode_graph, encode_graph
@@ -32,8 +33,14 @@ from evpipe.worker.failures import failure_of, timeout_failure
 from evpipe.worker.outputs import OutputMismatch, shape_output
 
 
-def run_debug(built: Built) -> RunResult[Any]:
-    """Run a built pipeline in this thread."""
+def run_debug(built: Built, display: Display | None = None) -> RunResult[Any]:
+    """Run a built pipeline in this thread.
+
+    Args:
+        display: is told of the run; None: nobody is.
+    """
+    if display is not None:
+        display.bus("none, plain calls in this thread (mode debug)")
     encode_submission(Submission(graph="0" * 64, parameters=built.parameters))
     graph = decode_graph(encode_graph(built.graph))
     run = Run(new_run_id())
@@ -67,6 +74,8 @@ def run_debug(built: Built) -> RunResult[Any]:
             state = run.steps[launch.step]
             if not state.ended and state.attempt == launch.attempt:
                 events.append(_call(graph.steps[launch.step], launch))
+    if display is not None:
+        display.finished(run)
     return RunResult.of(run)
 
 

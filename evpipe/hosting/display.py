@@ -96,7 +96,8 @@ class Display:
         took_s = run.at_s - (run.submitted_at_s or run.at_s)
         line = f"{run.status}: {', '.join(parts) or 'no steps'} in {took_s:.2f} s"
         if run.status is not RunStatus.SUCCEEDED and run.message:
-            line += f": {run.message}"
+            # The message of a user's exception may have many lines; this is the one line at the end.
+            line += f": {' '.join(run.message.split())}"
         self._say(line)
 
     def _say(self, line: str) -> None:

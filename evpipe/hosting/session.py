@@ -13,7 +13,7 @@ import anyio
 import structlog
 
 from evpipe.bus.memory import MemoryBus
-from evpipe.bus.settings import load_settings
+from evpipe.bus.settings import BusSettings, load_settings
 from evpipe.client.client import Client
 from evpipe.client.handle import RunHandle
 from evpipe.controller.controller import Controller
@@ -38,6 +38,7 @@ class Session:
 
     Args:
         mode: "bus" or "local".
+        settings: of the bus; None: as configured.
     """
 
     def __init__(
@@ -48,17 +49,37 @@ class Session:
         key: str | None,
         timeout_s: float | None,
         display: Display | None = None,
+        settings: BusSettings | None = None,
     ) -> None:
         self._built = built
         self._mode = mode
         self._key = key
         self._timeout_s = timeout_s
         self._display = display or Display(sys.stderr)
+        self._settings = settings
         #: Whether steps of the run are executed by this process.
         self._hosts = True
         self._interrupted = False
+        #: As last seen.
+        self._run: Run | None = None
 
     async def run(self) -> RunResult[Any]:
+        """Run it.
+
+        Raises:
+            WaitTimeout, BusError: as `hosting.run.run`.
+            KeyboardInterrupt: after Ctrl-C.
+        """
+        try:
+            return await self._run_to_end()
+        except BaseExceptionGroup as group:
+            # Task groups wrap what was raised inside them; a caller is promised the error itself.
+            error: BaseException = group
+            while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+                error = error.exceptions[0]
+            raise error from error.__cause__
+
+    async def _run_to_end(self) -> RunResult[Any]:
         async with self._client() as (client, queue):
             handle = await client.submit_built(self._built, key=self._key, queue=queue)
             self._display.submitted(handle)
@@ -72,6 +93,8 @@ class Session:
                 run = await self._wait(handle)
                 task_group.cancel_scope.cancel()
             if self._interrupted:
+                if self._run is not None and self._run.ended:
+                    self._display.finished(self._run)
                 raise KeyboardInterrupt
             self._display.finished(run)
             return RunResult.of(run)
@@ -86,7 +109,7 @@ class Session:
                 async with Controller(client), Worker(client, [OWN_QUEUE]):
                     yield client, OWN_QUEUE
             return
-        settings = load_settings()
+        settings = self._settings or load_settings()
         if settings.url is not None:
             self._hosts = False
             self._display.bus(f"{settings.url} (configured)")
@@ -96,6 +119,8 @@ class Session:
         async with Client(settings) as client:
             assert client.embedded is not None
             self._display.bus(f"{client.embedded.url} (embedded, data in {client.embedded.store_dir})")
+            for note in client.embedded.notes:
+                self._display.note(note)
             # A queue of its own: two scripts of one user do not run each other's code.
             queue = f"{OWN_QUEUE}-{client.embedded.user_id}"
             async with Controller(client), Worker(client, [queue], transient=True):
@@ -105,20 +130,26 @@ class Session:
         run = Run(handle.id)
         with anyio.move_on_after(self._timeout_s) as scope, self._display.live(handle.id):
             async for run in handle.watch():
-                self._display.show(run)
+                self._saw(run)
         if scope.cancelled_caught and not run.ended:
             if self._hosts:
-                await self._cancel(handle, f"its caller waited {self._timeout_s:g} s")
+                with anyio.move_on_after(CANCEL_WAIT_S, shield=True):
+                    await self._cancel(handle, f"its caller waited {self._timeout_s:g} s")
                 raise WaitTimeout(
                     f"run {handle.id} had not ended after {self._timeout_s:g} s and was cancelled: this process ran it"
                 )
             raise WaitTimeout(f"run {handle.id} has not ended after {self._timeout_s:g} s; it goes on")
         return run
 
+    def _saw(self, run: Run) -> None:
+        self._run = run
+        self._display.show(run)
+
     async def _cancel(self, handle: RunHandle[Any], message: str) -> None:
-        with anyio.move_on_after(CANCEL_WAIT_S, shield=True):
-            await handle.cancel(message)
-            await handle.result()
+        """Cancel the run and wait for its end."""
+        await handle.cancel(message)
+        async for run in handle.watch():
+            self._saw(run)
 
     async def _on_interrupt(self, handle: RunHandle[Any], scope: anyio.CancelScope) -> None:
         with anyio.open_signal_receiver(signal.SIGINT) as signals:
@@ -129,16 +160,12 @@ class Session:
                     with anyio.move_on_after(CANCEL_WAIT_S):
                         async with anyio.create_task_group() as task_group:
                             task_group.start_soon(self._second_interrupt, signals, task_group.cancel_scope)
-                            await self._cancel_gently(handle)
+                            await self._cancel(handle, "interrupted with Ctrl-C")
                             task_group.cancel_scope.cancel()
                 else:
                     self._display.note(f"run {handle.id} goes on; follow it with `evpipe events --run {handle.id}`")
                 scope.cancel()
                 return
-
-    async def _cancel_gently(self, handle: RunHandle[Any]) -> None:
-        await handle.cancel("interrupted with Ctrl-C")
-        await handle.result()
 
     async def _second_interrupt(self, signals: AsyncIterator[signal.Signals], scope: anyio.CancelScope) -> None:
         async for _ in signals:

@@ -45,7 +45,7 @@ def decode_map(data: bytes, what: str, *, items_max: int = ITEMS_MAX) -> Fields:
     if not isinstance(found, dict):
         raise RemoteProtocolError(f"{what} is a {type(found).__name__}, not a map")
     version = found.get("v")
-    if version != VERSION:
+    if version != VERSION or isinstance(version, bool):
         raise RemoteProtocolError(f"{what} has version {version!r}: this evpipe reads version {VERSION}")
     return Fields(found, what)
 

@@ -26,6 +26,7 @@ def encode_graph(graph: Graph) -> bytes:
 
     """
     for step in graph.steps.values():
+        pack(dict(step.code), f"the code of step {step.name!r}")
         for name, tree in step.arguments.items():
             pack(tree, f"argument {name!r} of step {step.name!r}")
     pack(graph.output, "the pipeline's output")

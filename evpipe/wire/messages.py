@@ -239,7 +239,7 @@ def _failed_fields(event: StepFailed) -> dict[str, Any]:
         "attempt": event.attempt,
         "reason": event.reason.value,
         "message": _cut(failure.message),
-        "types": list(failure.types[:32]),
+        "types": [_clean(name) for name in failure.types[:32]],
         "traceback": _clean(traceback),
         "started_at": event.started_at_s,
     }
@@ -322,11 +322,14 @@ def decode_launch(data: bytes) -> LaunchOrder:
         pipeline = check_name("pipeline", fields.text("pipeline"))
     except UsageError as error:
         raise RemoteProtocolError(f"the launch: {error}") from error
+    timeout_s = fields.maybe_number("timeout_s")
+    if timeout_s is not None and not timeout_s > 0:
+        raise RemoteProtocolError(f"the launch: field 'timeout_s' is {timeout_s}, it must be above 0")
     return LaunchOrder(
         pipeline=pipeline,
         code=fields.submap("code"),
         executor=fields.text("executor"),
         arguments=fields.submap("arguments"),
         outputs=fields.texts("outputs") if "outputs" in fields.map else None,
-        timeout_s=fields.maybe_number("timeout_s"),
+        timeout_s=timeout_s,
     )

@@ -86,5 +86,7 @@ def graphs(draw: st.DrawFn, steps_max: int = 8, *, order_free: bool = False) -> 
 @st.composite
 def plans(draw: st.DrawFn, *, order_free: bool = False) -> Plan:
     graph = draw(graphs(order_free=order_free))
-    scripts = st.lists(st.sampled_from(OUTCOMES), max_size=5).map(tuple)
+    # Any mixture, and often enough an attempt that is lost just as often as it may be, or once more.
+    lost: st.SearchStrategy[tuple[Outcome, ...]] = st.sampled_from([("lost",) * 3, ("lost",) * 4])
+    scripts = st.lists(st.sampled_from(OUTCOMES), max_size=5).map(tuple) | lost
     return Plan(graph, {name: draw(scripts) for name in graph.steps})

@@ -118,6 +118,9 @@ def test_at_every_prefix_of_the_log_the_rules_hold(plan: Plan, seed: int, cancel
             if isinstance(command, Launch):
                 assert needed[command.step] <= released
                 assert run.cancel is None
+                assert not (graph.fail_fast and run.failed and command.attempt == 1)
+            elif isinstance(command, Decide) and run.cancel is not None:
+                assert isinstance(command.event, (StepCancelled, Finished))
         waiting_on = snapshot(run)["waiting_on"]
         assert waiting_on == {name: len(above - released) for name, above in needed.items()}
         assert run.open_count == sum(not state.ended for state in run.steps.values())

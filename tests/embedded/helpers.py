@@ -70,6 +70,12 @@ def wait_until(condition: Callable[[], object], what: str) -> None:
         time.sleep(0.002)
 
 
+def wait_for(moment: float) -> None:
+    """Wait for a moment of `time.monotonic`, more exactly than a sleep does."""
+    while time.monotonic() < moment:
+        pass
+
+
 def is_running(pid: int) -> bool:
     """Whether a process that is nobody's child of ours exists (a zombie counts as gone)."""
     try:

@@ -101,9 +101,10 @@ def test_a_server_of_another_machine(place: Place) -> None:
     place.home.prepare()
     lock = FileLock.try_take(place.home.keeper_lock)
     assert lock is not None
-    write_info(place.home.info, ServerInfo("nats://127.0.0.1:1", "t", 1, 1, "elsewhere", "", ""))
+    announced = write_info(place.home.info, ServerInfo("nats://127.0.0.1:1", "t", 1, 1, "elsewhere", "", ""))
     with pytest.raises(UsageError, match=r"runs on the machine 'elsewhere' and this is .*EVPIPE_DATA_DIR"):
         EmbeddedServer.start(place.data_dir)
+    announced.release()
     lock.release()
 
 

@@ -33,7 +33,7 @@ CONNECT_WAIT_S: Final = 5.0
 PING_EVERY_S: Final = 1
 PINGS_MISSED_MAX: Final = 2
 RECONNECT_EVERY_S: Final = 0.1
-RECONNECT_EVERY_MAX_S: Final = 2.0
+RECONNECT_EVERY_MAX_S: Final = 0.5
 #: Bytes that may wait for the socket; nats-py flushes by itself long before.
 PENDING_BYTES_MAX: Final = 64 * 1024 * 1024
 REQUEST_WAIT_S: Final = 5.0
@@ -61,6 +61,16 @@ class NotAnswered(BusError):
         self.no_responders = no_responders
 
 
+class _Question:
+    """A request that waits for its answer; answered without one when the client is lost."""
+
+    __slots__ = ("answer", "answered")
+
+    def __init__(self) -> None:
+        self.answered = anyio.Event()
+        self.answer: Msg | None = None
+
+
 class Connection:
     """A supervised connection; the parts above it see subjects, bytes and a `generation` that counts clients."""
 
@@ -77,9 +87,14 @@ class Connection:
         self._posted = anyio.Event()
         self._last_error = ""
         self._parts: list[Part] = []
+        self._request = 0
+        #: Requests that wait for their answer, by the last token of their reply subject.
+        self._questions: dict[str, _Question] = {}
         #: How many clients there have been.
         self.generation = 0
         self.inbox = Client().new_inbox()
+        self._replies = f"{self.inbox}.reply."
+        self._subscriptions[0] = (f"{self._replies}*", self._replied)
 
     # ---- life
 
@@ -120,6 +135,9 @@ class Connection:
             finally:
                 self._client = None
                 self._subscribed.clear()
+                for question in self._questions.values():
+                    # Its answer was to come to the client that is gone: whoever waits asks again now.
+                    question.answered.set()
                 self._ready = anyio.Event()
                 _abandon(client)
             log.warning("connection_lost", url=self.url, error=self._last_error)
@@ -292,12 +310,29 @@ class Connection:
         client = self._client
         if client is None:
             raise NotAnswered(subject, no_responders=False)
+        self._request += 1
+        token = str(self._request)
+        question = self._questions[token] = _Question()
         try:
-            return await client.request(subject, payload, timeout=timeout_s)
-        except nats.errors.NoRespondersError as error:
-            raise NotAnswered(subject, no_responders=True) from error
-        except (nats.errors.Error, OSError, TimeoutError) as error:
+            await client.publish(subject, payload, reply=f"{self._replies}{token}")
+            with anyio.move_on_after(timeout_s):
+                await question.answered.wait()
+        except (nats.errors.Error, OSError) as error:
             raise NotAnswered(subject, no_responders=False) from error
+        finally:
+            del self._questions[token]
+        answer = question.answer
+        if answer is None:
+            raise NotAnswered(subject, no_responders=False)
+        if not answer.data and (answer.headers or {}).get("Status") == "503":
+            raise NotAnswered(subject, no_responders=True)
+        return answer
+
+    def _replied(self, message: Msg) -> None:
+        question = self._questions.get(message.subject[len(self._replies) :])
+        if question is not None:
+            question.answer = message
+            question.answered.set()
 
     async def api(self, request: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """Ask the JetStream API; `request` is the subject without its `$JS.API.`.

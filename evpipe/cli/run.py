@@ -1,0 +1,221 @@
+"""`evpipe run`: one run from TARGET to its result."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from evpipe.cli.output import (
+    Command,
+    Exit,
+    data_apart,
+    json_text,
+    output_option,
+    plain,
+    report,
+    say,
+    url_option,
+    value_text,
+    write_data,
+)
+from evpipe.errors import UsageError, WaitTimeout
+
+if TYPE_CHECKING:
+    from evpipe.cli.talk import Talk
+    from evpipe.sdk.hook import Mode
+    from evpipe.sdk.pipeline import Built, PipelineFunction
+    from evpipe.sdk.result import RunResult
+
+
+def _seconds(_ctx: click.Context, _param: click.Parameter, text: str | None) -> float | None:
+    if text is None:
+        return None
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not 0 < seconds < math.inf:
+        raise click.BadParameter(f"{text!r} is not a number of seconds above 0.")
+    return seconds
+
+
+@click.command(cls=Command)
+@click.argument("target")
+@click.option(
+    "-p", "--param", "params", metavar="NAME=VALUE", multiple=True, help="Value of a parameter; may be repeated."
+)
+@click.option(
+    "--mode",
+    type=click.Choice(["bus", "local", "debug"]),
+    default="bus",
+    show_default=True,
+    help="bus: the configured bus, or the embedded one; local: in this process, no server; debug: plain calls.",
+)
+@click.option("--key", help="Makes it idempotent: the same key, graph and parameters are the same run.")
+@click.option("--timeout", "timeout_s", metavar="S", callback=_seconds, help="Seconds to wait for the end.")
+@url_option
+@output_option
+@click.option("-q", "--quiet", is_flag=True, help="Say nothing but warnings and errors.")
+def run(
+    target: str,
+    params: tuple[str, ...],
+    mode: Mode,
+    key: str | None,
+    timeout_s: float | None,
+    url: str | None,
+    output: str,
+    quiet: bool,
+) -> Exit:
+    """Run a pipeline and show its result.
+
+    TARGET is module:pipeline or file.py:pipeline; the pipeline may be left out where there is only one.
+
+    VALUE is read by the parameter's type: text as it is, everything else as JSON, as in -p rows=500
+    -p depths='[3, 5]'.
+
+    The value goes to standard output, as JSON where that shows it as it is. What the steps print goes to standard
+    error. On the embedded bus, and with --mode local, Ctrl-C and --timeout cancel the run, because this process runs
+    its steps; on a configured bus it goes on.
+    """
+    from evpipe.hosting.logs import configure_logs
+
+    configure_logs()
+    as_json = output == "json"
+    with data_apart() as data:
+        try:
+            talk, result, code = _run(target, params, mode, key, timeout_s, url, quiet=quiet)
+        except Exception as error:
+            if not as_json:
+                raise
+            # Here, where standard output is still apart.
+            return report(error, as_json=True, stream=data)
+        if as_json:
+            write_data(json_text(_described(result, talk.error)), data)
+        elif result.status == "succeeded" and result.value is not None:
+            write_data(value_text(result.value), data)
+    return code
+
+
+def _run(
+    target: str,
+    params: Sequence[str],
+    mode: Mode,
+    key: str | None,
+    timeout_s: float | None,
+    url: str | None,
+    *,
+    quiet: bool,
+) -> tuple[Talk, RunResult[Any], Exit]:
+    """Run it; errors before the submit are raised, what comes after it is told and has a result and a code."""
+    from evpipe.cli.talk import Talk
+    from evpipe.cli.target import find_target, pipeline_body
+
+    _check_options(mode, key, timeout_s, url)
+    pipeline, note = find_target(target)
+    values = read_parameters(pipeline, params)
+    with pipeline_body(pipeline):
+        built = pipeline.build(values)
+    talk = Talk(sys.stderr, quiet=quiet)
+    if note and mode == "bus":
+        talk.note(note)
+    try:
+        result = _to_end(built, mode, key, timeout_s, url, talk)
+    except (WaitTimeout, KeyboardInterrupt) as error:
+        if talk.run is None:
+            raise
+        interrupted = isinstance(error, KeyboardInterrupt)
+        talk.error = "interrupted with Ctrl-C" if interrupted else str(error)
+        if not interrupted:
+            say(f"evpipe: {error}")
+        return talk, talk.result(), Exit.INTERRUPTED if interrupted else Exit.TIMEOUT
+    _tell_failure(result, quiet=quiet)
+    codes = {"succeeded": Exit.SUCCEEDED, "cancelled": Exit.CANCELLED}
+    return talk, result, codes.get(result.status, Exit.FAILED)
+
+
+def _check_options(mode: Mode, key: str | None, timeout_s: float | None, url: str | None) -> None:
+    given = {"--url": url, "--key": key, "--timeout": timeout_s}
+    meaningless = {"local": ("--url",), "debug": tuple(given)}.get(mode, ())
+    for name in meaningless:
+        if given[name] is not None:
+            why = "there is no bus" if name == "--url" else "the run is plain calls in this process"
+            raise UsageError(f"{name} means nothing with --mode {mode}: {why}")
+
+
+def read_parameters(pipeline: PipelineFunction[..., Any], params: Sequence[str]) -> dict[str, Any]:
+    """Read the -p of a command line, each by the type of its parameter.
+
+    Raises:
+        UsageError: names the parameter.
+    """
+    from evpipe.core.parameters import check_parameters
+    from evpipe.sdk.parameters import parse_parameter
+
+    known = {parameter.name: parameter for parameter in pipeline.parameters}
+    values: dict[str, Any] = {}
+    for param in params:
+        name, equals, text = param.partition("=")
+        if not equals or not name:
+            raise UsageError(f"-p {param!r} is not of the form name=value")
+        if name in values:
+            raise UsageError(f"parameter {name!r} is given twice")
+        if name not in known:
+            check_parameters(pipeline.parameters, {name: text}, of=pipeline.name)
+        values[name] = parse_parameter(known[name], text)
+    return values
+
+
+def _to_end(
+    built: Built, mode: Mode, key: str | None, timeout_s: float | None, url: str | None, talk: Talk
+) -> RunResult[Any]:
+    if mode == "debug":
+        from evpipe.hosting.debug import run_debug
+
+        return run_debug(built, talk)
+    import anyio
+
+    from evpipe.bus.settings import load_settings
+    from evpipe.hosting.session import Session
+
+    settings = load_settings(url=url) if mode == "bus" else None
+    session = Session(built, mode=mode, key=key, timeout_s=timeout_s, display=talk, settings=settings)
+    return anyio.run(session.run)
+
+
+def _tell_failure(result: RunResult[Any], *, quiet: bool) -> None:
+    """Show the traceback of the step that failed the run; the display has said the rest, if it may."""
+    if result.status == "succeeded":
+        return
+    step = result.steps.get(result.failed_step) if result.failed_step is not None else None
+    if step is not None and step.traceback:
+        say(step.traceback.rstrip())
+    if quiet:
+        say(f"evpipe: run {result.id} {result.status}: {' '.join(result.error.split())}")
+
+
+def _described(result: RunResult[Any], error: str) -> dict[str, Any]:
+    """Give the object that `-o json` writes."""
+    return {
+        "id": result.id,
+        "pipeline": result.pipeline,
+        "status": str(result.status),
+        "value": plain(result.value) if result.status == "succeeded" else None,
+        "error": error or result.error or None,
+        "reason": result.reason,
+        "steps": {
+            name: {
+                "status": str(step.status),
+                "attempts": step.attempts,
+                "queued_at": step.queued_at,
+                "started_at": step.started_at,
+                "ended_at": step.ended_at,
+                "error": step.error or None,
+                "reason": step.reason,
+            }
+            for name, step in result.steps.items()
+        },
+    }

@@ -1,0 +1,437 @@
+"""One interface to what a bus stands on, so that one suite runs on memory and on a real nats-server.
+
+A `World` opens connections and does to them, and to the server behind them, what really happens: replies
+are lost, connections break, servers are killed, somebody deletes a consumer. Tests see only `World` and
+`Bus`.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import signal
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from typing import Any, Self, TypeAlias
+
+import anyio
+import nats
+from anyio.abc import TaskGroup
+from nats.aio.client import Client as RawClient
+from nats.aio.msg import Msg
+
+from evpipe.bus.memory import Fault, MemoryBus, MemoryServer
+from evpipe.bus.nats.bus import NatsBus
+from evpipe.bus.outbox import Message, Verdict
+from evpipe.bus.protocol import Bus, Delivery, Pull, Record
+from evpipe.bus.server import ServerProcess
+from evpipe.bus.settings import BusSettings
+from evpipe.wire.subjects import Subjects
+
+#: What becomes of a message that is about to leave; None: it arrives.
+FaultOf: TypeAlias = Callable[[Message], Fault | None]
+
+POLL_S = 0.01
+_prefixes = itertools.count(1)
+
+
+async def until(condition: Callable[[], object], *, timeout_s: float = 12.0, what: str = "") -> None:
+    """Wait until a condition holds; the only waiting on the clock in these tests."""
+    with anyio.move_on_after(timeout_s):
+        while not condition():
+            await anyio.sleep(POLL_S)
+        return
+    raise AssertionError(f"not so within {timeout_s:g} s: {what or condition}")
+
+
+async def stays(condition: Callable[[], object], *, for_s: float, what: str = "") -> None:
+    """Make sure that a condition holds for a while."""
+    end = anyio.current_time() + for_s
+    while anyio.current_time() < end:
+        assert condition(), what or f"did not stay for {for_s:g} s"
+        await anyio.sleep(POLL_S)
+
+
+class Hands:
+    """Deliveries that a pull gave, in the order of arrival."""
+
+    def __init__(self) -> None:
+        self.deliveries: list[Delivery] = []
+        self.pull: Pull | None = None
+
+    def take(self, delivery: Delivery) -> None:
+        self.deliveries.append(delivery)
+
+    def ask(self, count: int) -> None:
+        assert self.pull is not None
+        self.pull.ask(count)
+
+    def __len__(self) -> int:
+        return len(self.deliveries)
+
+    def __getitem__(self, i: int) -> Delivery:
+        return self.deliveries[i]
+
+    def __iter__(self) -> Iterator[Delivery]:
+        return iter(self.deliveries)
+
+    @property
+    def subjects(self) -> list[str]:
+        return [delivery.subject for delivery in self.deliveries]
+
+
+@asynccontextmanager
+async def pulling(bus: Bus, queue: str = "default", *, ask: int = 0, priority: int = 5) -> AsyncIterator[Hands]:
+    """Hold a pull of a lane open."""
+    hands = Hands()
+    async with bus.pull(queue, priority, hands.take) as pull:
+        hands.pull = pull
+        if ask:
+            pull.ask(ask)
+        yield hands
+
+
+class Reader:
+    """Records that a follow gave, in the order of arrival."""
+
+    def __init__(self) -> None:
+        self.records: list[Record] = []
+
+    @property
+    def payloads(self) -> list[bytes]:
+        return [record.payload for record in self.records]
+
+
+class World(ABC):
+    """What buses stand on; `async with` it, and leave it with everything closed."""
+
+    kind: str
+    subjects: Subjects
+
+    def __init__(self) -> None:
+        self._task_group: TaskGroup | None = None
+        self._closing: dict[int, tuple[anyio.Event, anyio.Event]] = {}
+        self.buses: list[Bus] = []
+
+    async def __aenter__(self) -> Self:
+        self._task_group = await anyio.create_task_group().__aenter__()
+        return self
+
+    async def __aexit__(self, *error: Any) -> None:
+        assert self._task_group is not None
+        try:
+            if error[0] is None:
+                for bus in list(self.buses):
+                    await self.close(bus)
+        finally:
+            self._task_group.cancel_scope.cancel()
+            await self._task_group.__aexit__(*error)
+
+    # ---- connections
+
+    async def bus(self, fault: FaultOf | None = None) -> Bus:
+        """Open a connection. Each lives in a task of its own, so it can be closed at any time."""
+        bus = self.make_bus(fault)
+        opened, closing, closed = anyio.Event(), anyio.Event(), anyio.Event()
+        self._closing[id(bus)] = (closing, closed)
+
+        async def host() -> None:
+            try:
+                async with bus:  # type: ignore[attr-defined]  # entering is not part of the protocol
+                    opened.set()
+                    await closing.wait()
+            finally:
+                closed.set()
+
+        assert self._task_group is not None
+        self._task_group.start_soon(host)
+        await opened.wait()
+        self.buses.append(bus)
+        return bus
+
+    async def close(self, bus: Bus) -> None:
+        closing, closed = self._closing.pop(id(bus))
+        self.buses.remove(bus)
+        closing.set()
+        await closed.wait()
+
+    @asynccontextmanager
+    async def following(self, bus: Bus, subjects: list[str], **options: Any) -> AsyncIterator[Reader]:
+        """Follow the log beside the test."""
+        reader = Reader()
+
+        async def read() -> None:
+            async with bus.follow(subjects, **options) as feed:
+                async for records in feed:
+                    assert records, "a batch is never empty"
+                    reader.records.extend(records)
+
+        async with anyio.create_task_group() as task_group:
+            task_group.start_soon(read)
+            # The follow is open when it has been here for a turn; what is stored before that comes, too.
+            await anyio.sleep(0)
+            yield reader
+            task_group.cancel_scope.cancel()
+
+    @abstractmethod
+    def make_bus(self, fault: FaultOf | None) -> Bus: ...
+
+    @abstractmethod
+    async def blink(self, bus: Bus) -> None:
+        """Break one connection; it comes back."""
+
+    # ---- the server
+
+    @abstractmethod
+    async def crash(self) -> None:
+        """Kill the server with SIGKILL and start it again on the same data."""
+
+    @abstractmethod
+    async def delete_consumers(self) -> None:
+        """Delete every consumer of both streams, as an operator may."""
+
+    @abstractmethod
+    def full(self, stream: str) -> Any:
+        """While this async context is open, `log` or `queue` takes nothing more."""
+
+    @abstractmethod
+    async def delete_bucket(self, name: str) -> None: ...
+
+    @abstractmethod
+    async def damage(self, digest: str) -> None:
+        """Lose the middle of a stored object."""
+
+    @abstractmethod
+    async def publish(self, subject: str, payload: bytes) -> None:
+        """Publish as anybody can, past everything that checks."""
+
+
+class MemoryWorld(World):
+    """In this process."""
+
+    kind = "memory"
+
+    def __init__(
+        self,
+        server: Callable[[], MemoryServer] = MemoryServer,
+        bus: Callable[..., MemoryBus] = MemoryBus,
+    ) -> None:
+        super().__init__()
+        self._make_server = server
+        self._bus_class = bus
+
+    async def __aenter__(self) -> Self:
+        self.server = self._make_server()
+        self.subjects = self.server.subjects
+        self._full: set[str] = set()
+        return await super().__aenter__()
+
+    def make_bus(self, fault: FaultOf | None) -> Bus:
+        def decide(message: Message) -> Fault | None:
+            if any(message.subject.startswith(f"{self.subjects.prefix}.{name}.") for name in self._full):
+                return Fault.FULL
+            return fault(message) if fault is not None else None
+
+        return self._bus_class(self.server, fault=decide)
+
+    async def blink(self, bus: Bus) -> None:
+        assert isinstance(bus, MemoryBus)
+        bus.disconnect()
+        await anyio.sleep(0.5)
+        bus.reconnect()
+
+    async def crash(self) -> None:
+        for bus in self.buses:
+            assert isinstance(bus, MemoryBus)
+            bus.disconnect()
+        self.server.forget_acks()
+        await anyio.sleep(0.5)
+        for bus in self.buses:
+            assert isinstance(bus, MemoryBus)
+            bus.reconnect()
+
+    async def delete_consumers(self) -> None:
+        # Memory has no consumers; what their loss means for a lane is the same as a server that forgets.
+        await self.crash()
+
+    @asynccontextmanager
+    async def full(self, stream: str) -> AsyncIterator[None]:
+        self._full.add({"log": "event"}.get(stream, stream))
+        try:
+            yield
+        finally:
+            self._full.clear()
+
+    async def delete_bucket(self, name: str) -> None:
+        self.server.buckets.pop(name, None)
+
+    async def damage(self, digest: str) -> None:
+        self.server.objects[digest] = self.server.objects[digest][:-1] + b"?"
+
+    async def publish(self, subject: str, payload: bytes) -> None:
+        prefix = self.subjects.prefix
+        if subject.startswith(f"{prefix}.event."):
+            self.server.append(subject, payload, None)
+        elif subject.startswith(f"{prefix}.queue."):
+            self.server.launch(subject, payload)
+        else:
+            bus = MemoryBus(self.server)
+            bus.signal(subject, payload)
+
+
+class FaultyNatsBus(NatsBus):
+    """A connection on which messages and replies get lost as a test says."""
+
+    def __init__(self, settings: BusSettings, fault: FaultOf | None) -> None:
+        super().__init__(settings)
+        self.fault = fault
+        self._deaf: set[int] = set()
+
+    async def _send(self, token: int, message: Message) -> None:
+        fault = self.fault(message) if self.fault is not None else None
+        if fault is Fault.LOST:
+            return
+        if fault is Fault.FULL:
+            self._outbox.answered(token, Verdict.LATER)
+            return
+        if fault is Fault.STORED_SILENTLY:
+            self._deaf.add(token)
+        await super()._send(token, message)
+
+    def _answered(self, message: Msg) -> None:
+        token = int(message.subject.rpartition(".")[2])
+        if token in self._deaf:
+            # Only the first reply is lost; the repetition is answered.
+            self._deaf.discard(token)
+            return
+        super()._answered(message)
+
+    def cut(self) -> None:
+        """Break the socket."""
+        client = self._connection._client
+        transport = getattr(getattr(client, "_transport", None), "_io_writer", None)
+        if transport is not None:
+            transport.transport.abort()
+
+
+class NatsWorld(World):
+    """On a real server; every world has a prefix of its own."""
+
+    kind = "nats"
+
+    def __init__(self, process: ServerProcess, bus: Callable[..., NatsBus] = FaultyNatsBus) -> None:
+        super().__init__()
+        self.process = process
+        self._bus_class = bus
+        self.prefix = f"t{os.getpid()}-{next(_prefixes)}"
+        self.subjects = Subjects(self.prefix)
+
+    async def __aexit__(self, *error: Any) -> None:
+        await super().__aexit__(*error)
+        if self.process.alive:
+            with anyio.move_on_after(10, shield=True):
+                async with self.raw() as raw:
+                    # Streams reserve their bytes: what stays would leave less for the next world.
+                    for name in (f"{self.prefix}-log", f"{self.prefix}-queue", f"OBJ_{self.prefix}-objects"):
+                        await api(raw, f"STREAM.DELETE.{name}")
+                    for name in ("registry", "leases"):
+                        await api(raw, f"STREAM.DELETE.KV_{self.prefix}-{name}")
+
+    @property
+    def settings(self) -> BusSettings:
+        return BusSettings(url=self.process.url, token=self.process.token, prefix=self.prefix)
+
+    def make_bus(self, fault: FaultOf | None) -> Bus:
+        return self._bus_class(self.settings, fault)
+
+    async def blink(self, bus: Bus) -> None:
+        assert isinstance(bus, FaultyNatsBus)
+        generation = bus._connection.generation
+        bus.cut()
+        await until(lambda: bus._connection.generation > generation and bus.connected, what="reconnected")
+
+    async def crash(self) -> None:
+        generations = [bus._connection.generation for bus in self.buses if isinstance(bus, NatsBus)]
+        self.process.kill()
+        self.process.start()
+        await until(
+            lambda: all(
+                bus.connected and bus._connection.generation > before
+                for bus, before in zip(self.buses, generations, strict=True)
+                if isinstance(bus, NatsBus)
+            ),
+            what="reconnected to the server that was killed",
+        )
+
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        """While open, the server's process is stopped: its sockets live, nothing answers."""
+        os.kill(self.process.pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            os.kill(self.process.pid, signal.SIGCONT)
+
+    async def delete_consumers(self) -> None:
+        async with self.raw() as raw:
+            for stream in (f"{self.prefix}-log", f"{self.prefix}-queue"):
+                for name in (await api(raw, f"CONSUMER.NAMES.{stream}", {})).get("consumers") or []:
+                    await api(raw, f"CONSUMER.DELETE.{stream}.{name}")
+
+    @asynccontextmanager
+    async def full(self, stream: str) -> AsyncIterator[None]:
+        name = f"{self.prefix}-{stream}"
+        async with self.raw() as raw:
+            config = (await api(raw, f"STREAM.INFO.{name}"))["config"]
+            await api(raw, f"STREAM.UPDATE.{name}", {**config, "max_bytes": 1})
+            try:
+                yield
+            finally:
+                await api(raw, f"STREAM.UPDATE.{name}", config)
+
+    async def delete_bucket(self, name: str) -> None:
+        async with self.raw() as raw:
+            await api(raw, f"STREAM.DELETE.KV_{self.prefix}-{name}")
+
+    async def damage(self, digest: str) -> None:
+        stream = f"OBJ_{self.prefix}-objects"
+        async with self.raw() as raw:
+            await api(raw, f"STREAM.MSG.DELETE.{stream}", {"seq": 1, "no_erase": True})
+
+    async def publish(self, subject: str, payload: bytes) -> None:
+        async with self.raw() as raw:
+            await raw.publish(subject, payload)
+            await raw.flush()
+
+    @asynccontextmanager
+    async def raw(self) -> AsyncIterator[RawClient]:
+        """Connect with nats-py itself."""
+        options = {"token": self.process.token} if self.process.token else {}
+        client = await nats.connect(self.process.url, **options)
+        try:
+            yield client
+        finally:
+            await client.close()
+
+
+async def api(raw: RawClient, request: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Ask the JetStream API itself; the answer, also where it is an error."""
+    payload = json.dumps(body).encode() if body is not None else b""
+    found: dict[str, Any] = json.loads((await raw.request(f"$JS.API.{request}", payload, timeout=5)).data)
+    return found
+
+
+def once(fault: Fault, times: int = 1) -> FaultOf:
+    """Give the first messages this fault, and none to those after them."""
+    left = [times]
+
+    def decide(_: Message) -> Fault | None:
+        left[0] -= 1
+        return fault if left[0] >= 0 else None
+
+    return decide
+
+
+Check: TypeAlias = Callable[[World], Awaitable[None]]
