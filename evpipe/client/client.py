@@ -127,7 +127,15 @@ class Client:
     async def _keep_embedded(self, server: EmbeddedServer) -> None:
         while True:
             await anyio.sleep(KEEPER_LOOK_S)
-            await anyio.to_thread.run_sync(server.ensure)
+            if await anyio.to_thread.run_sync(server.ensure) and self._settings is not None:
+                # Its port was taken while it was away: what reconnects by itself must look elsewhere.
+                self._relocate(embedded_settings(self._settings, server))
+
+    def _relocate(self, settings: BusSettings) -> None:
+        from evpipe.bus.nats.bus import NatsBus
+
+        if isinstance(self._bus, NatsBus):
+            self._bus.relocate(settings)
 
     @property
     def bus(self) -> Bus:

@@ -165,6 +165,7 @@ def _type_map(found: ParameterType) -> dict[str, Any]:
     if found.inner:
         made["inner"] = [_type_map(inner) for inner in found.inner]
     if found.values:
+        pack(list(found.values), "a parameter's choices")
         made["values"] = list(found.values)
     return made
 

@@ -329,15 +329,20 @@ class NatsWorld(World):
         self.subjects = Subjects(self.prefix)
 
     async def __aexit__(self, *error: Any) -> None:
-        await super().__aexit__(*error)
-        if self.process.alive:
-            with anyio.move_on_after(10, shield=True):
-                async with self.raw() as raw:
-                    # Streams reserve their bytes: what stays would leave less for the next world.
-                    for name in (f"{self.prefix}-log", f"{self.prefix}-queue", f"OBJ_{self.prefix}-objects"):
-                        await api(raw, f"STREAM.DELETE.{name}")
-                    for name in ("registry", "leases"):
-                        await api(raw, f"STREAM.DELETE.KV_{self.prefix}-{name}")
+        try:
+            await super().__aexit__(*error)
+        finally:
+            if self.process.alive:
+                with anyio.move_on_after(10, shield=True):
+                    await self._remove_streams()
+
+    async def _remove_streams(self) -> None:
+        # Streams reserve their bytes: what stays would leave less for the next world.
+        async with self.raw() as raw:
+            for name in (f"{self.prefix}-log", f"{self.prefix}-queue", f"OBJ_{self.prefix}-objects"):
+                await api(raw, f"STREAM.DELETE.{name}")
+            for name in ("registry", "leases"):
+                await api(raw, f"STREAM.DELETE.KV_{self.prefix}-{name}")
 
     @property
     def settings(self) -> BusSettings:

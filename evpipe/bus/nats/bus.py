@@ -91,6 +91,10 @@ class NatsBus:
             await self._connection.close()
         await self._stack.__aexit__(None, None, None)
 
+    def relocate(self, settings: BusSettings) -> None:
+        """Find the server at another address from the next connection on."""
+        self._connection.relocate(settings)
+
     @property
     def connected(self) -> bool:
         return self._connection.connected

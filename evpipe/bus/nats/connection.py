@@ -111,6 +111,10 @@ class Connection:
         client = self._client
         return str(client._server_info.get("version", "")) if client else ""
 
+    def relocate(self, settings: BusSettings) -> None:
+        """Connect to another address from the next client on."""
+        self._settings = settings
+
     def add_part(self, part: Part) -> None:
         """Run `part` on every client from the next on."""
         self._parts.append(part)
