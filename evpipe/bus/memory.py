@@ -220,6 +220,8 @@ class MemoryPull:
 
     def __init__(self, bus: MemoryBus, lane: _Lane, deliver: Callable[[Delivery], None]) -> None:
         self.asked = 0
+        #: As the bus's: what lay in the queue when this pull was opened may have been given before.
+        self._noted_sequence = bus.server.launch_sequence
         self._bus = bus
         self._lane = lane
         self._deliver = deliver
@@ -244,7 +246,8 @@ class MemoryPull:
                 kept.deliveries += 1
                 kept.expires_at = anyio.current_time() + ACK_WAIT_S
                 lane.held[kept.sequence] = kept
-                redelivered = kept.deliveries > 1 or kept.sequence <= self._bus.noted_sequence
+                noted_sequence = max(self._noted_sequence, self._bus.noted_sequence)
+                redelivered = kept.deliveries > 1 or kept.sequence <= noted_sequence
                 self._deliver(MemoryDelivery(self._bus, lane, kept, redelivered=redelivered))
             waits = [k.expires_at for k in lane.held.values() if k.expires_at is not None]
             with anyio.move_on_at(min(waits)) if waits else anyio.CancelScope():

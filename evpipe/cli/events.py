@@ -50,16 +50,21 @@ class Since:
         if _SEQUENCE.match(text) and int(text) <= _SEQUENCE_MAX:
             return cls(sequence=int(text))
         duration = _DURATION.match(text)
+        at_s = -1.0
         try:
             if duration:
-                return cls(at_s=datetime.now(UTC).timestamp() - float(duration[1]) * _UNITS_S[duration[2]])
-            # Without an offset it is the time on this machine's clock.
-            return cls(at_s=datetime.fromisoformat(text).timestamp())
+                at_s = datetime.now(UTC).timestamp() - float(duration[1]) * _UNITS_S[duration[2]]
+            else:
+                # Without an offset it is the time on this machine's clock.
+                at_s = datetime.fromisoformat(text).timestamp()
         except (ValueError, OverflowError, OSError):
+            pass  # told below, like a time before 1970, which no log has
+        if at_s < 0:
             raise UsageError(
                 f"--since {text!r} is not a sequence (1500), a duration (90s, 10m, 2h, 1d) "
                 "or a time (2025-11-23T14:30, 2025-11-23T14:30:00Z)"
-            ) from None
+            )
+        return cls(at_s=at_s)
 
     def __contains__(self, record: Record) -> bool:
         return record.sequence > self.sequence and (self.at_s is None or record.at_s >= self.at_s)

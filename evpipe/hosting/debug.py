@@ -10,7 +10,7 @@ from __future__ import annotations
 import heapq
 import time
 from collections import deque
-from typing import Any
+from typing import Any, Final
 
 import anyio
 
@@ -111,13 +111,24 @@ def _call(step: Step, launch: Launch) -> Event:
     except CodeNotFound as error:
         return _failed(launch, Reason.ERROR, Failure(message=str(error)), began_s)
     except (OutputMismatch, EvpipeError) as error:
-        failure = Failure(message=str(error)) if reason is Reason.OUTPUT else failure_of(error)
+        failure = Failure(message=str(error)) if reason is Reason.OUTPUT else failure_of(_from_step_on(error))
         return _failed(launch, reason, failure, began_s)
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # noqa: BLE001 - SystemExit of a step is its failure
-        return _failed(launch, Reason.ERROR, failure_of(error), began_s)
+        return _failed(launch, Reason.ERROR, failure_of(_from_step_on(error)), began_s)
     return StepSucceeded(at_s=time.time(), step=launch.step, attempt=launch.attempt, value=value, started_at_s=began_s)
+
+
+def _from_step_on(error: BaseException) -> BaseException:
+    """Leave out of the traceback what is not the step's: our call of it, and the loop of an async one."""
+    frames = error.__traceback__
+    while frames is not None and frames.tb_frame.f_globals.get("__name__", "").split(".")[0] in _NOT_THE_STEP:
+        frames = frames.tb_next
+    return error.with_traceback(frames or error.__traceback__)
+
+
+_NOT_THE_STEP: Final = frozenset({"evpipe", "anyio", "asyncio"})
 
 
 async def _awaited(function: Any, positional: Any, named: Any) -> Any:

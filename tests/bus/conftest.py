@@ -24,6 +24,12 @@ def kind(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is not answered is repeated sooner than in earnest: the tests that lose replies wait for it."""
+    monkeypatch.setattr("evpipe.bus.outbox.ANSWER_WAIT_S", 0.8)
+
+
+@pytest.fixture(autouse=True)
 def quiet() -> Iterator[None]:
     """Faults are logged, and here there is nothing but faults."""
     before = structlog.get_config()

@@ -20,6 +20,7 @@ from evpipe.bus.protocol import Entry, Outcome, Record, Stored
 
 log = structlog.get_logger(__name__)
 
+EXPECTED: Final = "Nats-Expected-Last-Subject-Sequence"
 #: JetStream's "no message found" and "stream not found".
 NO_MESSAGE: Final = 10037
 NO_STREAM: Final = 10059
@@ -90,7 +91,7 @@ class NatsBucket:
     ) -> int | None:
         headers: dict[str, str] = {}
         if expected is not None:
-            headers["Nats-Expected-Last-Subject-Sequence"] = str(
+            headers[EXPECTED] = str(
                 await self._revision(key) if expected == 0 else expected
             )
         if ttl_s is not None:
@@ -160,8 +161,16 @@ class NatsObjects:
             return
         nuid = secrets.token_hex(11)
         chunks = [data[i : i + CHUNK_BYTES] for i in range(0, len(data), CHUNK_BYTES)]
+        subject = f"$O.{self._bucket}.C.{nuid}"
+        last = 0
         for chunk in chunks:
-            await self._outbox.put_wait(f"$O.{self._bucket}.C.{nuid}", chunk)
+            # Each names the one before it: a chunk that is sent again because its reply was lost is stored once.
+            outcome = await self._outbox.put_wait(subject, chunk, headers={EXPECTED: str(last)})
+            if isinstance(outcome, Stored):
+                last = outcome.sequence
+            else:
+                found = await last_message(self._connection, self._stream, subject)
+                last = found[0].sequence if found is not None else 0
         described = {
             "name": digest,
             "bucket": self._bucket,

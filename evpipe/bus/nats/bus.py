@@ -13,7 +13,7 @@ import structlog
 from anyio.abc import TaskGroup
 from nats.aio.msg import Msg
 
-from evpipe.bus.nats.buckets import NatsBucket, NatsObjects, last_message, read_up_to
+from evpipe.bus.nats.buckets import EXPECTED, NatsBucket, NatsObjects, last_message, read_up_to
 from evpipe.bus.nats.connection import ApiError, Connection, NotAnswered
 from evpipe.bus.nats.feed import Feed
 from evpipe.bus.nats.lane import Lane
@@ -40,7 +40,6 @@ from evpipe.wire.subjects import Subjects
 
 log = structlog.get_logger(__name__)
 
-EXPECTED: Final = "Nats-Expected-Last-Subject-Sequence"
 #: "wrong last sequence", on one server and in a cluster; "wrong last sequence" in a batch.
 WRONG_SEQUENCE: Final = frozenset({10071, 10164})
 #: Two meanings in one code: the subject is taken, or the stream is full. Only the description tells.

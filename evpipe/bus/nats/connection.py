@@ -83,9 +83,11 @@ class Connection:
         self._subscribed: dict[int, Subscription] = {}
         self._subscribing = anyio.Lock()
         self._subscription = 0
-        self._posts: deque[tuple[str, bytes, str]] = deque()
+        #: Subject, payload, reply, and the generation it was posted in.
+        self._posts: deque[tuple[str, bytes, str, int]] = deque()
         self._posted = anyio.Event()
         self._last_error = ""
+        self._closing = False
         self._parts: list[Part] = []
         self._request = 0
         #: Requests that wait for their answer, by the last token of their reply subject.
@@ -130,12 +132,15 @@ class Connection:
 
     async def run(self) -> None:
         """Keep the connection until cancelled; `open` comes first."""
-        while True:
+        while not self._closing:
             client = self._client or await self._reconnect()
             self._client = client
             self.generation += 1
             try:
                 await self._live_on(client)
+            except* (nats.errors.Error, OSError) as errors:
+                # It was lost while something was being handed to it.
+                self._last_error = str(errors.exceptions[0])
             finally:
                 self._client = None
                 self._subscribed.clear()
@@ -144,7 +149,8 @@ class Connection:
                     question.answered.set()
                 self._ready = anyio.Event()
                 _abandon(client)
-            log.warning("connection_lost", url=self.url, error=self._last_error)
+            if not self._closing:
+                log.warning("connection_lost", url=self.url, error=self._last_error)
 
     async def _live_on(self, client: Client) -> None:
         for key in list(self._subscriptions):
@@ -162,13 +168,17 @@ class Connection:
 
     async def close(self) -> None:
         """Hand over what was posted, and leave."""
+        self._closing = True
         client, self._client = self._client, None
         if client is None:
             return
         with anyio.move_on_after(1.0, shield=True):
             while self._posts and not client.is_closed:
-                subject, payload, reply = self._posts.popleft()
-                await client.publish(subject, payload, reply=reply)
+                subject, payload, reply, _ = self._posts.popleft()
+                try:
+                    await client.publish(subject, payload, reply=reply)
+                except (nats.errors.Error, OSError):
+                    break
             await client.close()
         _abandon(client)
 
@@ -233,6 +243,9 @@ class Connection:
         except (OSError, nats.errors.Error, ValueError, ImportError) as error:
             _abandon(client)
             raise _explained(self.url, error, errors) from error
+        except BaseException:
+            _abandon(client)
+            raise
         version = tuple(int(n) for n in re.findall(r"\d+", str(client._server_info.get("version", "")))[:3])
         if version < SERVER_MIN:
             await client.close()
@@ -257,16 +270,21 @@ class Connection:
             self._last_error = str(error)
 
     def post(self, subject: str, payload: bytes, reply: str = "") -> None:
-        """Like `publish`, from code that cannot wait; in order among posts."""
-        self._posts.append((subject, payload, reply))
+        """Like `publish`, from code that cannot wait; in order among posts.
+
+        What has a reply is a question whose answer this client would take: it is not asked again on a later one,
+        where whoever asked it asks anew.
+        """
+        self._posts.append((subject, payload, reply, self.generation))
         self._posted.set()
 
     async def _send_posts(self, client: Client) -> None:
         while True:
             self._posted = anyio.Event()
             while self._posts:
-                subject, payload, reply = self._posts.popleft()
-                await client.publish(subject, payload, reply=reply)
+                subject, payload, reply, generation = self._posts.popleft()
+                if not reply or generation == self.generation:
+                    await client.publish(subject, payload, reply=reply)
             await self._posted.wait()
 
     @asynccontextmanager
@@ -301,9 +319,13 @@ class Connection:
                 received(message)
 
             # What may come is bounded by what was asked for (pulls, acks); a limit here would drop.
-            self._subscribed[key] = await client.subscribe(
-                subject, cb=on_message, pending_msgs_limit=-1, pending_bytes_limit=-1
-            )
+            try:
+                self._subscribed[key] = await client.subscribe(
+                    subject, cb=on_message, pending_msgs_limit=-1, pending_bytes_limit=-1
+                )
+            except (nats.errors.Error, OSError) as error:
+                # This client is lost; the next one subscribes to everything.
+                self._last_error = str(error)
 
     async def request(self, subject: str, payload: bytes, *, timeout_s: float = REQUEST_WAIT_S) -> Msg:
         """Ask and wait for the first answer.

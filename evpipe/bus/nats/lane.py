@@ -90,6 +90,8 @@ class Lane:
         self._config = lane_config(queue, priority, filter_subject, transient=transient)
         self._deliver = deliver
         self._open = False
+        #: The client on which the pull is open.
+        self._generation = 0
         #: Set when its consumer was there for the first time.
         self.opened = anyio.Event()
         self._broken = anyio.Event()
@@ -102,8 +104,13 @@ class Lane:
 
     def ask(self, count: int) -> None:
         self.asked += count
-        if self._open:
+        if self._live:
             self._request(count)
+
+    @property
+    def _live(self) -> bool:
+        """Whether the pull is open on the client of now: on a later one all that is asked for is asked again."""
+        return self._open and self._connection.connected and self._connection.generation == self._generation
 
     async def run(self) -> None:
         """Keep the pull open until cancelled."""
@@ -111,7 +118,7 @@ class Lane:
             while True:
                 self._open = False
                 await self._connection.wait_ready()
-                generation = self._connection.generation
+                self._generation = self._connection.generation
                 self._broken = anyio.Event()
                 try:
                     await self._create()
@@ -124,7 +131,7 @@ class Lane:
                 self._heard_at = self._now()
                 if self.asked:
                     self._request(self.asked)
-                while not self._broken.is_set() and self._connection.generation == generation:
+                while not self._broken.is_set() and self._connection.generation == self._generation:
                     with anyio.move_on_after(HEARTBEAT_S / 2):
                         await self._broken.wait()
                     if not self._connection.connected:
@@ -153,14 +160,16 @@ class Lane:
         if message.reply:
             origin = origin_of(message.reply)
             self.asked = max(0, self.asked - 1)
-            redelivered = origin.deliveries > 1 or origin.sequence <= self._noted_sequence
+            # Where the end of the queue was noted on an earlier client, nothing is known of this message.
+            noted = self._connection.generation == self._generation
+            redelivered = origin.deliveries > 1 or not noted or origin.sequence <= self._noted_sequence
             self._deliver(LaneDelivery(self._connection, message, redelivered=redelivered, arrived_at=now))
             return
         status = status_of(message)
         if status is None or status.heartbeat:
             return
         if status.ended:
-            if status.left and self._open:
+            if status.left and self._live:
                 self._request(min(status.left, self.asked))
         else:
             # The consumer is gone, or moves to another server: make sure of it and ask again.

@@ -1,0 +1,49 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from evpipe.bus.server import ServerProcess
+from tests.cli.helpers import REPOSITORY, CommandLine, clean_environment, leave
+
+
+@pytest.fixture
+def evpipe(tmp_path: Path) -> CommandLine:
+    """The command line, in the repository's folder, without a configured bus and with a data folder of its own."""
+    return CommandLine({**clean_environment(), "EVPIPE_DATA_DIR": str(tmp_path / "data")}, REPOSITORY)
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    with ServerProcess(tmp_path_factory.mktemp("nats"), sync="default") as server:
+        yield server
+
+
+@pytest.fixture
+def bus(server: ServerProcess, evpipe: CommandLine, request: pytest.FixtureRequest) -> CommandLine:
+    """The command line with a configured bus: an installation of the test's own, where nobody hosts anything."""
+    prefix = f"t{abs(hash(request.node.nodeid)) % 10**9}"
+    return evpipe.with_env(EVPIPE_NATS_URL=server.url, EVPIPE_PREFIX=prefix)
+
+
+@pytest.fixture
+def hosted_bus(bus: CommandLine) -> Iterator[CommandLine]:
+    """The same with a controller and a worker in a process of their own."""
+    host = subprocess.Popen(
+        [sys.executable, "-m", "tests.cli.host"],
+        cwd=REPOSITORY,
+        env=bus.env,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert host.stdout is not None
+        assert host.stdout.readline() == "ready\n"
+        yield bus
+    finally:
+        leave(host)
