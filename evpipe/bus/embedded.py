@@ -20,16 +20,9 @@ from pathlib import Path
 from typing import Final
 
 from evpipe import errors
-from evpipe.bus.keeper import (
-    GRACE_S,
-    POLL_S,
-    FileLock,
-    Home,
-    ServerInfo,
-    open_log,
-    read_info,
-    require_posix,
-)
+from evpipe.bus.home import Home, ServerInfo, read_info
+from evpipe.bus.keeper import GRACE_S, POLL_S, open_log
+from evpipe.bus.locks import FileLock, require_posix
 from evpipe.bus.server import find_server, os_errors
 from evpipe.errors import BusClosed, BusError, BusUnreachable, UsageError
 
@@ -51,7 +44,7 @@ _KINDS: Final = {
     kind.__name__: kind
     for kind in (errors.UsageError, errors.BusError, errors.BusRefused, errors.BusUnreachable, errors.ServerNotFound)
 }
-#: The keeper needs two modules of this package and the standard library. Stub packages keep out what `evpipe` and
+#: The keeper needs a few modules of this package and the standard library. Stub packages keep out what `evpipe` and
 #: `evpipe.bus` import for everybody else, and -I -S the site-packages: a tenth of a second of every first run.
 #: One line, because it is what `ps` shows.
 _BOOT: Final = (

@@ -2,12 +2,14 @@
 
 The server belongs to no script: whoever needs it first starts a keeper (`embedded`), which starts nats-server
 (`server`), looks four times a second whether anyone still holds a user lock, and ends when nobody does. Everything
-is in one folder, `Home`, and the rules are locks, which the kernel releases however their holder dies:
+is in one folder (`home`), and the rules are locks (`locks`), which the kernel releases however their holder dies:
 
 - `keeper.lock` is held by the keeper for its life. Whoever gets it must start a keeper and hand the lock on, open;
   so there is no moment in which two keepers start. Only its holder writes `server.json` and `last.json`.
 - `store.lock` is held by keeper *and server* (the descriptor is inherited): it guards the data, because two servers
-  start happily on one store and destroy it. A new keeper waits for it until the old server is really gone.
+  start happily on one store and destroy it. A new keeper waits for it until the old server is really gone. Only
+  Linux ends the server of a keeper that was killed; elsewhere (macOS) it stays, unused, until the next keeper of
+  this folder ends it, which may be never.
 - `users/<id>.lock` is held by one user. It is created, and stale ones are removed, only under `gate.lock`; the
   keeper decides to end, and gives `keeper.lock` back, under it too. So a user either is seen by the keeper, or
   finds `keeper.lock` free and starts the next one. The gate is held for microseconds, never while waiting.
@@ -16,14 +18,13 @@ is in one folder, `Home`, and the rules are locks, which the kernel releases how
   `last.json` is what it becomes: the next keeper takes port and token over, so that clients that reconnect find the
   server where it was.
 
-`python -m evpipe.bus.keeper DIR` runs one in the foreground, to look at it. The keeper imports little: what it needs
-to start is on the way of the first run of every script.
+`python -m evpipe.bus.keeper DIR` runs one in the foreground, to look at it. The keeper imports little (`locks`, `home`,
+`server`): what it needs to start is on the way of the first run of every script.
 """
 
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
 import os
 import signal
@@ -31,11 +32,13 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final
 
+from evpipe.bus.home import Home, ServerInfo, read_info, write_info
+from evpipe.bus.locks import FileLock, require_posix
 from evpipe.bus.server import CONFIG_NAME as SERVER_CONFIG_NAME
 from evpipe.bus.server import PID_NAME, Binary, ServerProcess, find_server, os_errors
-from evpipe.errors import BusError, BusRefused, EvpipeError, UsageError
+from evpipe.errors import BusError, BusRefused, EvpipeError
 
 #: What a look costs (a few system calls per user) against how long a server without users stays.
 POLL_S: Final = 0.25
@@ -51,219 +54,6 @@ RESTART_PAUSE_MAX_S: Final = 5.0
 #: A guess: some thousands of lines, and one old file is kept.
 LOG_SIZE_MAX_BYTES: Final = 256 * 1024
 TOKEN_BYTES: Final = 24
-LOCK_POLL_S: Final = 0.01
-
-
-class FileLock:
-    """An flock on a file, held until `release` or until the process ends, however it ends.
-
-    flock belongs to the open file, not to the process: a child that inherited the descriptor would keep the lock
-    for us after our death. So descriptors are closed on exec, and a forked child closes them first thing; the one
-    way left is a fork without exec by C code, whose child then holds the lock until it ends.
-    """
-
-    _held: Final[set[FileLock]] = set()
-
-    def __init__(self, fd: int, path: Path) -> None:
-        """Take over a descriptor whose lock is held."""
-        self.fd = fd
-        self.path = path
-        FileLock._held.add(self)
-
-    @classmethod
-    def try_take(cls, path: Path) -> FileLock | None:
-        """Take the lock if nobody holds it; the file is created if missing."""
-        while True:
-            fd = _not_standard(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600))
-            if not _flock(fd, shared=False):
-                os.close(fd)
-                return None
-            lock = cls(fd, path)
-            if lock.in_place():
-                return lock
-            # Somebody removed the file between our open and our flock: nobody else would ever meet us there.
-            lock.release()
-
-    @classmethod
-    def take(cls, path: Path, *, deadline: float) -> FileLock | None:
-        """Take the lock as soon as nobody holds it; None if that is not before `deadline` (`time.monotonic`)."""
-        while True:
-            lock = cls.try_take(path)
-            if lock is not None or time.monotonic() > deadline:
-                return lock
-            time.sleep(LOCK_POLL_S)
-
-    @staticmethod
-    def is_held(path: Path) -> bool:
-        """Whether anybody holds it. Two who ask at the same time do not take each other for a holder.
-
-        Where that cannot be found out (too many open files, say) the answer is yes: nothing is ended or removed.
-        """
-        try:
-            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-        except FileNotFoundError:
-            return False
-        except OSError:
-            return True
-        try:
-            return not _flock(fd, shared=True)
-        except OSError:
-            return True
-        finally:
-            os.close(fd)
-
-    def in_place(self) -> bool:
-        """Whether the path still leads to the file that we hold: not if the folder was removed meanwhile."""
-        try:
-            return self.fd >= 0 and os.path.samestat(self.path.stat(), os.fstat(self.fd))
-        except OSError:
-            return False
-
-    def release(self) -> None:
-        """Give it back."""
-        if self in FileLock._held:
-            FileLock._held.discard(self)
-            os.close(self.fd)
-            self.fd = -1
-
-    @classmethod
-    def _forget_in_child(cls) -> None:
-        # Closing does not release: the parent still has the same open file.
-        for lock in list(cls._held):
-            lock.release()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=FileLock._forget_in_child)
-
-
-def _flock(fd: int, *, shared: bool) -> bool:
-    import fcntl  # POSIX only; `require_posix` has the sentence for the others
-
-    try:
-        fcntl.flock(fd, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
-
-
-def _not_standard(fd: int) -> int:
-    """Move a descriptor above 2: handed to a child, it would be overwritten by its stdin, stdout or stderr."""
-    if fd > 2:
-        return fd
-    import fcntl
-
-    moved = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3)
-    os.close(fd)
-    return moved
-
-
-def require_posix() -> None:
-    """Refuse platforms without flock.
-
-    Raises:
-        UsageError: there.
-
-    """
-    try:
-        import fcntl  # noqa: F401
-    except ImportError as exc:
-        raise UsageError(
-            "the embedded bus needs POSIX file locks, which this platform does not have: "
-            "set EVPIPE_NATS_URL to a NATS server"
-        ) from exc
-
-
-class Home:
-    """The folder of an embedded server: names of what is in it."""
-
-    def __init__(self, root: Path) -> None:
-        """Name the files below `root`; nothing is created."""
-        self.root = root
-        self.gate = root / "gate.lock"
-        self.keeper_lock = root / "keeper.lock"
-        self.store_lock = root / "store.lock"
-        self.users = root / "users"
-        self.info = root / "server.json"
-        self.last = root / "last.json"
-        self.log = root / "keeper.log"
-        self.server = root / "server"
-        self.store = root / "store"
-
-    def prepare(self) -> None:
-        """Create the folders, for this user only: the token is in here."""
-        self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self.users.mkdir(mode=0o700, exist_ok=True)
-
-    def user_lock(self, user_id: str) -> Path:
-        """Name the lock file of a user."""
-        return self.users / f"{user_id}.lock"
-
-    def split_users(self) -> tuple[list[Path], list[Path]]:
-        """Give the user locks that are held, and the stale ones, which may be removed only under the gate."""
-        held: list[Path] = []
-        stale: list[Path] = []
-        for path in self.users.glob("*.lock"):
-            (held if FileLock.is_held(path) else stale).append(path)
-        return held, stale
-
-
-class ServerInfo(NamedTuple):
-    """What `server.json` says."""
-
-    url: str
-    token: str
-    server_pid: int
-    keeper_pid: int
-    #: Name of the machine: on a shared file system the address is of use only there.
-    host: str
-    evpipe_version: str
-    server_version: str
-
-    def __repr__(self) -> str:
-        """Leave the token out."""
-        return f"ServerInfo(url={self.url!r}, server_pid={self.server_pid}, keeper_pid={self.keeper_pid})"
-
-    @property
-    def port(self) -> int:
-        """Where it listens on 127.0.0.1."""
-        return int(self.url.rpartition(":")[2])
-
-
-def read_info(path: Path) -> ServerInfo | None:
-    """Read `server.json` or `last.json`; None if it is missing or is not what a keeper writes."""
-    try:
-        found = json.loads(path.read_bytes())
-        info = ServerInfo(**{name: found[name] for name in ServerInfo._fields})
-        texts = (info.url, info.token, info.host, info.evpipe_version, info.server_version)
-        numbers = (info.server_pid, info.keeper_pid)
-        usable = all(isinstance(text, str) for text in texts) and all(isinstance(number, int) for number in numbers)
-        return info if usable and info.token and info.url == f"nats://127.0.0.1:{info.port}" else None
-    except (OSError, ValueError, LookupError, TypeError, AttributeError):
-        return None
-
-
-def write_info(path: Path, info: ServerInfo) -> FileLock:
-    """Write it so that a reader sees the old one or the new one, and nobody else sees the token.
-
-    Returns:
-        The lock on the new file. It says that the file is true; it was held before the file was there to be read.
-
-    """
-    draft = path.with_suffix(".tmp")
-    draft.unlink(missing_ok=True)
-    lock = FileLock.try_take(draft)
-    if lock is None:
-        raise BusError(f"another process holds {draft}")
-    try:
-        data = json.dumps(info._asdict()).encode()
-        if os.write(lock.fd, data) != len(data):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(draft))
-        draft.replace(path)
-    except BaseException:
-        lock.release()
-        raise
-    return lock
 
 
 class Keeper:

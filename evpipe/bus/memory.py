@@ -11,8 +11,8 @@ from __future__ import annotations
 import hashlib
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import dataclass
 from enum import Enum
 from types import TracebackType
@@ -40,7 +40,7 @@ from evpipe.bus.protocol import (
     Stored,
 )
 from evpipe.errors import BusClosed
-from evpipe.wire.subjects import LaunchSubject, Subjects
+from evpipe.wire.subjects import Subjects
 
 BATCH_MAX = 1_000
 
@@ -150,9 +150,11 @@ class MemoryServer:
     def launch(self, subject: str, payload: bytes) -> Outcome:
         if subject in self.launches:
             return Refused.LAUNCHED
-        parsed: LaunchSubject = self.subjects.parse_launch(subject)
+        # As a server does it, which takes whatever the stream's subjects match and gives it to whose filter does.
+        tokens = subject.split(".")
+        legal = len(tokens) > 4 and tokens[3].isdecimal()
         self.launch_sequence += 1
-        kept = _Kept(self.launch_sequence, subject, payload, (parsed.queue, parsed.priority))
+        kept = _Kept(self.launch_sequence, subject, payload, (tokens[2], int(tokens[3])) if legal else ("", 0))
         self.launches[subject] = kept
         lane = self.lane(kept.lane)
         lane.waiting.append(kept)
@@ -417,9 +419,11 @@ class MemoryBus:
     async def follow(
         self, subjects: Sequence[str], *, after: int = 0, since_s: float | None = None
     ) -> AsyncIterator[AsyncIterator[list[Record]]]:
-        yield self._follow(subjects, after, since_s or 0.0)
+        # Closed here, in the task that reads it: left to the garbage collector it would end in another.
+        async with aclosing(self._follow(subjects, after, since_s or 0.0)) as feed:
+            yield feed
 
-    async def _follow(self, subjects: Sequence[str], after: int, since_s: float) -> AsyncIterator[list[Record]]:
+    async def _follow(self, subjects: Sequence[str], after: int, since_s: float) -> AsyncGenerator[list[Record], None]:
         while True:
             found, after = await self.server.read(subjects, after)
             # Yields the processor even when there is always more to read.

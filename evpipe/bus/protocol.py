@@ -19,7 +19,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from enum import Enum
-from typing import Final, Protocol, TypeAlias
+from typing import Final, NamedTuple, Protocol, TypeAlias
 
 from evpipe.wire.subjects import Subjects
 
@@ -57,8 +57,7 @@ class Sending(Protocol):
         """Do not send it (again): if it has not left, it never will. `done` is not called then."""
 
 
-@dataclass(frozen=True, slots=True)
-class Record:
+class Record(NamedTuple):
     """One message of the log."""
 
     sequence: int

@@ -16,7 +16,8 @@ from typing import Any, Final, Literal
 import anyio
 
 from evpipe.bus.embedded import FOLDER
-from evpipe.bus.keeper import FileLock, Home, read_info, require_posix
+from evpipe.bus.home import Home, read_info
+from evpipe.bus.locks import FileLock, require_posix
 from evpipe.bus.nats.connection import SERVER_MIN, ApiError, Connection, NotAnswered
 from evpipe.bus.nats.provision import StreamNames, check_jetstream, provision, stream_configs
 from evpipe.bus.server import BINARY_VARIABLE, find_server
@@ -162,7 +163,8 @@ def _check_embedded(settings: BusSettings, found: Found) -> BusSettings | None:
         advice = "set EVPIPE_DATA_DIR to a folder that you can write to"
         found(Check("embedded", "fail", f"{home.root} cannot be used: {obstacle}", advice, Exit.USAGE))
         return None
-    info = read_info(home.info) if home.keeper_lock.exists() and FileLock.is_held(home.keeper_lock) else None
+    # The lock on it says that it is true; without, it is what a keeper that was killed left.
+    info = read_info(home.info) if FileLock.is_held(home.info) else None
     state = f"a server runs at {info.url}" if info else "no server runs"
     if not needed:
         found(Check("embedded", "ok", f"not used, because a URL is configured; {home.root}: {state}"))
@@ -198,14 +200,18 @@ async def _check_bus(settings: BusSettings, found: Found, *, own_controller: boo
     except BusError as error:
         found(Check("bus", "fail", str(error)))
         return
-    try:
-        found(Check("bus", "ok", f"{settings.url} answers"))
-        least = ".".join(map(str, SERVER_MIN))
-        # An older one is refused when it is connected to.
-        found(Check("server", "ok", f"version {connection.server_version}, {least} or newer is needed"))
-        await _check_jetstream(connection, settings, found, own_controller=own_controller)
-    finally:
-        await connection.close()
+    found(Check("bus", "ok", f"{settings.url} answers"))
+    # An older one is refused when it is connected to.
+    least = ".".join(map(str, SERVER_MIN))
+    found(Check("server", "ok", f"version {connection.server_version}, {least} or newer is needed"))
+    async with anyio.create_task_group() as task_group:
+        task_group.start_soon(connection.run)
+        try:
+            await connection.wait_ready()
+            await _check_jetstream(connection, settings, found, own_controller=own_controller)
+        finally:
+            await connection.close()
+            task_group.cancel_scope.cancel()
 
 
 async def _check_jetstream(

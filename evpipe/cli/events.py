@@ -106,14 +106,10 @@ def events(
     With -o json each line is an object: sequence, at, run, pipeline, step (null for the run itself), kind, attempt,
     data.
     """
-    import anyio
-
     from evpipe.bus.settings import load_settings
     from evpipe.core.names import check_name, nearest
-    from evpipe.hosting.logs import configure_logs
     from evpipe.wire.subjects import RUN_KINDS, STEP_KINDS, check_run_id
 
-    configure_logs()
     kinds = sorted(RUN_KINDS | STEP_KINDS)
     if kind is not None and kind not in kinds:
         raise UsageError(f"there is no event kind {kind!r}{nearest(kind, kinds)} (there are {', '.join(kinds)})")
@@ -123,7 +119,14 @@ def events(
         check_run_id(run)
     begin = None if since is None else Since.of(since)
     wanted = Wanted(pipeline=pipeline, kind=kind, run=run, since=begin, follow=not no_follow)
-    anyio.run(_show, load_settings(url=url), wanted, output == "json")
+    settings = load_settings(url=url)
+    # What is wrong with the call is said before what takes long to import.
+    import anyio
+
+    from evpipe.hosting.logs import configure_logs
+
+    configure_logs()
+    anyio.run(_show, settings, wanted, output == "json")
     return Exit.SUCCEEDED
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sys
+from pathlib import Path
 from typing import Any, NoReturn
 
 import click
@@ -60,6 +62,9 @@ cli.add_command(doctor)
 def main(args: list[str] | None = None) -> NoReturn:
     """Run a command line and end the process."""
     args = sys.argv[1:] if args is None else args
+    if sys.stderr is None:
+        # Closed by whoever started us: the talk goes nowhere, and no other file becomes descriptor 2.
+        sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115 - for as long as the process lives
     sys.exit(_code(args))
 
 

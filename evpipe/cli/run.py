@@ -81,9 +81,6 @@ def run(
     error. On the embedded bus, and with --mode local, Ctrl-C and --timeout cancel the run, because this process runs
     its steps; on a configured bus it goes on.
     """
-    from evpipe.hosting.logs import configure_logs
-
-    configure_logs()
     as_json = output == "json"
     with data_apart() as data:
         try:
@@ -111,7 +108,6 @@ def _run(
     quiet: bool,
 ) -> tuple[Talk, RunResult[Any], Exit]:
     """Run it; errors before the submit are raised, what comes after it is told and has a result and a code."""
-    from evpipe.cli.talk import Talk
     from evpipe.cli.target import find_target, pipeline_body
 
     _check_options(mode, key, timeout_s, url)
@@ -119,6 +115,11 @@ def _run(
     values = read_parameters(pipeline, params)
     with pipeline_body(pipeline):
         built = pipeline.build(values)
+    # What is wrong with the call is said before what takes long to import.
+    from evpipe.cli.talk import Talk
+    from evpipe.hosting.logs import configure_logs
+
+    configure_logs()
     talk = Talk(sys.stderr, quiet=quiet)
     if note and mode == "bus":
         talk.note(note)

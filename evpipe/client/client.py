@@ -195,10 +195,14 @@ class Client:
         """Give a handle of a run by its id; NotFound if there is none."""
         bus = self.bus
         check_run_id(run_id)
-        found = await bus.last(bus.subjects.events_of_step(run_id, "_", "submitted"))
-        if found is None:
-            raise NotFound(f"there is no run {run_id}")
-        return RunHandle(bus, run_id, bus.subjects.parse_event(found.subject).pipeline)
+        submits = bus.replay([bus.subjects.events_of_step(run_id, "_", "submitted")], up_to=await bus.last_sequence())
+        async for records in submits:
+            for record in records:
+                try:
+                    return RunHandle(bus, run_id, bus.subjects.parse_event(record.subject).pipeline)
+                except RemoteProtocolError:
+                    continue
+        raise NotFound(f"there is no run {run_id}")
 
     async def runs(self, *, pipeline: str | None = None, status: str | None = None) -> list[RunEntry]:
         """List runs, the newest first, from the registry (which may be a moment behind the log)."""

@@ -19,6 +19,8 @@ class RunFold:
         self.run = Run(run_id)
         #: Sequence of the newest record folded.
         self.sequence = 0
+        #: The pipeline whose run it is: what other subjects say of this run is said by nobody who knows it.
+        self._pipeline = ""
 
     async def fold(self, record: Record) -> Event | None:
         """Apply the next record.
@@ -27,8 +29,11 @@ class RunFold:
             The event that it was; None if it cannot be read.
         """
         self.sequence = record.sequence
-        subject = self._bus.subjects.parse_event(record.subject)
         try:
+            subject = self._bus.subjects.parse_event(record.subject)
+            if self._pipeline not in ("", subject.pipeline):
+                return None
+            self._pipeline = subject.pipeline
             if subject.kind == "submitted":
                 event: Event | None = await self._submitted(record)
             else:

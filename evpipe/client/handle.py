@@ -7,15 +7,15 @@ from typing import Any, Generic, TypeVar
 
 import anyio
 
-from evpipe.bus.protocol import Bus
+from evpipe.bus.protocol import Bus, Refused
 from evpipe.client.events import RunEvent, run_event
 from evpipe.client.fold import RunFold
-from evpipe.core.events import CancelCause, CancelRequested
+from evpipe.core.events import CancelCause, CancelRequested, Event
 from evpipe.core.machine import Run
 from evpipe.core.states import RunStatus
-from evpipe.errors import WaitTimeout
+from evpipe.errors import RemoteProtocolError, WaitTimeout
 from evpipe.sdk.result import RunResult
-from evpipe.wire.messages import encode_event
+from evpipe.wire.messages import decode_event, encode_event
 
 R_co = TypeVar("R_co", covariant=True)
 
@@ -93,9 +93,25 @@ class RunHandle(Generic[R_co]):
         """
         event = CancelRequested(cause=CancelCause.REQUEST, message=message or "cancelled on request")
         step, kind, payload = encode_event(event)
-        if await self._bus.last(self._bus.subjects.event(self.pipeline, self.id, None, "finished")) is None:
-            subject = self._bus.subjects.event(self.pipeline, self.id, step, kind)
-            await self._bus.append_wait(subject, payload, expected=0)
+        subject = self._bus.subjects.event(self.pipeline, self.id, step, kind)
+        # What is there and cannot be read is no cancel and no end: nobody who folds the run takes it for one.
+        while (await self._readable("finished"))[0] is None:
+            found, sequence = await self._readable(kind)
+            if found is not None:
+                return
+            if await self._bus.append_wait(subject, payload, expected=sequence) is not Refused.SEQUENCE:
+                return
+
+    async def _readable(self, kind: str) -> tuple[Event | None, int]:
+        """Give the run's newest event of a kind, if it can be read, and the last sequence of its subject."""
+        record = await self._bus.last(self._bus.subjects.event(self.pipeline, self.id, None, kind))
+        if record is None:
+            return None, 0
+        try:
+            event = decode_event(self._bus.subjects.parse_event(record.subject), record.payload, record.at_s)
+        except RemoteProtocolError:
+            event = None
+        return event, record.sequence
 
     def __repr__(self) -> str:
         return f"<run {self.id} of pipeline {self.pipeline!r}>"

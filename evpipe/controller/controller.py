@@ -112,6 +112,8 @@ async def read_live_runs(bus: Bus, last: int) -> dict[str, list[tuple[Record, Ev
             if records is None:
                 if subject.kind == "submitted" and subject.step is None and subject.run not in ended:
                     live[subject.run] = [(record, subject)]
+            elif subject.pipeline != records[0][1].pipeline:
+                continue
             elif ends_run(record, subject):
                 del live[subject.run]
                 ended.add(subject.run)

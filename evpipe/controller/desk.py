@@ -22,7 +22,19 @@ from evpipe.bus.protocol import Bus, Outcome, Record, Refused, Sending
 from evpipe.controller.chores import Chores
 from evpipe.controller.timers import Timers
 from evpipe.core.commands import Command, Decide, Launch, Quarantine, StopAttempt, WakeAt
-from evpipe.core.events import CancelRequested, Decision, Due, Event, Failure, Finished, StepFailed, Submitted
+from evpipe.core.events import (
+    CancelRequested,
+    Decision,
+    Due,
+    Event,
+    Failure,
+    Finished,
+    StepCancelled,
+    StepFailed,
+    StepRetried,
+    StepSkipped,
+    Submitted,
+)
 from evpipe.core.graph import Graph
 from evpipe.core.machine import Run
 from evpipe.core.parameters import check_parameters
@@ -46,6 +58,18 @@ GRAPHS_KEPT: Final = 64
 #: Commands carried out before others get a turn on the loop.
 TURN: Final = 256
 ENDED_KEPT: Final = 100_000
+#: Pause before a refused `due` is looked at again: by then the log has shown what took its place.
+DUE_AGAIN_S: Final = 0.5
+
+#: What is on its way to a subject, by its kind.
+_DECISIONS: Final[dict[str, type[Decision]]] = {
+    "finished": Finished,
+    "skipped": StepSkipped,
+    "cancelled": StepCancelled,
+    "retry": StepRetried,
+    "failed": StepFailed,
+    "cancel-requested": CancelRequested,
+}
 
 
 class Case:
@@ -106,7 +130,10 @@ class Desk:
             log.warning("event_quarantined", sequence=record.sequence, reason=str(error))
             return
         case = self.cases.get(subject.run)
-        if case is None:
+        if case is not None and case.pipeline != subject.pipeline:
+            # Its subject is not one that the run's decisions are expected on.
+            log.warning("event_quarantined", run_id=case.run.id, sequence=record.sequence, reason="another pipeline")
+        elif case is None:
             if subject.kind == "submitted" and subject.step is None and subject.run not in self._ended:
                 case = self.cases[subject.run] = Case(subject.run, subject.pipeline)
                 self._task_group.start_soon(self._open_live, case, record)
@@ -150,15 +177,21 @@ class Desk:
         case.sequence = record.sequence
         if subject.kind not in ("succeeded", "started"):
             case.last[subject.step or "", subject.kind] = record.sequence
+        pending = self._pending(case, subject)
+        commands: Iterable[Command] = ()
         try:
             event = decode_event(subject, record.payload, record.at_s)
         except RemoteProtocolError as error:
             log.warning("event_quarantined", run_id=case.run.id, sequence=record.sequence, reason=str(error))
-            return
-        if event is None:
-            return
-        commands = self._step(case, event)
+            event = None
+        if event is not None:
+            commands = self._step(case, event)
         if silent:
+            return
+        if pending is not None and self._pending(case, subject) is pending:
+            # Something else took the place in the log that this decision was to have: it was refused.
+            self._decide(case, pending)
+        if event is None:
             return
         if isinstance(event, CancelRequested):
             # A launch that has not left must not leave any more: its attempt is about to be ended by decree.
@@ -170,6 +203,11 @@ class Desk:
             self._show(case)
         if case.run.ended:
             self._close(case)
+
+    def _pending(self, case: Case, subject: EventSubject) -> Decision | None:
+        """Give the decision that is on its way to this subject."""
+        kind = _DECISIONS.get(subject.kind)
+        return case.run.decisions.get((subject.step or "", kind)) if kind is not None else None
 
     def _step(self, case: Case, event: Event) -> tuple[Command, ...]:
         try:
@@ -263,6 +301,9 @@ class Desk:
             if outcome is Refused.SEQUENCE:
                 # Somebody decided before: the same, since a decision is a function of the log. It comes by the log.
                 log.debug("decision_was_there", subject=subject)
+                if isinstance(event, Due):
+                    # Unless it was not that: then the wait is still open, and it is due as before.
+                    self.timers.add(DUE_AGAIN_S, case.run.id, event.step, event.attempt)
 
         self._bus.append(subject, payload, expected=case.last.get((step or "", kind), 0), done=decided)
 

@@ -1,6 +1,6 @@
 """The states of steps and runs, and the one table of what may follow what.
 
-The table is the source of the state diagram in the docs (`python -m evpipe.core.states` prints it) and
+The tables are the source of the state diagrams in the docs (a test compares them) and
 the machine asserts against it, so a transition that is not here cannot happen.
 """
 
@@ -96,6 +96,3 @@ def diagram() -> str:
         lines += [f"    {a} --> [*]" for a in table if not table[a]]
     return "\n".join(lines)
 
-
-if __name__ == "__main__":
-    print(diagram())  # noqa: T201 - this module's only job as a program

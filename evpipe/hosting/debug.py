@@ -16,18 +16,21 @@ import anyio
 
 from evpipe.client.client import new_run_id
 from evpipe.core.commands import Decide, Launch, WakeAt
-from evpipe.core.events import Due, Event, Failure, StepFailed, StepSucceeded, Submitted
-from evpipe.core.graph import Step
+from evpipe.core.events import Decision, Due, Event, Failure, StepFailed, StepSucceeded, Submitted
+from evpipe.core.graph import Graph, Step
 from evpipe.core.machine import Run
 from evpipe.core.states import Reason
 from evpipe.errors import EvpipeError
 from evpipe.hosting.display import Display
+from evpipe.hosting.loops import outside_of_any_loop
 from evpipe.sdk.pipeline import Built
 from evpipe.sdk.result import RunResult
 from evpipe.wire.graphs import decode_graph, encode_graph
 from evpipe.wire.limits import ARGUMENTS_BYTES_MAX
-from evpipe.wire.messages import Submission, encode_submission
-from evpipe.wire.values import check_size, encode_value, pack, unpack
+from evpipe.wire.messages import Submission, decode_event, encode_event, encode_submission
+from evpipe.wire.subjects import EventSubject
+from evpipe.wire.values import check_size, pack, unpack
+from evpipe.worker.attempt import unencodable
 from evpipe.worker.code import CodeNotFound, find_function
 from evpipe.worker.failures import failure_of, timeout_failure
 from evpipe.worker.outputs import OutputMismatch, shape_output
@@ -58,7 +61,7 @@ def run_debug(built: Built, display: Display | None = None) -> RunResult[Any]:
                     case Launch():
                         heapq.heappush(ready, (place[command.step], count, command))
                     case Decide():
-                        events.append(_at_now(command.event))
+                        events.append(_logged(command.event, run, graph))
                     case WakeAt():
                         heapq.heappush(waits, (command.at_s, count, command))
                     case _:
@@ -73,20 +76,25 @@ def run_debug(built: Built, display: Display | None = None) -> RunResult[Any]:
             launch = heapq.heappop(ready)[2]
             state = run.steps[launch.step]
             if not state.ended and state.attempt == launch.attempt:
-                events.append(_call(graph.steps[launch.step], launch))
+                events.append(_logged(_call(graph.steps[launch.step], launch), run, graph))
     if display is not None:
         display.finished(run)
     return RunResult.of(run)
 
 
-def _at_now(event: Any) -> Event:
-    import dataclasses
+def _logged(event: Decision | StepSucceeded, run: Run, graph: Graph) -> Event:
+    """Give the event as the log would give it back: what cannot travel is refused, what is too long is cut."""
+    try:
+        step, kind, payload = encode_event(event)
+    except EvpipeError as error:
+        assert isinstance(event, StepSucceeded)
+        step, kind, payload = encode_event(unencodable(event, error))
+    found = decode_event(EventSubject(graph.pipeline, run.id, step, kind), payload, time.time())
+    assert found is not None, "this version knows what it writes"
+    return found
 
-    stamped: Event = dataclasses.replace(event, at_s=time.time())
-    return stamped
 
-
-def _call(step: Step, launch: Launch) -> Event:
+def _call(step: Step, launch: Launch) -> StepSucceeded | StepFailed:
     """Run one attempt to its end."""
     began_s = time.time()
     what = f"step {step.name!r}"
@@ -101,13 +109,13 @@ def _call(step: Step, launch: Launch) -> Event:
     try:
         function = find_function(step.code)
         if step.executor == "inline":
-            value = anyio.run(_awaited, function, positional, named)
+            value = outside_of_any_loop(lambda: anyio.run(_awaited, function, positional, named))
         else:
             value = function(*positional, **named)
         if step.timeout_s is not None and time.time() - began_s > step.timeout_s:
             return _failed(launch, Reason.TIMEOUT, timeout_failure(step.timeout_s), began_s)
         reason = Reason.OUTPUT
-        value = unpack(encode_value(shape_output(value, step.outputs, step.name), f"the output of {what}"))
+        value = shape_output(value, step.outputs, step.name)
     except CodeNotFound as error:
         return _failed(launch, Reason.ERROR, Failure(message=str(error)), began_s)
     except (OutputMismatch, EvpipeError) as error:
@@ -117,7 +125,7 @@ def _call(step: Step, launch: Launch) -> Event:
         raise
     except BaseException as error:  # noqa: BLE001 - SystemExit of a step is its failure
         return _failed(launch, Reason.ERROR, failure_of(_from_step_on(error)), began_s)
-    return StepSucceeded(at_s=time.time(), step=launch.step, attempt=launch.attempt, value=value, started_at_s=began_s)
+    return StepSucceeded(step=launch.step, attempt=launch.attempt, value=value, started_at_s=began_s)
 
 
 def _from_step_on(error: BaseException) -> BaseException:
@@ -137,7 +145,6 @@ async def _awaited(function: Any, positional: Any, named: Any) -> Any:
 
 def _failed(launch: Launch, reason: Reason, failure: Failure, began_s: float) -> StepFailed:
     return StepFailed(
-        at_s=time.time(),
         step=launch.step,
         attempt=launch.attempt,
         reason=reason,

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, TypeVar, get_args
 
 import anyio
 
-from evpipe.bus.clock import loop_runs_here
 from evpipe.errors import UsageError
 from evpipe.hosting.debug import run_debug
 from evpipe.hosting.logs import configure_logs
+from evpipe.hosting.loops import outside_of_any_loop
 from evpipe.hosting.session import Session
 from evpipe.sdk.hook import Mode
 from evpipe.sdk.pipeline import PipelineFunction
 from evpipe.sdk.result import RunResult
 
 R = TypeVar("R")
-T = TypeVar("T")
 
 MODES = get_args(Mode)
 
@@ -61,26 +59,4 @@ def run(
     # What is wrong with the call is said before any server is started for it.
     built = target.build(dict(params or {}))
     session = Session(built, mode=mode or "bus", key=key, timeout_s=timeout_s)
-    return _outside_of_any_loop(lambda: anyio.run(session.run))
-
-
-def _outside_of_any_loop(call: Callable[[], T]) -> T:
-    """Call where no event loop runs: here if there is none, else in a thread of its own."""
-    if not loop_runs_here():
-        return call()
-    outcome: list[tuple[bool, Any]] = []
-
-    def body() -> None:
-        try:
-            outcome.append((True, call()))
-        except BaseException as error:  # noqa: BLE001 - raised again in the caller's thread
-            outcome.append((False, error))
-
-    thread = threading.Thread(target=body, name="evpipe-run", daemon=True)
-    thread.start()
-    thread.join()
-    ok, value = outcome[0]
-    if ok:
-        result: T = value
-        return result
-    raise value
+    return outside_of_any_loop(lambda: anyio.run(session.run))

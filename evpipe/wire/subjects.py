@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import functools
 import re
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from evpipe.core.names import NAME
 from evpipe.errors import RemoteProtocolError, UsageError
@@ -49,8 +49,7 @@ def check_run_id(run_id: str) -> str:
     return run_id
 
 
-@dataclass(frozen=True, slots=True)
-class EventSubject:
+class EventSubject(NamedTuple):
     """What the subject of an event says."""
 
     pipeline: str
@@ -60,8 +59,7 @@ class EventSubject:
     kind: str
 
 
-@dataclass(frozen=True, slots=True)
-class LaunchSubject:
+class LaunchSubject(NamedTuple):
     """What the subject of a launch says."""
 
     queue: str

@@ -10,13 +10,13 @@ from enum import Enum
 from typing import Final
 
 from evpipe.bus.protocol import Bus, Record
-from evpipe.core.events import Event, StepCancelled, StepFailed, StepStarted, StepSucceeded
+from evpipe.core.events import Event, Finished, StepCancelled, StepFailed, StepStarted, StepSucceeded
 from evpipe.errors import RemoteProtocolError
 from evpipe.wire.messages import decode_event
 from evpipe.wire.subjects import LaunchSubject
 
 #: Kinds that say how far attempts of a step have come.
-KINDS: Final = ("started", "succeeded", "failed", "cached", "cancelled")
+KINDS: Final = ("started", "succeeded", "failed", "cancelled")
 QUESTIONS: Final = 3
 QUESTION_S: Final = 1.0
 
@@ -43,7 +43,7 @@ async def examine(bus: Bus, launch: LaunchSubject) -> Verdict:
     for kind in KINDS:
         record = await bus.last(bus.subjects.events_of_step(launch.run, launch.step, kind))
         event = _decoded(bus, record)
-        if isinstance(event, StepCancelled) or (kind == "cached" and record is not None):
+        if isinstance(event, StepCancelled):
             return Verdict.OVER
         if isinstance(event, StepStarted):
             if event.attempt > launch.attempt:
@@ -64,8 +64,8 @@ async def examine(bus: Bus, launch: LaunchSubject) -> Verdict:
 
 
 async def _unless_run_over(bus: Bus, launch: LaunchSubject, verdict: Verdict) -> Verdict:
-    finished = await bus.last(bus.subjects.events_of_step(launch.run, "_", "finished"))
-    return verdict if finished is None else Verdict.OVER
+    finished = _decoded(bus, await bus.last(bus.subjects.events_of_step(launch.run, "_", "finished")))
+    return Verdict.OVER if isinstance(finished, Finished) else verdict
 
 
 async def _ended_meanwhile(bus: Bus, launch: LaunchSubject) -> bool:

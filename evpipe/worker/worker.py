@@ -21,12 +21,12 @@ import msgpack
 import structlog
 
 from evpipe.bus.clock import loop_clock
-from evpipe.bus.protocol import ACK_WAIT_S, Bus, Delivery, Outcome
+from evpipe.bus.protocol import ACK_WAIT_S, Bus, Delivery, Outcome, Record
 from evpipe.client.client import Client
 from evpipe.core.events import Failure, StepFailed, StepStarted, StepSucceeded
 from evpipe.core.names import check_name
 from evpipe.errors import EvpipeError, RemoteProtocolError, UsageError
-from evpipe.wire.messages import decode_launch, encode_event
+from evpipe.wire.messages import decode_event, decode_launch, encode_event
 from evpipe.wire.subjects import LaunchSubject
 from evpipe.worker.attempt import Attempt, lost, unencodable
 from evpipe.worker.intake import Intake
@@ -76,7 +76,8 @@ class Worker:
         self._attempts: dict[tuple[str, str, int], Attempt] = {}
         self._young: deque[Attempt] = deque()
         self._began = anyio.Event()
-        self._cancelled: set[str] = set()
+        #: Pipeline and run of every cancel.
+        self._cancelled: set[tuple[str, str]] = set()
         self._stack = AsyncExitStack()
         self._spawner = Spawner()
         self._now = anyio.current_time
@@ -147,7 +148,11 @@ class Worker:
         if submitted is None:
             delivery.ack()
             return
-        pipeline = self._bus.subjects.parse_event(submitted.subject).pipeline
+        try:
+            pipeline = self._bus.subjects.parse_event(submitted.subject).pipeline
+        except RemoteProtocolError:
+            delivery.ack()
+            return
         _, kind, payload = encode_event(event)
         subject = self._bus.subjects.event(pipeline, launch.run, launch.step, kind)
         self._bus.append(subject, payload, done=lambda _: delivery.ack())
@@ -160,7 +165,7 @@ class Worker:
         try:
             if attempt.delivery.redelivered and not await self._may_run(attempt):
                 return
-            if launch.run in self._cancelled:
+            if (attempt.order.pipeline, launch.run) in self._cancelled:
                 # Its end is decreed by the controller.
                 attempt.delivery.ack()
                 return
@@ -255,10 +260,11 @@ class Worker:
             await self._began.wait()
 
     def _who(self, subject: str, _: bytes) -> bytes | None:
-        run, step, attempt = subject.rsplit(".", 3)[1:]
-        if not attempt.isdecimal() or (run, step, int(attempt)) not in self._attempts:
-            return None
-        return None if self._attempts[run, step, int(attempt)].began_at is None else self.id.encode()
+        for attempt in self._attempts.values():
+            launch = attempt.launch
+            if subject == self._bus.subjects.who(launch.run, launch.step, launch.attempt):
+                return None if attempt.began_at is None else self.id.encode()
+        return None
 
     # ---- orders to stop
 
@@ -268,21 +274,23 @@ class Worker:
         last = await bus.last_sequence()
         async for records in bus.replay(wanted, up_to=last):
             for record in records:
-                self._cancel(record.subject)
+                self._cancel(record)
         task_status.started()
         async with bus.follow(wanted, after=last) as feed:
             async for records in feed:
                 for record in records:
-                    self._cancel(record.subject)
+                    self._cancel(record)
 
-    def _cancel(self, subject: str) -> None:
+    def _cancel(self, record: Record) -> None:
         try:
-            run = self._bus.subjects.parse_event(subject).run
+            subject = self._bus.subjects.parse_event(record.subject)
+            decode_event(subject, record.payload, record.at_s)
         except RemoteProtocolError:
+            # The controller does not take it for a cancel either: nobody would decree the end of what is stopped.
             return
-        self._cancelled.add(run)
+        self._cancelled.add((subject.pipeline, subject.run))
         for attempt in list(self._attempts.values()):
-            if attempt.launch.run == run:
+            if attempt.launch.run == subject.run and attempt.order.pipeline == subject.pipeline:
                 attempt.stop()
 
     def _stop_signal(self, _: str, payload: bytes) -> None:

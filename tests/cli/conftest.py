@@ -17,17 +17,17 @@ def evpipe(tmp_path: Path) -> CommandLine:
     return CommandLine({**clean_environment(), "EVPIPE_DATA_DIR": str(tmp_path / "data")}, REPOSITORY)
 
 
-@pytest.fixture(scope="session")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
-    with ServerProcess(tmp_path_factory.mktemp("nats"), sync="default") as server:
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[ServerProcess]:
+    # One per test: an installation reserves so much of a server's disk that a third one does not fit beside it.
+    with ServerProcess(tmp_path / "nats", sync="default") as server:
         yield server
 
 
 @pytest.fixture
-def bus(server: ServerProcess, evpipe: CommandLine, request: pytest.FixtureRequest) -> CommandLine:
-    """The command line with a configured bus: an installation of the test's own, where nobody hosts anything."""
-    prefix = f"t{abs(hash(request.node.nodeid)) % 10**9}"
-    return evpipe.with_env(EVPIPE_NATS_URL=server.url, EVPIPE_PREFIX=prefix)
+def bus(server: ServerProcess, evpipe: CommandLine) -> CommandLine:
+    """The command line with a configured bus, where nobody hosts anything."""
+    return evpipe.with_env(EVPIPE_NATS_URL=server.url, EVPIPE_PREFIX="lab")
 
 
 @pytest.fixture

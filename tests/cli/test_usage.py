@@ -70,20 +70,16 @@ WRONG = [
     ("events --since yesterday", 2, f"--since 'yesterday' is not a sequence (1500), {SINCE}"),
     ("events --since 99999999999d", 2, f"--since '99999999999d' is not a sequence (1500), {SINCE}"),
     ("events --pipeline a.b", 2, f"pipeline name 'a.b' is not allowed: allowed are {NAME}"),
-    ("events --url nats://127.0.0.1:1 --no-follow", 5, None),
 ]
 
 
 @pytest.mark.parametrize(("line", "code", "sentence"), WRONG, ids=[line for line, _, _ in WRONG])
-def test_one_sentence_and_a_code(evpipe: CommandLine, line: str, code: int, sentence: str | None) -> None:
+def test_one_sentence_and_a_code(evpipe: CommandLine, line: str, code: int, sentence: str) -> None:
     """Wrong usage is told in one sentence on standard error, and nothing else happens."""
     done = evpipe(*line.split())
     assert done.code == code
     assert done.out == ""
-    said = done.err.splitlines()[-1]
-    assert said.startswith("evpipe: ")
-    if sentence is not None:
-        assert done.err == f"evpipe: {sentence}\n"
+    assert done.err == f"evpipe: {sentence}\n"
     assert not Path(evpipe.env["EVPIPE_DATA_DIR"]).exists()
 
 

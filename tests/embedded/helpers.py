@@ -12,7 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from evpipe.bus.keeper import FileLock, Home, ServerInfo, read_info
+from evpipe.bus.home import Home, ServerInfo, read_info
+from evpipe.bus.locks import FileLock
 
 #: Short, so that a test sees a keeper end soon; the rules do not depend on them.
 GRACE_S = 0.3

@@ -10,7 +10,8 @@ import pytest
 
 from evpipe.bus import embedded
 from evpipe.bus.embedded import EmbeddedServer
-from evpipe.bus.keeper import FileLock, ServerInfo, write_info
+from evpipe.bus.home import ServerInfo, write_info
+from evpipe.bus.locks import FileLock
 from evpipe.bus.server import ServerProcess, os_errors
 from evpipe.errors import BusClosed, BusError, BusRefused, BusUnreachable, EvpipeError, ServerNotFound, UsageError
 

@@ -15,7 +15,8 @@ import nats
 import pytest
 
 from evpipe.bus.embedded import EmbeddedServer
-from evpipe.bus.keeper import FileLock, ServerInfo
+from evpipe.bus.home import ServerInfo
+from evpipe.bus.locks import FileLock
 
 from .helpers import Place, is_running, processes_of, wait_for, wait_until
 

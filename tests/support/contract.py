@@ -12,7 +12,7 @@ from tests.support.loops import Kind, run_in
 from tests.support.worlds import Check, MemoryWorld, NatsWorld, World
 
 #: No test of the contract takes longer; in virtual time an unanswered wait is found at once.
-LIMIT_S = 40.0
+LIMIT_S = 30.0
 
 
 class ContractTest(Protocol):

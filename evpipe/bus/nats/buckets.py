@@ -91,9 +91,7 @@ class NatsBucket:
     ) -> int | None:
         headers: dict[str, str] = {}
         if expected is not None:
-            headers[EXPECTED] = str(
-                await self._revision(key) if expected == 0 else expected
-            )
+            headers[EXPECTED] = str(await self._revision(key) if expected == 0 else expected)
         if ttl_s is not None:
             headers["Nats-TTL"] = f"{max(1, round(ttl_s))}s"
         outcome: Outcome = await self._outbox.put_wait(self._subject(key), value, headers=headers or None)
@@ -149,11 +147,24 @@ class NatsObjects:
         return f"$O.{self._bucket}.M.{base64.urlsafe_b64encode(digest.encode()).decode()}"
 
     async def _meta(self, digest: str) -> dict[str, Any] | None:
-        found = await last_message(self._connection, self._stream, self._meta_subject(digest))
+        try:
+            found = await last_message(self._connection, self._stream, self._meta_subject(digest))
+        except ApiError as error:
+            if error.code != NO_STREAM:
+                raise
+            # What is put next finds no stream, and that makes it again.
+            return None
         if found is None:
             return None
-        meta: dict[str, Any] = json.loads(found[0].payload)
-        return None if meta.get("deleted") else meta
+        try:
+            meta = json.loads(found[0].payload)
+            size, nuid = meta["size"], meta["nuid"]
+        except (ValueError, LookupError, TypeError):
+            meta = size = nuid = None
+        if not isinstance(size, int) or not isinstance(nuid, str) or meta.get("deleted"):
+            return None
+        described: dict[str, Any] = meta
+        return described
 
     async def put(self, digest: str, data: bytes) -> None:
         meta = await self._meta(digest)

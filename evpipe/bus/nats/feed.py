@@ -134,7 +134,7 @@ class Feed:
             return
         self._left += BATCH
         subject = f"$JS.API.CONSUMER.MSG.NEXT.{self._stream}.{self._consumer}"
-        self._connection.post(subject, pull_body(BATCH), f"{self._inbox}.{self._consumer}")
+        self._connection.send(subject, pull_body(BATCH), f"{self._inbox}.{self._consumer}")
 
     def _received(self, message: Msg) -> None:
         if message.reply:

@@ -153,7 +153,7 @@ class Lane:
         if self._now() - self._heard_at > HEARTBEAT_S:
             # Nothing was asked for, so nothing was to be heard: the silence begins now.
             self._heard_at = self._now()
-        self._connection.post(subject, pull_body(count), self._inbox)
+        self._connection.send(subject, pull_body(count), self._inbox)
 
     def _received(self, message: Msg) -> None:
         now = self._heard_at = self._now()

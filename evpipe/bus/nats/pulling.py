@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from nats.aio.msg import Msg
 
@@ -24,8 +24,7 @@ def pull_body(batch: int) -> bytes:
     return json.dumps(body).encode()
 
 
-@dataclass(frozen=True, slots=True)
-class Origin:
+class Origin(NamedTuple):
     """What the reply subject of a delivered message says about it."""
 
     sequence: int
@@ -41,13 +40,8 @@ def origin_of(reply: str) -> Origin:
     """Parse `$JS.ACK.[<domain>.<account>.]<stream>.<consumer>.<deliveries>.<seq>.<consumer seq>.<ns>.<pending>`."""
     tokens = reply.split(".")
     at = 4 if len(tokens) == 9 else 6
-    return Origin(
-        sequence=int(tokens[at + 1]),
-        consumer_sequence=int(tokens[at + 2]),
-        deliveries=int(tokens[at]),
-        at_s=int(tokens[at + 3]) / 1e9,
-        pending=int(tokens[at + 4]),
-    )
+    deliveries, sequence, consumer_sequence, at_ns, pending = map(int, tokens[at : at + 5])
+    return Origin(sequence, consumer_sequence, deliveries, at_ns / 1e9, pending)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,91 @@
+"""The server goes away in the middle of a run: frozen for 3 s, killed and started again after 3 s."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import anyio
+import nats
+import pytest
+
+from evpipe import Client, Controller, Worker
+from evpipe.bus.server import ServerProcess
+from evpipe.bus.settings import BusSettings
+
+from .conftest import ConfiguredBus
+from .helpers import Witness, pass_by, until
+from .pipelines import begins_of_fan, fan, value_of_fan
+
+WIDTH = 4
+OUTAGE_S = 3.0
+
+
+def freeze(server: ServerProcess) -> None:
+    os.kill(server.pid, signal.SIGSTOP)
+
+
+def thaw(server: ServerProcess) -> None:
+    os.kill(server.pid, signal.SIGCONT)
+
+
+@pytest.mark.parametrize(
+    ("go_away", "come_back"), [(freeze, thaw), (ServerProcess.kill, ServerProcess.start)], ids=["frozen", "killed"]
+)
+def test_the_server_goes_away(
+    server: ServerProcess,
+    bus: ConfiguredBus,
+    witness: Witness,
+    gate: Path,
+    go_away: Callable[[ServerProcess], None],
+    come_back: Callable[[ServerProcess], None],
+) -> None:
+    """While the server is away the run stands still, then it goes on to the right end, and no step begins twice."""
+    bus.host("controller,worker")
+    program = bus.run("fan", {"witness": str(witness.path), "gate": str(gate), "width": WIDTH})
+    until(lambda: all(witness.has_begun(f"held{i}") for i in range(WIDTH)), "the steps run")
+    go_away(server)
+    try:
+        # Their results are ready in the middle of the outage.
+        pass_by(OUTAGE_S / 2)
+        gate.touch()
+        until(lambda: sum(witness.ends.values()) == 1 + WIDTH, "the bodies end")
+        pass_by(OUTAGE_S / 2)
+        assert witness.begins["after0"] == 0
+    finally:
+        come_back(server)
+    assert program.result()["value"] == value_of_fan(WIDTH)
+    assert witness.begins == begins_of_fan(WIDTH)
+
+
+def test_every_bucket_is_deleted(server: ServerProcess, witness: Witness, gate: Path) -> None:
+    """Deleting every key-value bucket in the middle of a run changes nothing but time."""
+    settings = BusSettings(url=server.url)
+
+    async def main() -> None:
+        async with Client(settings) as client, Controller(client), Worker(client, slots=4):
+            before = await client.submit(fan, {"witness": str(witness.path) + "0", "width": 1})
+            assert (await before.result(timeout_s=10)).value == value_of_fan(1)
+            handle = await client.submit(fan, {"witness": str(witness.path), "gate": str(gate), "width": WIDTH})
+            async for event in handle.events():
+                if event.kind == "started":
+                    break
+            raw = await nats.connect(server.url)
+            jetstream = raw.jetstream()
+            names = [stream.config.name for stream in await jetstream.streams_info()]
+            buckets = [name for name in names if name and name.startswith("KV_evpipe-")]
+            assert sorted(buckets) == ["KV_evpipe-leases", "KV_evpipe-registry"]
+            for bucket in buckets:
+                await jetstream.delete_stream(bucket)
+            await raw.close()
+            gate.touch()
+            result = await handle.result(timeout_s=20)
+            assert result.value == value_of_fan(WIDTH)
+            with anyio.fail_after(10):
+                while [run.status for run in await client.runs() if run.run == handle.id] != ["succeeded"]:
+                    await anyio.sleep(0.01)
+
+    anyio.run(main)
+    assert witness.begins == begins_of_fan(WIDTH)

@@ -1,0 +1,194 @@
+"""What must be true of any simulation, read from the log, the bodies' own witness and the stored launches."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from typing import Any
+
+import anyio
+
+from evpipe.bus.memory import MemoryBus
+from evpipe.bus.protocol import Record
+from evpipe.client.fold import RunFold
+from evpipe.core.machine import Run
+from evpipe.core.retry import LOST_MAX
+from evpipe.wire.codec import decode_map
+from evpipe.wire.registry import BUCKET, decode_run_entry
+from tests.protocol.simulation import Outcomes, Plan
+from tests.protocol.steps import value_of
+
+#: Faults after which an attempt may be begun again, or be given up as lost.
+DISTURBING = ("lost", "silent", "ghost", "full", "blink", "pause", "crash", "forget")
+
+
+class Facts:
+    """What the log says of one run, by a second and simpler reading than the core's."""
+
+    def __init__(self, plan: Plan, records: list[Record]) -> None:
+        self.plan = plan
+        self.records = records
+        self.kinds: dict[tuple[str, str], list[Record]] = {}
+        for record in records:
+            step, kind = record.subject.split(".")[5:]
+            self.kinds.setdefault((step, kind), []).append(record)
+        self.ends = {name: self._end(name) for name in plan.parents}
+
+    def about_run(self, kind: str) -> list[Record]:
+        return self.kinds.get(("_", kind), [])
+
+    def _end(self, name: str) -> tuple[str, int, Any]:
+        """How a step ended: by the first end of its current attempt. (kind, sequence, value)."""
+        attempt, failures, losses = 1, 0, 0
+        cancelled_at = min((r.sequence for r in self.about_run("cancel-requested")), default=None)
+        finished_at = min((r.sequence for r in self.about_run("finished")), default=None)
+        for record in self.records:
+            step, kind = record.subject.split(".")[5:]
+            if finished_at is not None and record.sequence >= finished_at:
+                break
+            if step != name or kind not in ("succeeded", "failed", "skipped", "cancelled"):
+                continue
+            fields = decode_map(record.payload, "event").map
+            if kind in ("skipped", "cancelled"):
+                return kind, record.sequence, None
+            if fields["attempt"] != attempt:
+                continue
+            if kind == "succeeded":
+                return kind, record.sequence, fields["value"]
+            after_cancel = cancelled_at is not None and cancelled_at < record.sequence
+            if not after_cancel and fields["reason"] == "lost" and losses < LOST_MAX:
+                losses, attempt = losses + 1, attempt + 1
+            elif not after_cancel and fields["reason"] == "error" and failures < self.plan.retries[name]:
+                failures, attempt = failures + 1, attempt + 1
+            else:
+                return kind, record.sequence, None
+        return "open", 0, None
+
+
+def check(seen: Outcomes) -> None:
+    """Check everything that was seen of one simulation."""
+    by_run: dict[str, list[Record]] = defaultdict(list)
+    for record in seen.server.records:
+        by_run[record.subject.split(".")[4]].append(record)
+    assert set(by_run) == set(seen.plans), "every run was submitted, and nothing else is in the log"
+    for run, plan in seen.plans.items():
+        facts = Facts(plan, by_run[run])
+        _check_decisions(facts)
+        _check_ends(run, facts, seen)
+        _check_begins(run, facts, seen)
+        _check_launches(run, facts, seen)
+        folded = _folded(seen, run, by_run[run])
+        _check_fold(run, facts, folded, seen)
+        _check_registry(run, facts, folded, seen)
+    assert not seen.errors, seen.errors
+
+
+def _check_decisions(facts: Facts) -> None:
+    for (step, kind), records in facts.kinds.items():
+        if kind in ("finished", "skipped", "cancelled", "submitted", "cancel-requested"):
+            assert len(records) == 1, f"{len(records)} times {step} {kind}"
+        if kind in ("retry", "due"):
+            attempts = Counter(decode_map(r.payload, "event").map["attempt"] for r in records)
+            assert max(attempts.values()) == 1, f"{step} {kind}: {attempts}"
+    assert len(facts.about_run("finished")) == 1
+    assert facts.about_run("submitted")[0] is facts.records[0]
+
+
+def _check_ends(run: str, facts: Facts, seen: Outcomes) -> None:
+    finished = facts.about_run("finished")[0]
+    plan = facts.plan
+    status = decode_map(finished.payload, "event").map["status"]
+    values: dict[str, int] = {}
+    for name, above in plan.parents.items():
+        kind, sequence, value = facts.ends[name]
+        assert kind != "open", f"{run} finished with {name} open"
+        assert sequence < finished.sequence
+        if kind == "succeeded":
+            assert all(p in values for p in above), f"{name} succeeded before its parents"
+            values[name] = value_of(name, [values[p] for p in above])
+            assert value == values[name], f"{name} has {value}, not {values[name]}"
+            assert plan.failures.get(name, 0) <= plan.retries[name] or seen.faults
+        if kind == "skipped":
+            assert any(facts.ends[p][0] in ("failed", "skipped") for p in above), f"{name} was skipped for nothing"
+        if kind == "cancelled":
+            assert facts.about_run("cancel-requested"), f"{name} was cancelled and nobody asked"
+    kinds = Counter(end[0] for end in facts.ends.values())
+    cancel = facts.about_run("cancel-requested")
+    if kinds["cancelled"]:
+        assert status == "cancelled"
+    elif kinds["failed"]:
+        assert status in ("failed", "cancelled") if cancel else status == "failed"
+    elif not cancel:
+        assert status == "succeeded"
+    disturbed = any(seen.faults[kind] for kind in DISTURBING)
+    if not disturbed and not cancel:
+        for name in plan.parents:
+            doomed = plan.failures.get(name, 0) > plan.retries[name]
+            upstream = any(facts.ends[p][0] != "succeeded" for p in plan.parents[name])
+            wanted = "skipped" if upstream else "failed" if doomed else "succeeded"
+            assert facts.ends[name][0] == wanted, f"{name} is {facts.ends[name][0]}, not {wanted}"
+
+
+def _check_begins(run: str, facts: Facts, seen: Outcomes) -> None:
+    assert seen.stage is not None
+    plan = facts.plan
+    disturbances = sum(seen.faults[kind] for kind in DISTURBING)
+    per_attempt = Counter((b.step, b.attempt) for b in seen.stage.begins if b.run == run)
+    for begin in seen.stage.begins:
+        if begin.run != run:
+            continue
+        for parent in plan.parents[begin.step]:
+            kind, sequence, _ = facts.ends[parent]
+            assert kind == "succeeded", f"{begin} and its parent {parent} is {kind}"
+            assert sequence <= begin.log_length, f"{begin} before the end of {parent} at {sequence}"
+    for (name, attempt), count in per_attempt.items():
+        assert count <= 1 + disturbances, f"{name} attempt {attempt} began {count} times"
+        if not disturbances:
+            assert attempt <= 1 + plan.retries[name]
+    for name in plan.parents:
+        if facts.ends[name][0] == "succeeded":
+            assert any(step == name for step, _ in per_attempt), f"{name} succeeded and no body of it began"
+
+
+def _check_launches(run: str, facts: Facts, seen: Outcomes) -> None:
+    finished = facts.about_run("finished")[0].sequence
+    before_end = Counter(
+        subject for subject, length in seen.server.stored_launches if f".{run}." in subject and length < finished
+    )
+    assert max(before_end.values(), default=1) == 1, f"stored twice: {before_end}"
+    left = [subject for subject in seen.server.launches if f".{run}." in subject]
+    late = [s for s, length in seen.server.stored_launches if f".{run}." in s and length >= finished]
+    assert set(left) <= set(late), f"launches of a run that has ended: {left}"
+
+
+def _folded(seen: Outcomes, run: str, records: list[Record]) -> Run:
+    fold: list[Run] = []
+
+    async def main() -> None:
+        bus = MemoryBus(seen.server)
+        folding = RunFold(bus, run)
+        for record in records:
+            await folding.fold(record)
+        fold.append(folding.run)
+
+    anyio.run(main)
+    return fold[0]
+
+
+def _check_fold(run: str, facts: Facts, folded: Run, seen: Outcomes) -> None:
+    assert folded.ended
+    assert folded.status == seen.statuses[run], "the result that the client gave is the log's"
+    for name in facts.plan.parents:
+        assert folded.steps[name].status == facts.ends[name][0], f"{name}: {folded.steps[name]} is {facts.ends[name]}"
+    if folded.status == "succeeded":
+        assert folded.value == facts.ends[next(reversed(facts.plan.parents))][2]
+
+
+def _check_registry(run: str, facts: Facts, folded: Run, seen: Outcomes) -> None:
+    entries = seen.server.buckets.get(BUCKET, {})
+    if run not in entries:
+        # A bucket that was deleted after the run's last event has nothing to write it again.
+        assert seen.faults["buckets"], f"{run} is not in the registry"
+        return
+    entry = decode_run_entry(entries[run][0].value)
+    assert entry.status == folded.status, f"the registry shows {entry}"
+    assert entry.ended_at_s == max(r.at_s for r in facts.records if r.sequence <= facts.about_run("finished")[0].sequence)

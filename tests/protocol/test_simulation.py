@@ -1,0 +1,73 @@
+"""The protocol under faults: hundreds of seeds, each of them a small installation that goes through trouble."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pytest
+import structlog
+
+from tests.protocol.checker import check
+from tests.protocol.simulation import Outcomes, Simulation, simulate
+
+SEEDS = int(os.environ.get("EVPIPE_SEEDS", "150"))
+FIRST = int(os.environ.get("EVPIPE_SEED_FIRST", "1"))
+
+
+@pytest.fixture(autouse=True)
+def errors() -> Iterator[list[str]]:
+    """Everything is logged, and only what somebody would have to act on is kept."""
+    found: list[str] = []
+
+    def keep(_: object, method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
+        # Those that a node leaves behind when it is killed with messages on their way are part of the game.
+        if method in ("error", "exception", "critical") and event.get("event") != "publish_failed":
+            found.append(str(event))
+        raise structlog.DropEvent
+
+    before = structlog.get_config()
+    structlog.configure(processors=[keep, structlog.processors.KeyValueRenderer()])
+    yield found
+    structlog.configure(**before)
+
+
+def played(seed: int, errors: list[str], faults: tuple[str, ...] | None = None) -> Outcomes:
+    seen = simulate(seed, faults)
+    seen.errors += errors
+    try:
+        check(seen)
+    except BaseException as error:
+        error.add_note(seen.shown())
+        raise
+    return seen
+
+
+@pytest.mark.parametrize("seed", range(FIRST, FIRST + SEEDS))
+def test_every_seed_comes_to_the_right_end(seed: int, errors: list[str]) -> None:
+    """Whatever happens meanwhile, when the faults stop each run ends, once and right."""
+    played(seed, errors)
+
+
+@pytest.mark.parametrize("kind", Simulation.KINDS)
+def test_each_fault_alone(kind: str, errors: list[str]) -> None:
+    """Each kind of fault by itself, several seeds: what goes wrong here has one cause."""
+    for seed in range(10_000, 10_000 + max(1, SEEDS // 30)):
+        played(seed, errors, (kind,))
+
+
+def test_without_faults_nothing_happens_twice(errors: list[str]) -> None:
+    """In peace every attempt begins once and a run takes as long as its longest path."""
+    for seed in range(20_000, 20_010):
+        seen = played(seed, errors, ())
+        assert seen.stage is not None
+        keys = [(b.run, b.step, b.attempt) for b in seen.stage.begins]
+        assert len(keys) == len(set(keys))
+
+
+def test_one_seed_is_one_trace(errors: list[str]) -> None:
+    """A seed that failed fails again: the same log, record by record."""
+    first, second = played(77, errors), played(77, errors)
+    assert [(r.subject, r.payload) for r in first.server.records if not r.subject.endswith((".succeeded", ".failed"))] == [
+        (r.subject, r.payload) for r in second.server.records if not r.subject.endswith((".succeeded", ".failed"))
+    ]
