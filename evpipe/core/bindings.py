@@ -16,6 +16,9 @@ from evpipe.errors import LimitExceeded, UsageError
 TREE_DEPTH_MAX = 64
 TREE_CONTAINERS_MAX = 400_000
 
+#: Types of values in which nothing can be nested.
+LEAVES = frozenset({type(None), bool, int, float, str, bytes})
+
 Tree: TypeAlias = Any
 Key: TypeAlias = str | int
 

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from evpipe.core.bindings import OutputRef, ParameterRef, Tree, references
+from evpipe.core.bindings import LEAVES, OutputRef, ParameterRef, Tree, references
 from evpipe.core.names import check_name, nearest
 from evpipe.core.parameters import Parameter, check_parameter_names
 from evpipe.core.retry import NO_RETRIES, RetryPolicy
@@ -114,12 +114,14 @@ class Graph:
         return cls(steps=by_name, **fields)
 
     def _parents_of(self, step: Step, parameters: frozenset[str]) -> tuple[str, ...]:
-        check_name("step", step.name)
         where = f"step {step.name!r}"
-        check_name(f"{where}: queue", step.queue)
+        check_name("step", step.name)
+        if step.queue != "default":
+            check_name(f"{where}: queue", step.queue)
         if step.executor not in EXECUTORS:
             raise UsageError(f"{where}: executor must be one of {', '.join(EXECUTORS)}, not {step.executor!r}")
-        check_seconds(f"{where}: timeout_s", step.timeout_s)
+        if step.timeout_s is not None:
+            check_seconds(f"{where}: timeout_s", step.timeout_s)
         above: dict[str, None] = {}
         for ref in self._check_references(where, step.arguments, parameters):
             above[ref.step] = None
@@ -130,6 +132,9 @@ class Graph:
 
     def _check_references(self, where: str, tree: Tree, parameters: frozenset[str]) -> list[OutputRef]:
         found: list[OutputRef] = []
+        if isinstance(tree, dict) and all(type(child) in LEAVES for child in tree.values()):
+            # Constants only, as in most steps of a wide graph: nothing to walk.
+            return found
         for ref in references(tree):
             if isinstance(ref, ParameterRef):
                 if ref.name not in parameters:

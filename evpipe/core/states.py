@@ -95,4 +95,3 @@ def diagram() -> str:
         lines += [f"    {a} --> {b}" for a in table for b in sorted(table[a])]
         lines += [f"    {a} --> [*]" for a in table if not table[a]]
     return "\n".join(lines)
-

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from typing import Any
 
 from evpipe.core.graph import Graph, Step
@@ -113,27 +114,19 @@ def _step_map(step: Step) -> dict[str, Any]:
 def _step(fields: Fields) -> Step:
     name = fields.text("name")
     fields.what = f"step {name[:64]!r} of the graph"
-    on_failure = fields.text("on_failure", OnFailure.FAIL.value)
-    if on_failure not in tuple(OnFailure):
-        raise UsageError(f"step {name!r}: on_failure must be one of {', '.join(OnFailure)}, not {on_failure!r}")
-    return Step(
-        name=name,
-        code=fields.submap("code"),
-        arguments=fields.submap("arguments"),
-        after=fields.texts("after"),
-        queue=fields.text("queue", "default"),
-        executor=fields.text("executor", "thread"),
-        outputs=fields.texts("outputs") if "outputs" in fields.map else None,
-        retries=_retries(Fields(fields.submap("retries"), f"{fields.what}: retries")),
-        timeout_s=fields.maybe_number("timeout_s"),
-        on_failure=OnFailure(on_failure),
-        description=fields.text("description", ""),
-    )
+    # Only what is there is read: most steps of a large graph have no more than a name, code and arguments.
+    return Step(name=name, **{key: read(fields, key) for key, read in _STEP_FIELDS if key in fields.map})
 
 
-def _retries(fields: Fields) -> RetryPolicy:
-    if not fields.map:
-        return _RETRIES_DEFAULT
+def _on_failure(found: Fields, key: str) -> OnFailure:
+    text = found.text(key)
+    if text not in tuple(OnFailure):
+        raise UsageError(f"step {found.text('name')!r}: on_failure must be one of {', '.join(OnFailure)}, not {text!r}")
+    return OnFailure(text)
+
+
+def _retries(found: Fields, key: str) -> RetryPolicy:
+    fields = Fields(found.submap(key), f"{found.what}: retries")
     return RetryPolicy(
         count=fields.whole("count", 0),
         delay_s=fields.number("delay_s", _RETRIES_DEFAULT.delay_s),
@@ -142,6 +135,20 @@ def _retries(fields: Fields) -> RetryPolicy:
         jitter=fields.number("jitter", _RETRIES_DEFAULT.jitter),
         on=fields.texts("on"),
     )
+
+
+_STEP_FIELDS: tuple[tuple[str, Callable[[Fields, str], Any]], ...] = (
+    ("code", Fields.submap),
+    ("arguments", Fields.submap),
+    ("queue", Fields.text),
+    ("executor", Fields.text),
+    ("after", Fields.texts),
+    ("outputs", Fields.texts),
+    ("retries", _retries),
+    ("timeout_s", Fields.maybe_number),
+    ("on_failure", _on_failure),
+    ("description", Fields.text),
+)
 
 
 def _parameter_map(parameter: Parameter) -> dict[str, Any]:

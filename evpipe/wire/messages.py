@@ -62,8 +62,7 @@ def encode_submission(submission: Submission) -> bytes:
         LimitExceeded: if the parameters are larger than `PARAMETERS_BYTES_MAX`.
 
     """
-    parameters = pack(dict(submission.parameters), "the parameters")
-    check_size(parameters, "the map of parameters", "PARAMETERS_BYTES_MAX", PARAMETERS_BYTES_MAX)
+    parameters = _packed_parameters(submission.parameters)
     return encode_map_with({"graph": submission.graph, "queue": submission.queue}, "parameters", parameters)
 
 
@@ -76,7 +75,17 @@ def decode_submission(data: bytes) -> Submission:
     queue = fields.text("queue", "")
     if queue:
         check_name("queue", queue)
-    return Submission(graph=graph, parameters=fields.submap("parameters"), queue=queue)
+    parameters = fields.submap("parameters")
+    if len(data) > PARAMETERS_BYTES_MAX:
+        # Only then can they be over it.
+        _packed_parameters(parameters)
+    return Submission(graph=graph, parameters=parameters, queue=queue)
+
+
+def _packed_parameters(parameters: Mapping[str, Any]) -> bytes:
+    packed = pack(dict(parameters), "the parameters")
+    check_size(packed, "the map of parameters", "PARAMETERS_BYTES_MAX", PARAMETERS_BYTES_MAX)
+    return packed
 
 
 # ---- the other events

@@ -96,7 +96,7 @@ def _unpack(data: bytes, items_max: int, depth: int) -> Any:
     except RemoteProtocolError:
         raise
     except (ValueError, TypeError, RecursionError, msgpack.exceptions.UnpackException, OverflowError) as error:
-        raise RemoteProtocolError(f"not a value of this protocol: {error or type(error).__name__}") from error
+        raise RemoteProtocolError(f"not a value of this protocol: {str(error) or type(error).__name__}") from error
 
 
 def encode_value(value: Any, what: str) -> bytes:

@@ -78,16 +78,24 @@ class Intake:
         if self.closed:
             return
         free = self._free()
+        if len(self._pulls) == 1:
+            self._ask(self._pulls[0], free)
+            return
         now = self._now()
         for i, pull in enumerate(self._pulls):
-            wanted = free - pull.asked
-            if wanted > 0 and (wanted >= self._step or not pull.asked):
-                pull.ask(wanted)
+            if self._ask(pull, free):
                 self._busy_at[i] = now
             if now - self._busy_at[i] < DRY_S:
                 # This queue may still give something: those after it wait until it is known to be dry.
                 self._look.set()
                 return
+
+    def _ask(self, pull: Pull, free: int) -> bool:
+        wanted = free - pull.asked
+        if wanted <= 0 or (wanted < self._step and pull.asked):
+            return False
+        pull.ask(wanted)
+        return True
 
     async def _look_further(self) -> None:
         while True:

@@ -18,7 +18,7 @@ PAYLOADS = (
     msgpack.packb(None),
     msgpack.packb([[]]),
     msgpack.packb({"v": 99}),
-    encode_map({"attempt": "one", "reason": 7, "status": "none", "graph": 3}),
+    encode_map({"attempt": "one", "reason": 7, "status": "none", "graph": 3, "cause": 5, "message": 6}),
     b"\x93" * 5_000,
     b"\xdf\xff\xff\xff\xff",
 )

@@ -9,9 +9,11 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
+
+import anyio
 
 REPOSITORY = Path(__file__).parents[2]
 #: Nothing here takes longer than 10 s on two busy cores.
@@ -25,6 +27,14 @@ def until(condition: Callable[[], object], what: str = "", *, patience_s: float 
         assert time.monotonic() < began + patience_s, f"waited {patience_s:g} s for: {what or condition}"
         time.sleep(0.005)
     return time.monotonic() - began
+
+
+async def until_async(condition: Callable[[], Awaitable[object]], what: str) -> None:
+    """The same for a condition that asks a bus."""
+    end = time.monotonic() + PATIENCE_S
+    while not await condition():
+        assert time.monotonic() < end, f"waited {PATIENCE_S:g} s for: {what}"
+        await anyio.sleep(0.005)
 
 
 def pass_by(seconds: float) -> None:

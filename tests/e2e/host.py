@@ -16,7 +16,8 @@ from evpipe.hosting.logs import configure_logs
 
 
 async def say_when_leading(controller: Controller) -> None:
-    while not controller.leading:
+    # The flag is all there is: nothing tells when it changes.
+    while not controller.leading:  # noqa: ASYNC110
         await anyio.sleep(0.01)
     print("leads", flush=True)
 

@@ -16,7 +16,7 @@ from evpipe.bus.server import ServerProcess
 from evpipe.bus.settings import BusSettings
 
 from .conftest import ConfiguredBus
-from .helpers import Witness, pass_by, until
+from .helpers import Witness, pass_by, until, until_async
 from .pipelines import begins_of_fan, fan, value_of_fan
 
 WIDTH = 4
@@ -80,12 +80,14 @@ def test_every_bucket_is_deleted(server: ServerProcess, witness: Witness, gate: 
             for bucket in buckets:
                 await jetstream.delete_stream(bucket)
             await raw.close()
-            gate.touch()
+            gate.touch()  # noqa: ASYNC240  # a file in memory
             result = await handle.result(timeout_s=20)
             assert result.value == value_of_fan(WIDTH)
-            with anyio.fail_after(10):
-                while [run.status for run in await client.runs() if run.run == handle.id] != ["succeeded"]:
-                    await anyio.sleep(0.01)
+
+            async def is_listed() -> bool:
+                return [run.status for run in await client.runs() if run.run == handle.id] == ["succeeded"]
+
+            await until_async(is_listed, "the registry shows the run")
 
     anyio.run(main)
     assert witness.begins == begins_of_fan(WIDTH)

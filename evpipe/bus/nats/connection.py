@@ -38,6 +38,8 @@ PENDING_BYTES_MAX: Final = 64 * 1024 * 1024
 REQUEST_WAIT_S: Final = 5.0
 #: The oldest server that has what the protocol needs.
 SERVER_MIN: Final = (2, 14, 0)
+#: What the server says of a subject that the user's permissions do not cover.
+DENIED: Final = re.compile(r'permissions violation for (?P<what>\w+) to "(?P<subject>[^"]*)', re.IGNORECASE)
 #: nats-server's default. A message over the server's limit would end the connection, and again when it is repeated.
 SERVER_PAYLOAD_MIN: Final = 1024 * 1024
 
@@ -78,11 +80,14 @@ def publish_command(subject: str, payload: bytes, reply: str, headers: Mapping[s
 class _Question:
     """A request that waits for its answer; answered without one when the client is lost."""
 
-    __slots__ = ("answer", "answered")
+    __slots__ = ("answer", "answered", "denied", "subject")
 
-    def __init__(self) -> None:
+    def __init__(self, subject: str) -> None:
+        self.subject = subject
         self.answered = anyio.Event()
         self.answer: Msg | None = None
+        #: What this user may not do, where that is why there is no answer.
+        self.denied = ""
 
 
 class Connection:
@@ -103,6 +108,8 @@ class Connection:
         self._posts: list[bytes] = []
         self._unwritten = anyio.Event()
         self._last_error = ""
+        #: The subject of answers, if the server does not let this user subscribe to it.
+        self._deaf = ""
         self._closing = False
         self._parts: list[Part] = []
         self._request = 0
@@ -222,6 +229,7 @@ class Connection:
     async def _connect(self) -> Client:
         settings = self._settings
         self._lost = anyio.Event()
+        self._deaf = ""
         lost = self._lost
         errors: list[str] = []
 
@@ -232,8 +240,10 @@ class Connection:
             text = str(error) or type(error).__name__
             errors.append(text)
             self._last_error = text
-            if "permissions violation" in text.lower():
+            denied = DENIED.search(text)
+            if denied is not None:
                 log.error("permission_denied", url=self.url, error=text)
+                self._deny(denied["what"], denied["subject"])
 
         client = Client()
         try:
@@ -243,6 +253,9 @@ class Connection:
                     name="evpipe",
                     allow_reconnect=False,
                     connect_timeout=int(CONNECT_WAIT_S),
+                    # Even so nats-py tries a port that refuses 60 times, 2 s apart: whoever waits tries again itself.
+                    max_reconnect_attempts=1,
+                    reconnect_time_wait=0,
                     ping_interval=PING_EVERY_S,
                     max_outstanding_pings=PINGS_MISSED_MAX,
                     pending_size=PENDING_BYTES_MAX,
@@ -254,7 +267,7 @@ class Connection:
                 )
         except TimeoutError:
             _abandon(client)
-            raise BusUnreachable(f"no NATS server answers at {self.url} (waited {CONNECT_WAIT_S:g} s)") from None
+            raise _explained(self.url, TimeoutError(f"waited {CONNECT_WAIT_S:g} s"), errors) from None
         except (OSError, nats.errors.Error, ValueError, ImportError) as error:
             _abandon(client)
             raise _explained(self.url, error, errors) from error
@@ -360,9 +373,11 @@ class Connection:
             raise NotAnswered(subject, no_responders=False)
         self._request += 1
         token = str(self._request)
-        question = self._questions[token] = _Question()
+        question = self._questions[token] = _Question(subject)
         try:
             self.send(subject, payload, f"{self._replies}{token}")
+            if self._deaf:
+                self._deny("subscription", self._deaf)
             with anyio.move_on_after(timeout_s):
                 await question.answered.wait()
         except (nats.errors.Error, OSError) as error:
@@ -370,11 +385,31 @@ class Connection:
         finally:
             del self._questions[token]
         answer = question.answer
+        if question.denied:
+            raise BusRefused(
+                f"the NATS server at {self.url} does not let this user {question.denied}: give it that permission"
+            )
         if answer is None:
             raise NotAnswered(subject, no_responders=False)
         if not answer.data and (answer.headers or {}).get("Status") == "503":
             raise NotAnswered(subject, no_responders=True)
         return answer
+
+    def _deny(self, what: str, subject: str) -> None:
+        """Answer the questions that the server will not hear, or whose answers it will not give."""
+        publish = what.lower() == "publish"
+        if not publish:
+            if subject.lower() != f"{self._replies}*".lower():
+                return
+            self._deaf = subject
+        for question in self._questions.values():
+            if not publish:
+                question.denied = f"subscribe to {subject}"
+            elif question.subject.lower() == subject.lower():
+                question.denied = f"publish to {question.subject}"
+            else:
+                continue
+            question.answered.set()
 
     def _replied(self, message: Msg) -> None:
         question = self._questions.get(message.subject[len(self._replies) :])

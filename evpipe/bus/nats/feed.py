@@ -21,6 +21,7 @@ from evpipe.bus.clock import loop_clock
 from evpipe.bus.nats.connection import ApiError, Connection
 from evpipe.bus.nats.pulling import HEARTBEAT_S, SILENCE_MAX_S, origin_of, pull_body, status_of
 from evpipe.bus.protocol import Record
+from evpipe.errors import BusRefused
 
 log = structlog.get_logger(__name__)
 
@@ -69,7 +70,7 @@ class Feed:
                 self._broken = anyio.Event()
                 try:
                     await self._create()
-                except ApiError as error:
+                except (ApiError, BusRefused) as error:
                     log.warning("feed_refused", stream=self._stream, error=str(error))
                     await anyio.sleep(HEARTBEAT_S)
                     continue

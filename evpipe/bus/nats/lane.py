@@ -15,6 +15,7 @@ from evpipe.bus.clock import loop_clock
 from evpipe.bus.nats.connection import ApiError, Connection
 from evpipe.bus.nats.pulling import HEARTBEAT_S, SILENCE_MAX_S, origin_of, pull_body, status_of
 from evpipe.bus.protocol import ACK_PENDING_MAX, ACK_WAIT_S, Delivery
+from evpipe.errors import BusRefused
 
 log = structlog.get_logger(__name__)
 
@@ -122,7 +123,7 @@ class Lane:
                 self._broken = anyio.Event()
                 try:
                     await self._create()
-                except ApiError as error:
+                except (ApiError, BusRefused) as error:
                     log.warning("lane_refused", consumer=self._consumer, error=str(error))
                     await anyio.sleep(HEARTBEAT_S)
                     continue
