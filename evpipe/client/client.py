@@ -195,13 +195,16 @@ class Client:
         """Give a handle of a run by its id; NotFound if there is none."""
         bus = self.bus
         check_run_id(run_id)
+        pipelines: list[str] = []
         submits = bus.replay([bus.subjects.events_of_step(run_id, "_", "submitted")], up_to=await bus.last_sequence())
         async for records in submits:
             for record in records:
                 try:
-                    return RunHandle(bus, run_id, bus.subjects.parse_event(record.subject).pipeline)
+                    pipelines.append(bus.subjects.parse_event(record.subject).pipeline)
                 except RemoteProtocolError:
                     continue
+        if pipelines:
+            return RunHandle(bus, run_id, pipelines[0])
         raise NotFound(f"there is no run {run_id}")
 
     async def runs(self, *, pipeline: str | None = None, status: str | None = None) -> list[RunEntry]:

@@ -42,6 +42,7 @@ class Controller:
         self.id = f"controller-{secrets.token_hex(4)}"
         #: Whether this one leads now.
         self.leading = False
+        self._desk: Desk | None = None
 
     async def __aenter__(self) -> Self:
         task_group = await self._stack.enter_async_context(anyio.create_task_group())
@@ -56,6 +57,12 @@ class Controller:
     ) -> None:
         await self._stack.__aexit__(None, None, None)
 
+    def live_runs(self) -> list[tuple[str, str, str]]:
+        """Give id, pipeline and own queue ("" if none) of the runs that go on; none while another leads."""
+        if self._desk is None:
+            return []
+        return [(case.run.id, case.pipeline, case.queue) for case in self._desk.cases.values()]
+
     async def _run(self, bus: Bus) -> None:
         lease = Lease(bus, self.id)
         try:
@@ -67,8 +74,10 @@ class Controller:
                     await lease.keep()
                     task_group.cancel_scope.cancel()
                 self.leading = False
+                self._desk = None
         finally:
             self.leading = False
+            self._desk = None
             with anyio.move_on_after(0.5, shield=True):
                 await lease.release()
 
@@ -79,7 +88,7 @@ class Controller:
         live = await read_live_runs(bus, last)
         async with anyio.create_task_group() as task_group:
             chores = Chores(bus)
-            desk = Desk(bus, task_group, chores, now_s)
+            desk = self._desk = Desk(bus, task_group, chores, now_s)
             task_group.start_soon(chores.run)
             for records in live.values():
                 await desk.adopt(records)

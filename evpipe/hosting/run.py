@@ -59,4 +59,4 @@ def run(
     # What is wrong with the call is said before any server is started for it.
     built = target.build(dict(params or {}))
     session = Session(built, mode=mode or "bus", key=key, timeout_s=timeout_s)
-    return outside_of_any_loop(lambda: anyio.run(session.run))
+    return outside_of_any_loop(lambda: anyio.run(session.run), session.interrupt)

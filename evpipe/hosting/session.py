@@ -5,12 +5,14 @@ from __future__ import annotations
 import signal
 import sys
 import threading
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from typing import Any, Final
 
 import anyio
+import anyio.from_thread
 import structlog
+from anyio.lowlevel import current_token
 
 from evpipe.bus.memory import MemoryBus
 from evpipe.bus.settings import BusSettings, load_settings
@@ -20,6 +22,7 @@ from evpipe.controller.controller import Controller
 from evpipe.core.machine import Run
 from evpipe.errors import WaitTimeout
 from evpipe.hosting.display import Display
+from evpipe.hosting.orphans import cancel_orphans, own_queue
 from evpipe.sdk.hook import Mode
 from evpipe.sdk.pipeline import Built
 from evpipe.sdk.result import RunResult
@@ -60,6 +63,8 @@ class Session:
         #: Whether steps of the run are executed by this process.
         self._hosts = True
         self._interrupted = False
+        #: Hands an interrupt to the loop that this runs in; None while nobody there waits for one.
+        self._interrupt: Callable[[], None] | None = None
         #: As last seen.
         self._run: Run | None = None
 
@@ -79,6 +84,17 @@ class Session:
                 error = error.exceptions[0]
             raise error from error.__cause__
 
+    def interrupt(self) -> bool:
+        """Do what Ctrl-C does; for a thread that waits for the one in which `run` runs.
+
+        Returns:
+            Whether the run is far enough to be cancelled, or left to itself: then `run` ends soon.
+        """
+        if self._interrupt is None:
+            return False
+        self._interrupt()
+        return True
+
     async def _run_to_end(self) -> RunResult[Any]:
         async with self._client() as (client, queue):
             handle = await client.submit_built(self._built, key=self._key, queue=queue)
@@ -88,8 +104,7 @@ class Session:
                 stack.callback(task_group.cancel_scope.cancel)
                 if not self._hosts:
                     task_group.start_soon(self._say_who_is_missing, client, handle)
-                if threading.current_thread() is threading.main_thread():
-                    task_group.start_soon(self._on_interrupt, handle, task_group.cancel_scope)
+                task_group.start_soon(self._on_interrupt, handle, task_group.cancel_scope)
                 run = await self._wait(handle)
                 task_group.cancel_scope.cancel()
             if self._interrupted:
@@ -122,9 +137,15 @@ class Session:
             for note in client.embedded.notes:
                 self._display.note(note)
             # A queue of its own: two scripts of one user do not run each other's code.
-            queue = f"{OWN_QUEUE}-{client.embedded.user_id}"
-            async with Controller(client), Worker(client, [queue], transient=True):
+            queue = own_queue(client.embedded.user_id)
+            async with (
+                Controller(client) as controller,
+                Worker(client, [queue], transient=True),
+                anyio.create_task_group() as task_group,
+            ):
+                task_group.start_soon(cancel_orphans, client, controller, client.embedded)
                 yield client, queue
+                task_group.cancel_scope.cancel()
 
     async def _wait(self, handle: RunHandle[Any]) -> Run:
         run = Run(handle.id)
@@ -152,7 +173,7 @@ class Session:
             self._saw(run)
 
     async def _on_interrupt(self, handle: RunHandle[Any], scope: anyio.CancelScope) -> None:
-        with anyio.open_signal_receiver(signal.SIGINT) as signals:
+        with self._interrupts() as signals:
             async for _ in signals:
                 self._interrupted = True
                 if self._hosts:
@@ -167,7 +188,24 @@ class Session:
                 scope.cancel()
                 return
 
-    async def _second_interrupt(self, signals: AsyncIterator[signal.Signals], scope: anyio.CancelScope) -> None:
+    @contextmanager
+    def _interrupts(self) -> Iterator[AsyncIterator[object]]:
+        """Give Ctrl-C as it comes: in the main thread by the signal, in any other by `interrupt`."""
+        if threading.current_thread() is threading.main_thread():
+            # SIGTERM, too: a run that this process executes would not end without it.
+            with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+                yield signals
+            return
+        send, receive = anyio.create_memory_object_stream[object](1)
+        token = current_token()
+        self._interrupt = lambda: anyio.from_thread.run_sync(send.send_nowait, None, token=token)
+        try:
+            with send, receive:
+                yield receive
+        finally:
+            self._interrupt = None
+
+    async def _second_interrupt(self, signals: AsyncIterator[object], scope: anyio.CancelScope) -> None:
         async for _ in signals:
             scope.cancel()
             return

@@ -88,14 +88,12 @@ def name_for(what: str, fn: Callable[..., Any], given: str | None) -> str:
 
 def code_of(fn: Callable[..., Any]) -> dict[str, Any]:
     """Say where a worker finds a step's function, as the `code` of a step in a graph."""
-    file = namespace_of(fn).get("__file__") or ""
-    # Not pathlib: importing it would be a tenth of the whole import of a file with a @step.
-    return {
-        "kind": "path",
-        "module": fn.__module__,
-        "name": fn.__qualname__,
-        "file": os.path.abspath(file) if file else "",  # noqa: PTH100
-    }
+    code = {"kind": "path", "module": fn.__module__, "name": fn.__qualname__}
+    if fn.__module__ == "__main__":
+        # Every script is __main__ to itself; its file's name tells them apart. Not its path: the same script in
+        # another folder or on another machine makes the same graph.
+        code["file"] = os.path.basename(namespace_of(fn).get("__file__") or "")  # noqa: PTH119 - no pathlib here
+    return code
 
 
 def namespace_of(fn: Callable[..., Any]) -> dict[str, Any]:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Any
 
-import anyio
 import structlog
 from anyio import CancelScope
 
@@ -29,7 +29,7 @@ _EXECUTORS = {"inline": run_inline, "thread": run_in_thread}
 class Attempt:
     """An attempt that this worker holds."""
 
-    __slots__ = ("alive_at", "began_at", "delivery", "ended", "launch", "order", "scope", "started_at_s", "stopped")
+    __slots__ = ("alive_at", "began_at", "delivery", "ended", "launch", "order", "started_at_s", "stop_task", "stopped")
 
     def __init__(self, delivery: Delivery, launch: LaunchSubject, order: LaunchOrder) -> None:
         self.delivery = delivery
@@ -40,7 +40,8 @@ class Attempt:
         #: When the body began: the loop's clock, and the wall clock.
         self.began_at: float | None = None
         self.started_at_s = 0.0
-        self.scope: CancelScope | None = None
+        #: Cancels the attempt's task; set when there is one.
+        self.stop_task: Callable[[], object] | None = None
         #: Its result does not count any more: superseded, or its run was cancelled.
         self.stopped = False
         #: The body has ended.
@@ -51,16 +52,17 @@ class Attempt:
         self.alive_at = now
 
     def stop(self) -> None:
-        """End the body; nothing is said of the attempt."""
+        """End the body; nothing is said of the attempt. May be called again for a body that goes on regardless."""
         self.stopped = True
-        if self.scope is not None:
-            self.scope.cancel()
+        if self.began_at is not None and not self.ended and self.stop_task is not None:
+            self.stop_task()
 
-    async def run_body(self, now: float) -> StepSucceeded | StepFailed | None:
+    async def run_body(self, now: float, cancelled: type[BaseException]) -> StepSucceeded | StepFailed | None:
         """Run the step's function.
 
         Args:
             now: the loop's clock.
+            cancelled: the loop's exception for a cancelled task.
 
         Returns:
             The event that ends the attempt; None if it was stopped.
@@ -68,29 +70,33 @@ class Attempt:
         launch, order = self.launch, self.order
         self.began_at = now
         self.started_at_s = time.time()
-        self.scope = CancelScope(deadline=self.began_at + order.timeout_s) if order.timeout_s else CancelScope()
+        scope: CancelScope | None = None
         value: Any = None
         failure: Failure | None = None
         reason = Reason.ERROR
-        cancelled = anyio.get_cancelled_exc_class()
         try:
-            with self.scope:
+            if order.timeout_s is None:
                 value = await self._call()
+            else:
+                with CancelScope(deadline=now + order.timeout_s) as scope:
+                    value = await self._call()
+            if scope is None or not scope.cancelled_caught:
                 value = shape_output(value, order.outputs, launch.step)
         except CodeNotFound as error:
             failure = Failure(message=str(error), types=("evpipe.worker.code.CodeNotFound",))
         except OutputMismatch as error:
             reason, failure = Reason.OUTPUT, Failure(message=str(error))
         except cancelled:
-            # The worker itself is leaving, not this attempt.
-            raise
+            if not self.stopped:
+                # The worker itself is leaving, not this attempt.
+                raise
         except BaseException as error:  # noqa: BLE001 - SystemExit and KeyboardInterrupt of a step are its failure
             failure = failure_of(error)
         finally:
             self.ended = True
         if self.stopped:
             return None
-        if self.scope.cancelled_caught:
+        if scope is not None and scope.cancelled_caught:
             reason, failure = Reason.TIMEOUT, timeout_failure(order.timeout_s)
         if failure is None:
             return StepSucceeded(step=launch.step, attempt=launch.attempt, value=value, started_at_s=self.started_at_s)

@@ -22,7 +22,7 @@ def find_function(code: Mapping[str, Any]) -> Callable[..., Any]:
     """Give the function that `code` names.
 
     Args:
-        code: a tagged map `{kind: "path", module, name, file}`.
+        code: a tagged map with kind "path", module, name, and for `__main__` the name of its file.
 
     Raises:
         CodeNotFound: if there is no such module, or nothing callable under that name in it.
@@ -59,5 +59,5 @@ def _look_up(module: str, name: str) -> Callable[..., Any]:
 
 def _check_main(name: str, file: str) -> None:
     here = getattr(sys.modules.get("__main__"), "__file__", None) or ""
-    if file and here and Path(here).resolve() != Path(file).resolve():
-        raise CodeNotFound(f"step function {name!r} is in the script {file}, and this worker runs in {here}")
+    if file and here and Path(here).name != file:
+        raise CodeNotFound(f"step function {name!r} is in the script {file}, and this worker runs in {Path(here).name}")

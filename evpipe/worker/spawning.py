@@ -45,13 +45,21 @@ class Spawner:
         with anyio.CancelScope(shield=True):
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    def start_soon(self, function: Callable[..., Coroutine[Any, Any, None]], *args: Any) -> None:
+    def start_soon(self, function: Callable[..., Coroutine[Any, Any, None]], *args: Any) -> Callable[[], object]:
+        """Start a task; gives what cancels it."""
         if self._task_group is not None:
-            self._task_group.start_soon(function, *args)
-            return
+            scope = anyio.CancelScope()
+
+            async def scoped() -> None:
+                with scope:
+                    await function(*args)
+
+            self._task_group.start_soon(scoped)
+            return scope.cancel
         task = asyncio.get_running_loop().create_task(function(*args))
         self._tasks.add(task)
         task.add_done_callback(self._done)
+        return task.cancel
 
     def _done(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)

@@ -81,6 +81,7 @@ class Worker:
         self._stack = AsyncExitStack()
         self._spawner = Spawner()
         self._now = anyio.current_time
+        self._cancelled_error: type[BaseException] = BaseException
         self._intake: Intake | None = None
 
     async def __aenter__(self) -> Self:
@@ -88,6 +89,7 @@ class Worker:
         task_group = await self._stack.enter_async_context(anyio.create_task_group())
         self._stack.callback(task_group.cancel_scope.cancel)
         self._now = loop_clock()
+        self._cancelled_error = anyio.get_cancelled_exc_class()
         await task_group.start(self._follow_cancels)
         await self._stack.enter_async_context(bus.listen(bus.subjects.stop, self._stop_signal))
         await self._stack.enter_async_context(bus.listen(bus.subjects.all_who, self._who))
@@ -134,7 +136,7 @@ class Worker:
             return
         self._attempts[key] = attempt
         self._busy += 1
-        self._spawner.start_soon(self._run, attempt)
+        attempt.stop_task = self._spawner.start_soon(self._run, attempt)
 
     def _unreadable(self, delivery: Delivery, launch: LaunchSubject, error: RemoteProtocolError) -> None:
         """Fail an attempt whose launch is garbage: its subject is taken, so no good launch can follow it."""
@@ -165,7 +167,7 @@ class Worker:
         try:
             if attempt.delivery.redelivered and not await self._may_run(attempt):
                 return
-            if (attempt.order.pipeline, launch.run) in self._cancelled:
+            if attempt.stopped or (attempt.order.pipeline, launch.run) in self._cancelled:
                 # Its end is decreed by the controller.
                 attempt.delivery.ack()
                 return
@@ -179,7 +181,7 @@ class Worker:
             structlog.contextvars.bind_contextvars(
                 run_id=launch.run, step_id=launch.step, attempt=launch.attempt, worker_id=self.id
             )
-            event = await attempt.run_body(now)
+            event = await attempt.run_body(now, self._cancelled_error)
             if event is None:
                 attempt.delivery.ack()
                 return
@@ -237,8 +239,11 @@ class Worker:
     async def _heartbeat(self) -> None:
         while True:
             await anyio.sleep(HEARTBEAT_S)
-            for attempt in self._attempts.values():
+            for attempt in list(self._attempts.values()):
                 attempt.extend(self._now())
+                if attempt.stopped:
+                    # A body may swallow its cancellation; it gets another until it ends.
+                    attempt.stop()
 
     async def _tell_started(self) -> None:
         """Publish `started` of bodies that have run for a while; not waited for."""

@@ -181,5 +181,3 @@ async def test_a_damaged_description_of_an_object_is_a_missing_object(world: Wor
     await world.publish(objects._meta_subject("e" * 64), b"[]")  # type: ignore[attr-defined]  # NATS only
     assert await objects.get("e" * 64) is None
     await objects.put("e" * 64, b"data")
-
-

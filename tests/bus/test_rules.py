@@ -318,10 +318,14 @@ async def test_rule_07_a_killed_server_loses_nothing_that_it_answered(world: Wor
         bus.append(event(world, "progress", f"s{i}"), b"", expected=0, done=outcomes.append)
         bus.launch(launch(world, f"s{i}"), b"", done=outcomes.append)
     await until(lambda: len(outcomes) > 50)
+    for i in range(200, 250):
+        bus.append(event(world, "progress", f"s{i}"), b"", expected=0, done=outcomes.append)
     await world.crash()
-    await until(lambda: len(outcomes) == 400)
-    assert await bus.last_sequence() == 200
+    await until(lambda: len(outcomes) == 450)
+    assert await bus.last_sequence() == 250
     assert await bus.last_launch_sequence() == 200
+    records = await all_of(bus.replay([world.subjects.all_events], up_to=250))
+    assert [r.sequence for r in records] == list(range(1, 251))
 
 
 @contract
@@ -708,9 +712,11 @@ async def test_follow_gives_every_record_once_across_a_killed_server(world: Worl
         for i in range(300):
             writer.append(event(world, "progress", f"s{i}"), b"%d" % i, expected=0, done=outcomes.append)
         await until(lambda: len(reader.records) > 20)
+        for i in range(300, 350):
+            writer.append(event(world, "progress", f"s{i}"), b"%d" % i, expected=0, done=outcomes.append)
         await world.crash()
-        await until(lambda: len(outcomes) == 300 and len(reader.records) >= 300)
-        assert [int(p) for p in reader.payloads] == list(range(300))
+        await until(lambda: len(outcomes) == 350 and len(reader.records) >= 350)
+        assert [int(p) for p in reader.payloads] == list(range(350))
 
 
 @contract
@@ -922,5 +928,3 @@ async def test_statuses_of_the_connection(world: World) -> None:
     info = await bus.info()
     assert info.url
     assert info.server_version
-
-

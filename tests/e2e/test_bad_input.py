@@ -335,9 +335,11 @@ TABLE = [
     misuse("reversed", "reversed(h)", "reversed", "pass it to a step and do that there"),
     misuse("arithmetic", "h + 1", "calculated with", "pass it to a step and calculate there"),
     misuse("number", "int(h)", "made a number", "pass it to a step and do that there"),
+    misuse("array", "h.__array__()", "made an array", "pass it to a step and do that there"),
     misuse("text", 'f"{h}"', "made text", "pass it to a step and show it there (repr() names the handle)"),
     misuse("bytes", "bytes(h)", "made bytes or a path", "pass it to a step and do that there"),
     misuse("call", "h()", "called", "pass it to a step and call it there"),
+    misuse("await", "h.__await__()", "awaited", "a step that takes it as an argument runs when it is there"),
     misuse("next", "next(h)", "iterated over", "pass it whole to a step"),
     misuse("with", "with h: pass", "entered with `with`", "pass it to a step and enter it there"),
     misuse("assignment", "h[0] = 1", "changed", "pass it to a step that returns the changed value"),
@@ -411,6 +413,11 @@ TABLE = [
         id="no digest",
         sentence="the submit: '../../etc/passwd' is not the digest of a graph (64 hex digits)",
         raw=Raw(payload=encode_map({"graph": "../../etc/passwd"})),
+    ),
+    Bad(
+        id="queue of a run",
+        sentence=f"queue name 'a b' is not allowed: {NAMES}",
+        raw=Raw(payload=encode_map({"graph": "0" * 64, "queue": "a b"})),
     ),
     Bad(
         id="graph that is not there",

@@ -56,10 +56,11 @@ def test_the_leader_is_killed(tmp_path: Path, spawn: Spawn) -> None:
     until(lambda: not is_running(info.keeper_pid), "the keeper ends", patience_s=2.0)
 
 
-def test_interrupt_cancels(tmp_path: Path, spawn: Spawn, embedded_data: Path) -> None:
+@pytest.mark.parametrize("kind", ["script", "notebook"])
+def test_interrupt_cancels(tmp_path: Path, spawn: Spawn, embedded_data: Path, kind: str) -> None:
     """Ctrl-C cancels an embedded run: the log has its end, and the script ends as an interrupted one does."""
     witness = Witness(tmp_path / "witness")
-    script = spawn(clean_environment(EVPIPE_DATA_DIR=embedded_data), SCRIPT, witness.path, tmp_path / "gate")
+    script = spawn(clean_environment(EVPIPE_DATA_DIR=embedded_data), SCRIPT, witness.path, tmp_path / "gate", kind)
     until(lambda: witness.has_begun("hold"), "the step runs")
     script.signal(signal.SIGINT)
     # Python itself ends by the signal when a KeyboardInterrupt is not caught; a shell shows it as 130.

@@ -61,13 +61,11 @@ def test_the_server_goes_away(
 
 
 def test_every_bucket_is_deleted(server: ServerProcess, witness: Witness, gate: Path) -> None:
-    """Deleting every key-value bucket in the middle of a run changes nothing but time."""
+    """Deleting every key-value bucket in the middle of a run changes nothing for it but time."""
     settings = BusSettings(url=server.url)
 
     async def main() -> None:
         async with Client(settings) as client, Controller(client), Worker(client, slots=4):
-            before = await client.submit(fan, {"witness": str(witness.path) + "0", "width": 1})
-            assert (await before.result(timeout_s=10)).value == value_of_fan(1)
             handle = await client.submit(fan, {"witness": str(witness.path), "gate": str(gate), "width": WIDTH})
             async for event in handle.events():
                 if event.kind == "started":

@@ -191,4 +191,6 @@ def _check_registry(run: str, facts: Facts, folded: Run, seen: Outcomes) -> None
         return
     entry = decode_run_entry(entries[run][0].value)
     assert entry.status == folded.status, f"the registry shows {entry}"
-    assert entry.ended_at_s == max(r.at_s for r in facts.records if r.sequence <= facts.about_run("finished")[0].sequence)
+    assert entry.ended_at_s == max(
+        r.at_s for r in facts.records if r.sequence <= facts.about_run("finished")[0].sequence
+    )

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 import anyio
+import anyio.lowlevel
 import trio._core._run as trio_run
 from anyio.abc import TaskGroup
 from trio.testing import MockClock
@@ -147,7 +148,9 @@ class Outcomes:
         lines += [f"{run}: {plan}" for run, plan in self.plans.items()]
         lines += self.trace
         base = self.server.records[0].at_s if self.server.records else 0.0
-        lines += [f"  log {r.sequence:3} {r.at_s - base:8.3f} {r.subject.split('.', 3)[3]}" for r in self.server.records]
+        lines += [
+            f"  log {r.sequence:3} {r.at_s - base:8.3f} {r.subject.split('.', 3)[3]}" for r in self.server.records
+        ]
         lines += [f"  launch {subject} at log length {length}" for subject, length in self.server.stored_launches]
         if self.stage is not None:
             lines += [f"  begin {begin}" for begin in self.stage.begins]
@@ -281,12 +284,12 @@ class Simulation:
 
     async def _fill(self) -> None:
         self.full_until = anyio.current_time() + self.rng.choice((0.5, 3.0))
-        await anyio.sleep(0)
+        await anyio.lowlevel.checkpoint()
 
     async def _delete_buckets(self) -> None:
         self._note("buckets")
         self.server.buckets.clear()
-        await anyio.sleep(0)
+        await anyio.lowlevel.checkpoint()
 
     # ---- the whole
 

@@ -28,14 +28,14 @@ def contract(check: Check) -> ContractTest:
         if kind == "nats":
             run_check(check, NatsWorld(nats_server), "real")
         else:
-            run_check(check, MemoryWorld(), cast(Kind, kind))
+            run_check(check, MemoryWorld(), cast("Kind", kind))
 
     # Its own signature, or pytest would look for a fixture named `world`.
     functools.update_wrapper(test, check)
     del test.__wrapped__  # type: ignore[attr-defined]  # set by update_wrapper
     found: Any = test
     found.check = check
-    return cast(ContractTest, found)
+    return cast("ContractTest", found)
 
 
 def run_check(check: Check, world: World, kind: Kind) -> None:

@@ -17,6 +17,7 @@ from contextlib import asynccontextmanager, contextmanager
 from typing import Any, Self, TypeAlias
 
 import anyio
+import anyio.lowlevel
 import nats
 from anyio.abc import TaskGroup
 from nats.aio.client import Client as RawClient
@@ -34,16 +35,18 @@ from evpipe.wire.subjects import Subjects
 FaultOf: TypeAlias = Callable[[Message], Fault | None]
 
 POLL_S = 0.01
+UNTIL_S = 12.0
 _prefixes = itertools.count(1)
 
 
-async def until(condition: Callable[[], object], *, timeout_s: float = 12.0, what: str = "") -> None:
+async def until(condition: Callable[[], object], *, timeout_s: float | None = None, what: str = "") -> None:
     """Wait until a condition holds; the only waiting on the clock in these tests."""
-    with anyio.move_on_after(timeout_s):
-        while not condition():
-            await anyio.sleep(POLL_S)
-        return
-    raise AssertionError(f"not so within {timeout_s:g} s: {what or condition}")
+    timeout_s = UNTIL_S if timeout_s is None else timeout_s
+    end = anyio.current_time() + timeout_s
+    while not condition():
+        if anyio.current_time() > end:
+            raise AssertionError(f"not so within {timeout_s:g} s: {what or condition}")
+        await anyio.sleep(POLL_S)
 
 
 async def stays(condition: Callable[[], object], *, for_s: float, what: str = "") -> None:
@@ -171,7 +174,7 @@ class World(ABC):
         async with anyio.create_task_group() as task_group:
             task_group.start_soon(read)
             # The follow is open when it has been here for a turn; what is stored before that comes, too.
-            await anyio.sleep(0)
+            await anyio.lowlevel.checkpoint()
             yield reader
             task_group.cancel_scope.cancel()
 
@@ -418,7 +421,8 @@ class NatsWorld(World):
         try:
             yield client
         finally:
-            await client.close()
+            with anyio.CancelScope(shield=True):
+                await client.close()
 
 
 async def api(raw: RawClient, request: str, body: dict[str, Any] | None = None) -> dict[str, Any]:

@@ -8,6 +8,7 @@ live on the connection. Pings every second and two missed find a frozen server i
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 import ssl
@@ -197,11 +198,14 @@ class Connection:
         if client is None:
             return
         with anyio.move_on_after(1.0, shield=True):
-            if self._posts and not client.is_closed:
-                await client._send_command(b"".join(self._posts))
-                self._posts = []
-            # Closing flushes what the client has gathered.
-            await client.close()
+            try:
+                if self._posts and not client.is_closed:
+                    await client._send_command(b"".join(self._posts))
+                    self._posts = []
+                # Closing flushes what the client has gathered.
+                await client.close()
+            except (nats.errors.Error, OSError) as error:
+                log.debug("close_failed", url=self.url, error=str(error))
         _abandon(client)
 
     async def wait_ready(self) -> None:
@@ -452,8 +456,15 @@ def _abandon(client: Client) -> None:
     tasks = [getattr(client, name, None) for name in ("_reading_task", "_ping_interval_task", "_flusher_task")]
     tasks += [getattr(subscription, "_wait_for_msgs_task", None) for subscription in client._subs.values()]
     for task in tasks:
-        if task is not None and not task.done():
+        if task is not None:
             task.cancel()
+            task.add_done_callback(_forget)
+
+
+def _forget(task: asyncio.Task[Any]) -> None:
+    # What a client dies of is known by then; left alone, asyncio would print it when the task is collected.
+    if not task.cancelled():
+        task.exception()
 
 
 def _credentials(settings: BusSettings) -> dict[str, Any]:

@@ -16,7 +16,9 @@ log = structlog.get_logger(__name__)
 
 #: Bytes that each stream reserves, halved until the server has that much: a full stream must answer "full"
 #: before its disk is, because a server whose disk ran full takes nothing more until it is started again.
-STREAM_BYTES_MAX: Final = 8 * 1024**3
+LOG_BYTES_MAX: Final = 4 * 1024**3
+QUEUE_BYTES_MAX: Final = 1024**3
+OBJECTS_BYTES_MAX: Final = 2 * 1024**3
 STREAM_BYTES_MIN: Final = 16 * 1024**2
 BUCKETS: Final = ("registry", "leases")
 #: JetStream's "insufficient storage", "insufficient resources" and "name already in use".
@@ -51,7 +53,7 @@ def stream_configs(subjects: Subjects, names: StreamNames, replicas: int) -> lis
             "name": names.log,
             "subjects": [subjects.all_events],
             "allow_direct": True,
-            "max_bytes": STREAM_BYTES_MAX,
+            "max_bytes": LOG_BYTES_MAX,
         },
         # A launch's subject takes one message and keeps it until its run has ended: acks live in the consumers,
         # so an attempt can be published again and again and is accepted once.
@@ -61,7 +63,7 @@ def stream_configs(subjects: Subjects, names: StreamNames, replicas: int) -> lis
             "subjects": [subjects.all_launches],
             "max_msgs_per_subject": 1,
             "discard_new_per_subject": True,
-            "max_bytes": STREAM_BYTES_MAX,
+            "max_bytes": QUEUE_BYTES_MAX,
         },
         {
             **base,
@@ -69,7 +71,7 @@ def stream_configs(subjects: Subjects, names: StreamNames, replicas: int) -> lis
             "subjects": [f"$O.{names.objects}.C.>", f"$O.{names.objects}.M.>"],
             "allow_rollup_hdrs": True,
             "allow_direct": True,
-            "max_bytes": STREAM_BYTES_MAX,
+            "max_bytes": OBJECTS_BYTES_MAX,
         },
     ]
     # No limit markers: a marker would make an expired lease look like one that exists.
@@ -145,7 +147,7 @@ def _check(wanted: dict[str, Any], found: dict[str, Any]) -> None:
             continue
         if found.get(key, False) != wanted[key]:
             raise BusRefused(
-                f"stream {wanted['name']} exists with {key} = {found.get(key)!r}: evpipe needs {wanted[key]!r}; "
+                f"stream {wanted['name']} exists with {key} = {found.get(key, False)!r}: evpipe needs {wanted[key]!r}; "
                 "change it, or choose another installation with EVPIPE_PREFIX"
             )
     if found.get("max_age") and not wanted.get("allow_msg_ttl"):
