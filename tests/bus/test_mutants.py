@@ -217,7 +217,6 @@ NATS_PAIRS: list[tuple[ContractTest, m.Patch]] = [
     (rules.test_rule_08_launches_of_before_a_worker_connected_count_as_redelivered, m.patch(lane.Lane, "_create", notes_nothing)),
     (rules.test_rule_08_launches_of_before_a_reconnect_count_as_redelivered, m.patch(lane.Lane, "_create", notes_nothing)),
     (rules.test_rule_11_a_launch_is_given_for_ever, lane_with(max_deliver=5)),
-    (rules.test_rule_03_a_lease_is_taken_by_one_and_falls_free_by_itself, configured("-leases", allow_msg_ttl=False)),
 ]  # fmt: skip
 
 
