@@ -68,7 +68,7 @@ STEP_TRANSITIONS: dict[StepStatus, frozenset[StepStatus]] = {
     _P: frozenset({_Q, StepStatus.SKIPPED, StepStatus.CANCELLED, StepStatus.FAILED}),
     _Q: frozenset({_R, _P, StepStatus.SUCCEEDED, StepStatus.FAILED, StepStatus.CANCELLED}),
     _R: frozenset({_Q, _P, StepStatus.SUCCEEDED, StepStatus.FAILED, StepStatus.CANCELLED}),
-    **{end: frozenset() for end in _ENDS},
+    **{end: frozenset() for end in StepStatus if end in _ENDS},
 }
 
 RUN_TRANSITIONS: dict[RunStatus, frozenset[RunStatus]] = {
