@@ -8,6 +8,7 @@ truncates the queue, and the registry is written again by the next event of the 
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterable
 from typing import Final
 
 import anyio
@@ -38,6 +39,13 @@ class Chores:
         """Bring the registry up to this entry."""
         self._entries[entry.run] = entry
         self._wake.set()
+
+    async def restore(self, ended: Iterable[RunEntry]) -> None:
+        """Show ended runs that the registry has lost: somebody deleted it."""
+        known = {entry.key for entry in await self._registry.entries()}
+        for entry in ended:
+            if entry.run not in known:
+                self.show(entry)
 
     def drop_launches(self, run: str) -> None:
         self._ended.append(run)

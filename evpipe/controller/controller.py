@@ -16,13 +16,13 @@ import anyio
 import anyio.lowlevel
 import structlog
 
-from evpipe.bus.protocol import Bus, Record
+from evpipe.bus.protocol import Bus
 from evpipe.client.client import Client
 from evpipe.controller.chores import Chores
-from evpipe.controller.desk import Desk, ends_run
+from evpipe.controller.desk import Desk, LiveRun, end_of_run
 from evpipe.controller.lease import Lease
 from evpipe.errors import RemoteProtocolError
-from evpipe.wire.subjects import EventSubject
+from evpipe.wire.registry import RunEntry
 
 log = structlog.get_logger(__name__)
 
@@ -85,7 +85,7 @@ class Controller:
         # The queue's end is read before the log's: a launch up to it belongs to a run that the log shows.
         queue_end = await bus.last_launch_sequence()
         last = await bus.last_sequence()
-        live = await read_live_runs(bus, last)
+        live, ended = await read_runs(bus, last)
         async with anyio.create_task_group() as task_group:
             chores = Chores(bus)
             desk = self._desk = Desk(bus, task_group, chores, now_s)
@@ -94,6 +94,7 @@ class Controller:
                 await desk.adopt(records)
             task_group.start_soon(desk.timers.run)
             task_group.start_soon(truncate_launches, bus, list(live), queue_end)
+            task_group.start_soon(chores.restore, ended)
             log.info("controller_leads", controller=self.id, sequence=last, live_runs=len(live))
             async with bus.follow([bus.subjects.all_events], after=last) as feed:
                 async for batch in feed:
@@ -103,14 +104,14 @@ class Controller:
                             await anyio.lowlevel.checkpoint()
 
 
-async def read_live_runs(bus: Bus, last: int) -> dict[str, list[tuple[Record, EventSubject]]]:
-    """Give the records of every run that was submitted and has not ended, up to sequence `last`.
+async def read_runs(bus: Bus, last: int) -> tuple[dict[str, LiveRun], list[RunEntry]]:
+    """Read the log up to sequence `last`.
 
     Returns:
-        One entry per live run, its records in order, the submit first.
+        The records of every run that has not ended, in order, its submit first; and an entry for each that has.
     """
-    live: dict[str, list[tuple[Record, EventSubject]]] = {}
-    ended: set[str] = set()
+    live: dict[str, LiveRun] = {}
+    ended: dict[str, RunEntry] = {}
     async for batch in bus.replay([bus.subjects.all_events], up_to=last):
         for record in batch:
             try:
@@ -121,14 +122,24 @@ async def read_live_runs(bus: Bus, last: int) -> dict[str, list[tuple[Record, Ev
             if records is None:
                 if subject.kind == "submitted" and subject.step is None and subject.run not in ended:
                     live[subject.run] = [(record, subject)]
-            elif subject.pipeline != records[0][1].pipeline:
                 continue
-            elif ends_run(record, subject):
-                del live[subject.run]
-                ended.add(subject.run)
-            else:
+            if subject.pipeline != records[0][1].pipeline:
+                continue
+            end = end_of_run(record, subject)
+            if end is None:
                 records.append((record, subject))
-    return live
+                continue
+            ended[subject.run] = RunEntry(
+                run=subject.run,
+                pipeline=subject.pipeline,
+                status=end.status,
+                submitted_at_s=records[0][0].at_s,
+                ended_at_s=record.at_s,
+                message=end.message,
+                sequence=record.sequence,
+            )
+            del live[subject.run]
+    return live, list(ended.values())
 
 
 async def truncate_launches(bus: Bus, live: list[str], queue_end: int) -> None:

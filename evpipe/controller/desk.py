@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterable
-from typing import Final
+from typing import Final, TypeAlias
 
 import anyio.lowlevel
 import msgpack
@@ -53,6 +53,9 @@ from evpipe.wire.registry import RunEntry
 from evpipe.wire.subjects import EventSubject
 
 log = structlog.get_logger(__name__)
+
+#: The records of a run, in order, with their parsed subjects.
+LiveRun: TypeAlias = list[tuple[Record, EventSubject]]
 
 GRAPHS_KEPT: Final = 64
 #: Commands carried out before others get a turn on the loop.
@@ -143,7 +146,7 @@ class Desk:
         else:
             self._apply(case, record, subject)
 
-    async def adopt(self, records: list[tuple[Record, EventSubject]]) -> None:
+    async def adopt(self, records: LiveRun) -> None:
         """Take over a run from all its records so far: fold them silently, then do what is outstanding."""
         subject = records[0][1]
         case = self.cases[subject.run] = Case(subject.run, subject.pipeline)
@@ -330,7 +333,6 @@ class Desk:
                 submitted_at_s=run.submitted_at_s or 0.0,
                 ended_at_s=run.at_s if run.ended else None,
                 message=run.message,
-                steps=len(run.steps),
                 sequence=case.sequence,
             )
         )
@@ -353,12 +355,12 @@ class Desk:
         )
 
 
-def ends_run(record: Record, subject: EventSubject) -> bool:
-    """Say whether a record ends its run for every reader: a `finished` that can be read."""
+def end_of_run(record: Record, subject: EventSubject) -> Finished | None:
+    """Give the event if it ends its run for every reader: a `finished` that can be read."""
     if subject.kind != "finished" or subject.step is not None:
-        return False
+        return None
     try:
         event = decode_event(subject, record.payload, record.at_s)
     except RemoteProtocolError:
-        return False
-    return isinstance(event, Finished) and Run.is_end(event)
+        return None
+    return event if isinstance(event, Finished) and Run.is_end(event) else None

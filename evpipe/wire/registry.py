@@ -22,7 +22,6 @@ class RunEntry:
     submitted_at_s: float
     ended_at_s: float | None = None
     message: str = ""
-    steps: int = 0
     #: Sequence of the event that it shows the run after: an entry is only replaced by a later one.
     sequence: int = 0
 
@@ -36,7 +35,6 @@ def encode_run_entry(entry: RunEntry) -> bytes:
             "submitted_at": entry.submitted_at_s,
             "ended_at": entry.ended_at_s,
             "message": entry.message,
-            "steps": entry.steps,
             "sequence": entry.sequence,
         }
     )
@@ -55,6 +53,5 @@ def decode_run_entry(data: bytes) -> RunEntry:
         submitted_at_s=fields.number("submitted_at"),
         ended_at_s=fields.maybe_number("ended_at"),
         message=fields.text("message", ""),
-        steps=fields.whole("steps", 0),
         sequence=fields.whole("sequence", 0),
     )

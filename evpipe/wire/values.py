@@ -251,7 +251,7 @@ def _explain(tree: Any, what: str) -> None:
 def _problem(node: Any) -> str | None:
     cls = type(node)
     if cls in _FOREIGN:
-        return f"a {cls.__name__}"
+        return _named(cls)
     if cls in _PLAIN or cls in (list, bytes, OutputRef, ParameterRef):
         return None
     if cls is int:
@@ -267,6 +267,8 @@ def _problem(node: Any) -> str | None:
     if cls is dict:
         bad = next((key for key in node if type(key) is not str), None)
         return None if bad is None and all(type(k) is str for k in node) else f"a dict with the key {bad!r}"
-    return (
-        f"a value of type {cls.__module__}.{cls.__qualname__}" if cls.__module__ != "builtins" else f"a {cls.__name__}"
-    )
+    return f"a value of type {cls.__module__}.{cls.__qualname__}" if cls.__module__ != "builtins" else _named(cls)
+
+
+def _named(cls: type) -> str:
+    return f"{'an' if cls.__name__[0] in 'aeiou' else 'a'} {cls.__name__}"

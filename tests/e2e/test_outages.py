@@ -89,3 +89,27 @@ def test_every_bucket_is_deleted(server: ServerProcess, witness: Witness, gate: 
 
     anyio.run(main)
     assert witness.begins == begins_of_fan(WIDTH)
+
+
+def test_a_deleted_registry_is_restored(server: ServerProcess, witness: Witness, gate: Path) -> None:
+    """Runs that ended before the registry was deleted are listed again when the next controller has taken over."""
+    settings = BusSettings(url=server.url)
+    gate.touch()
+
+    async def main() -> None:
+        async with Client(settings) as client:
+            async with Controller(client), Worker(client, slots=4):
+                handle = await client.submit(fan, {"witness": str(witness.path), "gate": str(gate), "width": 1})
+                await handle.result(timeout_s=20)
+            raw = await nats.connect(server.url)
+            await raw.jetstream().delete_stream("KV_evpipe-registry")
+            await raw.close()
+            assert await client.runs() == []
+            async with Controller(client):
+
+                async def is_listed() -> bool:
+                    return [(run.run, run.status) for run in await client.runs()] == [(handle.id, "succeeded")]
+
+                await until_async(is_listed, "the registry shows the run")
+
+    anyio.run(main)

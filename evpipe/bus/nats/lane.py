@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import secrets
+import sys
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -21,6 +22,10 @@ log = structlog.get_logger(__name__)
 
 #: A lane that belongs to one process is forgotten when nobody has pulled from it for this long.
 TRANSIENT_S: Final = 300
+#: Until the end of the queue is noted, every launch may have been given before.
+UNKNOWN: Final = sys.maxsize
+#: Open pulls of one lane, several for each worker. The server's default of 512 leaves the workers past it without any.
+PULLS_MAX: Final = 65_536
 
 
 def lane_consumer(queue: str, priority: int) -> str:
@@ -39,6 +44,7 @@ def lane_config(queue: str, priority: int, filter_subject: str, *, transient: bo
         # Who gives up on an attempt is the controller, by the log; the server gives a launch for ever.
         "max_deliver": -1,
         "max_ack_pending": ACK_PENDING_MAX,
+        "max_waiting": PULLS_MAX,
         "filter_subject": filter_subject,
         "replay_policy": "instant",
     }
@@ -102,6 +108,8 @@ class Lane:
         #: Launches up to this sequence of the queue may have been given to somebody before: a server that was
         #: killed, or a consumer that was made again, has forgotten what was acked.
         self._noted_sequence = 0
+        #: The consumer's count at its last delivery to this pull.
+        self._consumer_sequence = 0
 
     def ask(self, count: int) -> None:
         self.asked += count
@@ -130,13 +138,15 @@ class Lane:
                 self._open = True
                 self.opened.set()
                 self._heard_at = self._now()
-                if self.asked:
+                if self.asked and self._live:
                     self._request(self.asked)
                 while not self._broken.is_set() and self._connection.generation == self._generation:
                     with anyio.move_on_after(HEARTBEAT_S / 2):
                         await self._broken.wait()
                     if not self._connection.connected:
                         break
+                    if self._noted_sequence == UNKNOWN:
+                        await self._note()
                     if self.asked and self._now() - self._heard_at > SILENCE_MAX_S:
                         log.warning("lane_silent", consumer=self._consumer)
                         break
@@ -146,6 +156,10 @@ class Lane:
         await self._connection.api_patiently(
             f"CONSUMER.CREATE.{self._stream}.{self._consumer}.{self._config['filter_subject']}", body
         )
+        await self._note()
+        self._consumer_sequence = 0
+
+    async def _note(self) -> None:
         info = await self._connection.api_patiently(f"STREAM.INFO.{self._stream}")
         self._noted_sequence = int(info["state"]["last_seq"])
 
@@ -161,6 +175,10 @@ class Lane:
         if message.reply:
             origin = origin_of(message.reply)
             self.asked = max(0, self.asked - 1)
+            if origin.consumer_sequence <= self._consumer_sequence:
+                # It counts from the beginning: another worker has made it again while nothing was asked for here.
+                self._noted_sequence = UNKNOWN
+            self._consumer_sequence = origin.consumer_sequence
             # Where the end of the queue was noted on an earlier client, nothing is known of this message.
             noted = self._connection.generation == self._generation
             redelivered = origin.deliveries > 1 or not noted or origin.sequence <= self._noted_sequence
