@@ -41,10 +41,10 @@ class Chores:
         self._wake.set()
 
     async def restore(self, ended: Iterable[RunEntry]) -> None:
-        """Show ended runs that the registry has lost: somebody deleted it."""
-        known = {entry.key for entry in await self._registry.entries()}
+        """Show ended runs that the registry does not show as such: somebody deleted it, or a leader died before."""
+        known = {entry.key: _sequence(entry.value) for entry in await self._registry.entries()}
         for entry in ended:
-            if entry.run not in known:
+            if known.get(entry.run, 0) < entry.sequence:
                 self.show(entry)
 
     def drop_launches(self, run: str) -> None:

@@ -77,7 +77,7 @@ REFUSED: list[tuple[Any, str]] = [
     ({1}, "a set"),
     (frozenset(), "a frozenset"),
     (1j, "a complex"),
-    (object(), "a object"),
+    (object(), "an object"),
     (len, "a builtin_function_or_method"),
     (bytearray(b"a"), "a bytearray"),
     (memoryview(b"a"), "a memoryview"),
