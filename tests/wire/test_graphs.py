@@ -146,7 +146,7 @@ def test_a_large_graph_comes_back() -> None:
         (Graph(pipeline="p", output={"x": 1j}), "the pipeline's output cannot be encoded: a complex at ['x']; "),
         (
             Graph(pipeline="p", parameters=(Parameter(name="x", default=object()),)),
-            "the default of parameter 'x' cannot be encoded: a object; ",
+            "the default of parameter 'x' cannot be encoded: an object; ",
         ),
     ],
 )

@@ -64,6 +64,9 @@ class NatsBus:
         self._connection = Connection(settings)
         self._outbox = Outbox(self._send)
         self._acks = f"{self._connection.inbox}.ack."
+        # Buckets and objects have an outbox of their own: a lease must not wait behind ten thousand launches.
+        self._side_outbox = Outbox(self._send_aside)
+        self._side_acks = f"{self._connection.inbox}.side."
         self._stack = AsyncExitStack()
         self._missing = anyio.Event()
         self._task_group: TaskGroup | None = None
@@ -74,7 +77,8 @@ class NatsBus:
         task_group = self._task_group = await self._stack.enter_async_context(anyio.create_task_group())
         self._stack.callback(task_group.cancel_scope.cancel)
         try:
-            await self._stack.enter_async_context(self._connection.subscribed(f"{self._acks}*", self._answered))
+            for acks, answered in ((self._acks, self._answered), (self._side_acks, self._answered_aside)):
+                await self._stack.enter_async_context(self._connection.subscribed(f"{acks}*", answered))
             task_group.start_soon(self._connection.run)
             await self._connection.wait_ready()
             await check_jetstream(self._connection)
@@ -89,6 +93,7 @@ class NatsBus:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self._outbox.close()
+        self._side_outbox.close()
         with anyio.CancelScope(shield=True):
             await self._connection.close()
         await self._stack.__aexit__(None, None, None)
@@ -105,26 +110,36 @@ class NatsBus:
 
     async def _run_outbox(self, task_group: TaskGroup) -> None:
         self._outbox.reconnected()
+        self._side_outbox.reconnected()
+        task_group.start_soon(self._side_outbox.run, task_group)
         await self._outbox.run(task_group)
 
     async def _send(self, token: int, message: Message) -> None:
         self._connection.send(message.subject, message.payload, f"{self._acks}{token}", message.headers)
 
+    async def _send_aside(self, token: int, message: Message) -> None:
+        self._connection.send(message.subject, message.payload, f"{self._side_acks}{token}", message.headers)
+
     def _answered(self, message: Msg) -> None:
-        token = int(message.subject[len(self._acks) :])
-        data = message.data
+        self._settle(self._outbox, int(message.subject[len(self._acks) :]), message.data)
+
+    def _answered_aside(self, message: Msg) -> None:
+        self._settle(self._side_outbox, int(message.subject[len(self._side_acks) :]), message.data)
+
+    def _settle(self, outbox: Outbox, token: int, data: bytes) -> None:
+        """Take the server's answer to a publish."""
         if not data:
             # No responders: the stream is not there (yet, or any more).
             self._missing.set()
-            self._outbox.answered(token, Verdict.LATER)
+            outbox.answered(token, Verdict.LATER)
             return
         found = ACK.match(data)
         if found is not None:
-            self._outbox.answered(token, Stored(int(found[1])))
+            outbox.answered(token, Stored(int(found[1])))
             return
         answer: dict[str, Any] = json.loads(data)
         error = answer.get("error")
-        self._outbox.answered(token, _verdict(error) if error else Stored(int(answer["seq"])))
+        outbox.answered(token, _verdict(error) if error else Stored(int(answer["seq"])))
 
     def append(self, subject: str, payload: bytes, *, expected: int | None = None, done: Done | None = None) -> Sending:
         return self._outbox.put(_checked(subject), payload, headers=_headers(expected), done=done)
@@ -235,11 +250,13 @@ class NatsBus:
         async def provision_again() -> None:
             await provision(self._connection, self.subjects, self.settings.replicas)
 
-        return NatsBucket(self._connection, self._outbox, self._names.bucket(name), provision_again, self._open_feed)
+        return NatsBucket(
+            self._connection, self._side_outbox, self._names.bucket(name), provision_again, self._open_feed
+        )
 
     @property
     def objects(self) -> Objects:
-        return NatsObjects(self._connection, self._outbox, self._names.objects, self._open_feed)
+        return NatsObjects(self._connection, self._side_outbox, self._names.objects, self._open_feed)
 
     def signal(self, subject: str, payload: bytes) -> None:
         self._connection.post(_checked(subject), payload)
