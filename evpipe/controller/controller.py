@@ -86,9 +86,10 @@ class Controller:
         queue_end = await bus.last_launch_sequence()
         last = await bus.last_sequence()
         live, ended = await read_runs(bus, last)
-        async with anyio.create_task_group() as task_group:
+        async with AsyncExitStack() as stack, anyio.create_task_group() as task_group:
             chores = Chores(bus)
             desk = self._desk = Desk(bus, task_group, chores, now_s)
+            stack.callback(desk.close)
             task_group.start_soon(chores.run)
             for records in live.values():
                 await desk.adopt(records)

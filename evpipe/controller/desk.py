@@ -121,6 +121,11 @@ class Desk:
         #: Runs that ended lately: a second submit of one must not start it again.
         self._ended: OrderedDict[str, None] = OrderedDict()
 
+    def close(self) -> None:
+        """Leave the runs to another: what it launches must not be launched from here as well, much later."""
+        for case in self.cases.values():
+            _hold_back(case)
+
     # ---- records in
 
     def fold(self, record: Record) -> None:
@@ -198,9 +203,7 @@ class Desk:
             return
         if isinstance(event, CancelRequested):
             # A launch that has not left must not leave any more: its attempt is about to be ended by decree.
-            for sending in case.launches.values():
-                sending.drop()
-            case.launches.clear()
+            _hold_back(case)
         self._carry_out(case, commands)
         if case.run.status != case.shown:
             self._show(case)
@@ -339,6 +342,8 @@ class Desk:
 
     def _close(self, case: Case) -> None:
         run = case.run
+        # One whose answer was lost would be sent again after its subject was freed, and run in a run that has ended.
+        _hold_back(case)
         del self.cases[run.id]
         self._ended[run.id] = None
         if len(self._ended) > ENDED_KEPT:
@@ -353,6 +358,13 @@ class Desk:
             duration_s=round(run.at_s - (run.submitted_at_s or run.at_s), 3),
             **({"reason": run.reason.value, "message": run.message} if run.reason else {}),
         )
+
+
+def _hold_back(case: Case) -> None:
+    """Do not send (again) what has no answer yet of a run's launches."""
+    for sending in case.launches.values():
+        sending.drop()
+    case.launches.clear()
 
 
 def end_of_run(record: Record, subject: EventSubject) -> Finished | None:

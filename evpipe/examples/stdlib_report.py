@@ -8,13 +8,15 @@ first attempt of `publish` fails on purpose) and, on a terminal, the live table 
 
 from __future__ import annotations
 
-import ast
 import itertools
+import re
 import sysconfig
 from pathlib import Path
 from typing import TypedDict
 
 from evpipe import Retry, pipeline, step
+
+DEFINITION = re.compile(r"(\s*)(?:async\s+)?(def|class)\s+(\w+)")
 
 #: Counts the attempts of `publish` in this process.
 _attempts = itertools.count(1)
@@ -48,16 +50,33 @@ def analyse(files: list[str]) -> Counts:
     """Count what is in some files."""
     counts = Counts(files=len(files), lines=0, functions=0, classes=0, longest=(0, "", ""))
     for file in files:
-        source = Path(file).read_bytes()
-        counts["lines"] += source.count(b"\n")
-        for node in ast.walk(ast.parse(source)):
-            if isinstance(node, ast.ClassDef):
+        lines = Path(file).read_text(encoding="utf-8", errors="replace").splitlines()
+        counts["lines"] += len(lines)
+        for number, line in enumerate(lines):
+            found = DEFINITION.match(line)
+            if found is None:
+                continue
+            indent, keyword, name = found.groups()
+            if keyword == "class":
                 counts["classes"] += 1
-            elif isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
-                counts["functions"] += 1
-                length = (node.end_lineno or node.lineno) - node.lineno + 1
-                counts["longest"] = max(counts["longest"], (length, node.name, Path(file).name))
+                continue
+            counts["functions"] += 1
+            counts["longest"] = max(
+                counts["longest"], (block_length(lines, number, len(indent)), name, Path(file).name)
+            )
     return counts
+
+
+def block_length(lines: list[str], start: int, indent: int) -> int:
+    """Count the lines of the block that begins at `start`: it ends before the next line that is not deeper."""
+    last = start
+    for number in range(start + 1, len(lines)):
+        line = lines[number]
+        if line.strip():
+            if len(line) - len(line.lstrip()) <= indent and line.lstrip()[0] not in "#)":
+                break
+            last = number
+    return last - start + 1
 
 
 @step

@@ -9,7 +9,7 @@ from typing import Any
 import structlog
 from anyio import CancelScope
 
-from evpipe.bus.protocol import Delivery
+from evpipe.bus.protocol import Delivery, Sending
 from evpipe.core.events import Failure, StepFailed, StepSucceeded
 from evpipe.core.states import Reason
 from evpipe.errors import EvpipeError
@@ -29,7 +29,18 @@ _EXECUTORS = {"inline": run_inline, "thread": run_in_thread}
 class Attempt:
     """An attempt that this worker holds."""
 
-    __slots__ = ("alive_at", "began_at", "delivery", "ended", "launch", "order", "started_at_s", "stop_task", "stopped")
+    __slots__ = (
+        "alive_at",
+        "began_at",
+        "delivery",
+        "ended",
+        "launch",
+        "order",
+        "started_at_s",
+        "stop_task",
+        "stopped",
+        "telling",
+    )
 
     def __init__(self, delivery: Delivery, launch: LaunchSubject, order: LaunchOrder) -> None:
         self.delivery = delivery
@@ -46,6 +57,8 @@ class Attempt:
         self.stopped = False
         #: The body has ended.
         self.ended = False
+        #: Its `started` event, once it was sent.
+        self.telling: Sending | None = None
 
     def extend(self, now: float) -> None:
         self.delivery.extend()

@@ -218,6 +218,9 @@ class Worker:
             attempt.delivery.ack()
             self._attempts.pop((launch.run, launch.step, launch.attempt), None)
 
+        if attempt.telling is not None:
+            # Repeated after the result it would be the newest of its kind, and hide that of a later attempt.
+            attempt.telling.drop()
         subject, payload = self._encoded(attempt, event)
         self._bus.append(subject, payload, done=stored)
 
@@ -260,7 +263,7 @@ class Worker:
                     event = StepStarted(step=launch.step, attempt=launch.attempt, worker=self.id)
                     step, kind, payload = encode_event(event)
                     subject = self._bus.subjects.event(attempt.order.pipeline, launch.run, step, kind)
-                    self._bus.append(subject, payload)
+                    attempt.telling = self._bus.append(subject, payload)
                 self._young.popleft()
             await self._began.wait()
 

@@ -9,7 +9,6 @@ from typing import Any
 import anyio
 import pytest
 
-
 from evpipe.bus import memory
 from evpipe.bus.memory import (
     MemoryBucket,

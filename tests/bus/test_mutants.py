@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -140,7 +140,7 @@ def test_a_bus_without_the_rule_fails_its_test(
     elif issubclass(mutant, MemoryServer):
         world = MemoryWorld(server=mutant)
     else:
-        world = MemoryWorld(bus=mutant)
+        world = MemoryWorld(bus=cast("type[MemoryBus]", mutant))
     with pytest.raises((AssertionError, TimeoutError, ExceptionGroup)) as caught:
         run_check(test.check, world, "asyncio")
     assert _fails_by_itself(caught.value), caught.value
@@ -162,7 +162,7 @@ def test_every_rule_has_a_mutant() -> None:
         "test_close_with_open_pulls_and_follows_is_quiet",
         "test_statuses_of_the_connection",
     }
-    tested = {test.check.__name__ for test, _ in PAIRS}  # type: ignore[attr-defined]  # they are functions
+    tested = {test.check.__name__ for test, _ in PAIRS}
     wanted = {name for name in dir(rules) if name.startswith("test_")}
     assert wanted - tested == only_on_nats
 
@@ -207,17 +207,26 @@ lane_config, stream_configs = lane.lane_config, provision.stream_configs
 create_lane, verdict = lane.Lane._create, nats_bus._verdict
 
 NATS_PAIRS: list[tuple[ContractTest, m.Patch]] = [
-    (rules.test_rule_05_a_decision_names_the_last_sequence_of_its_own_subject, m.patch(nats_bus, "_headers", names_no_sequence)),
+    (
+        rules.test_rule_05_a_decision_names_the_last_sequence_of_its_own_subject,
+        m.patch(nats_bus, "_headers", names_no_sequence),
+    ),
     (rules.test_rule_06_a_launch_subject_stays_taken_after_its_ack, configured("-queue", retention="workqueue")),
     (
         rules.test_rule_06_a_launch_subject_stays_taken_after_its_ack,
         configured("-queue", discard_new_per_subject=False, max_msgs_per_subject=-1),
     ),
     (rules.test_rule_07_launched_is_an_answer_and_full_is_none, m.patch(nats_bus, "_verdict", full_is_launched)),
-    (rules.test_rule_08_launches_of_before_a_worker_connected_count_as_redelivered, m.patch(lane.Lane, "_create", notes_nothing)),
-    (rules.test_rule_08_launches_of_before_a_reconnect_count_as_redelivered, m.patch(lane.Lane, "_create", notes_nothing)),
+    (
+        rules.test_rule_08_launches_of_before_a_worker_connected_count_as_redelivered,
+        m.patch(lane.Lane, "_create", notes_nothing),
+    ),
+    (
+        rules.test_rule_08_launches_of_before_a_reconnect_count_as_redelivered,
+        m.patch(lane.Lane, "_create", notes_nothing),
+    ),
     (rules.test_rule_11_a_launch_is_given_for_ever, lane_with(max_deliver=5)),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("test", "mutant"), NATS_PAIRS, ids=named)

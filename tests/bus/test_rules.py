@@ -135,7 +135,7 @@ async def test_rule_04_a_replay_is_bounded_on_both_sides(world: World) -> None:
         await bus.append_wait(event(world, "progress", run=RUN if i % 2 else OTHER), b"%d" % i)
 
     async def payloads(subject: str, **bounds: int) -> list[int]:
-        return [int(r.payload) for r in await all_of(bus.replay([subject], **bounds))]  # type: ignore[arg-type]
+        return [int(r.payload) for r in await all_of(bus.replay([subject], **bounds))]
 
     assert await payloads(world.subjects.all_events, up_to=4) == [1, 2, 3, 4]
     assert await payloads(world.subjects.all_events, up_to=7, after=4) == [5, 6, 7]

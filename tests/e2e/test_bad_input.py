@@ -285,7 +285,7 @@ TABLE = [
     Bad(
         id="argument without encoding",
         source=job('return train({"rows": [1, object()]})'),
-        sentence=f"argument 'data' of step 'train' cannot be encoded: a object at ['rows'][1]; {ACCEPTED}",
+        sentence=f"argument 'data' of step 'train' cannot be encoded: an object at ['rows'][1]; {ACCEPTED}",
         error=EncodingError,
     ),
     Bad(

@@ -191,7 +191,7 @@ CASES = [
     failed(
         these.returns_object,
         "unencodable",
-        f"the output of step 'unencodable' cannot be encoded: a object at ['bad'][0]; {ACCEPTED}",
+        f"the output of step 'unencodable' cannot be encoded: an object at ['bad'][0]; {ACCEPTED}",
         reason="output",
         steps={"anything": SKIPPED},
         errors={"anything": "step 'unencodable' failed"},

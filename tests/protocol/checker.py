@@ -14,11 +14,15 @@ from evpipe.core.machine import Run
 from evpipe.core.retry import LOST_MAX
 from evpipe.wire.codec import decode_map
 from evpipe.wire.registry import BUCKET, decode_run_entry
-from tests.protocol.simulation import Outcomes, Plan
+from tests.protocol.simulation import FAULTS_S, Outcomes, Plan
 from tests.protocol.steps import value_of
 
 #: Faults after which an attempt may be begun again, or be given up as lost.
 DISTURBING = ("lost", "silent", "ghost", "full", "blink", "pause", "crash", "forget")
+
+
+#: Time-outs that may still be running when the faults stop: a lease, an ack wait, three questions, a repetition.
+SETTLING_S = 25.0
 
 
 class Facts:
@@ -79,6 +83,7 @@ def check(seen: Outcomes) -> None:
         folded = _folded(seen, run, by_run[run])
         _check_fold(run, facts, folded, seen)
         _check_registry(run, facts, folded, seen)
+        _check_patience(run, plan, seen)
     assert not seen.errors, seen.errors
 
 
@@ -131,22 +136,39 @@ def _check_ends(run: str, facts: Facts, seen: Outcomes) -> None:
 def _check_begins(run: str, facts: Facts, seen: Outcomes) -> None:
     assert seen.stage is not None
     plan = facts.plan
-    disturbances = sum(seen.faults[kind] for kind in DISTURBING)
+    nodes = sum(seen.faults[kind] for kind in ("blink", "pause", "crash", "forget"))
+    finished = facts.about_run("finished")[0].sequence
     per_attempt = Counter((b.step, b.attempt) for b in seen.stage.begins if b.run == run)
     for begin in seen.stage.begins:
         if begin.run != run:
             continue
+        # A launch that lay in the network until after the purge runs for nothing: the protocol's known residue.
+        assert begin.log_length < finished or seen.faults["ghost"], f"{begin} after the run's end at {finished}"
         for parent in plan.parents[begin.step]:
             kind, sequence, _ = facts.ends[parent]
             assert kind == "succeeded", f"{begin} and its parent {parent} is {kind}"
             assert sequence <= begin.log_length, f"{begin} before the end of {parent} at {sequence}"
+        for kind in ("succeeded", "failed") if begin.log_length < finished else ():
+            for record in facts.kinds.get((begin.step, kind), []):
+                ended = decode_map(record.payload, "event").map["attempt"] >= begin.attempt
+                # One that comes again is looked up first: after its end was in the log it does not begin.
+                assert not ended or record.sequence > begin.log_length, f"{begin} after its end at {record.sequence}"
     for (name, attempt), count in per_attempt.items():
-        assert count <= 1 + disturbances, f"{name} attempt {attempt} began {count} times"
-        if not disturbances:
+        messages = sum(f".{run}.{name}" in line for line in seen.trace)
+        assert count <= 1 + nodes + messages, f"{name} attempt {attempt} began {count} times"
+        if not nodes + messages:
             assert attempt <= 1 + plan.retries[name]
     for name in plan.parents:
         if facts.ends[name][0] == "succeeded":
             assert any(step == name for step, _ in per_attempt), f"{name} succeeded and no body of it began"
+
+
+def _check_patience(run: str, plan: Plan, seen: Outcomes) -> None:
+    """No stall: when the faults have stopped, what is left takes what its steps take, one after the other."""
+    steps_s = sum(
+        (plan.retries[name] + 1 + LOST_MAX) * (plan.delays_s[name] + plan.retry_delay_s * 1.1) for name in plan.parents
+    )
+    assert seen.ended_at[run] < FAULTS_S + steps_s + SETTLING_S, f"{run} ended at {seen.ended_at[run]:.1f}"
 
 
 def _check_launches(run: str, facts: Facts, seen: Outcomes) -> None:

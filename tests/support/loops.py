@@ -13,7 +13,7 @@ from trio.testing import MockClock
 Kind = Literal["asyncio", "trio", "real"]
 
 
-class _JumpingSelector(selectors.DefaultSelector):  # type: ignore[valid-type, misc]  # chosen by the platform
+class _JumpingSelector(selectors.DefaultSelector):
     """Waits for no time at all: what would have been waited is added to the loop's clock."""
 
     def __init__(self) -> None:
