@@ -18,6 +18,9 @@ from evpipe import Retry, pipeline, step
 
 DEFINITION = re.compile(r"(\s*)(?:async\s+)?(def|class)\s+(\w+)")
 
+#: What is installed beside the library, and its tests.
+LEFT_OUT = {"site-packages", "dist-packages", "test", "tests"}
+
 #: Counts the attempts of `publish` in this process.
 _attempts = itertools.count(1)
 
@@ -36,7 +39,8 @@ class Counts(TypedDict):
 @step
 def find(parts: int) -> list[list[str]]:
     """Give the modules of the standard library, dealt into lists of about the same size in bytes."""
-    files = Path(sysconfig.get_path("stdlib")).glob("*.py")
+    root = Path(sysconfig.get_path("stdlib"))
+    files = [file for file in root.rglob("*.py") if not LEFT_OUT & set(file.relative_to(root).parts)]
     dealt: list[list[str]] = [[] for _ in range(parts)]
     for i, file in enumerate(sorted(files, key=lambda file: file.stat().st_size, reverse=True)):
         # There and back again: each list gets a large file, then each a smaller one.
