@@ -116,7 +116,7 @@ class Display:
         caption = "  ".join(f"{counts[s]} {s}" for s in StepStatus if counts[s])
         table = Table(box=None, pad_edge=False, caption=caption, caption_justify="left")
         for column in ("step", "status", "attempt", "time", ""):
-            table.add_column(column, no_wrap=column != "", overflow="ellipsis")
+            table.add_column(column, no_wrap=True, overflow="ellipsis")
         now_s = time.time() + self._offset_s
         for name, state in shown_rows(run.steps):
             status = Text(state.status, style=STYLES[state.status])
