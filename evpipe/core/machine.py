@@ -147,6 +147,9 @@ class Run:
             What follows from it; () if the event was overtaken; one `Quarantine` if it cannot be.
 
         """
+        if self.ended:
+            # Nothing of an ended run changes any more, its last moment neither.
+            return ()
         before_s = self.at_s
         if event.at_s > before_s:
             self.at_s = event.at_s
@@ -178,8 +181,6 @@ class Run:
     # ---- one handler per event -------------------------------------------------------------
 
     def _apply(self, event: Event) -> Commands:
-        if self.ended:
-            return ()
         if self.submitted_at_s is None:
             if isinstance(event, Submitted):
                 return self._submitted(event)

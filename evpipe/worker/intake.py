@@ -43,6 +43,8 @@ class Intake:
         self._deliver = deliver
         self._transient = transient
         self._pulls: list[Pull] = []
+        #: Closes the pulls, in whatever task that is: they are no task group of ours.
+        self._open = AsyncExitStack()
         #: When each queue was last asked, or gave something.
         self._busy_at: list[float] = [-math.inf] * len(self._queues)
         self._stack = AsyncExitStack()
@@ -51,9 +53,10 @@ class Intake:
         self.closed = False
 
     async def __aenter__(self) -> Self:
+        await self._stack.enter_async_context(self._open)
         for i, queue in enumerate(self._queues):
             pull = self._bus.pull(queue, DEFAULT_PRIORITY, self._delivered_by(i), transient=self._transient)
-            self._pulls.append(await self._stack.enter_async_context(pull))
+            self._pulls.append(await self._open.enter_async_context(pull))
         if len(self._pulls) > 1:
             task_group = await self._stack.enter_async_context(anyio.create_task_group())
             self._stack.callback(task_group.cancel_scope.cancel)
@@ -64,6 +67,11 @@ class Intake:
     async def __aexit__(self, *_: object) -> None:
         self.closed = True
         await self._stack.__aexit__(None, None, None)
+
+    async def close(self) -> None:
+        """Ask for nothing more, and take back what was asked for; may be called before the block is left."""
+        self.closed = True
+        await self._open.aclose()
 
     def _delivered_by(self, i: int) -> Callable[[Delivery], None]:
         def delivered(delivery: Delivery) -> None:

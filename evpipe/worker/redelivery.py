@@ -51,6 +51,9 @@ async def examine(bus: Bus, launch: LaunchSubject) -> Verdict:
             started = event.attempt == launch.attempt
         elif isinstance(event, (StepSucceeded, StepFailed)) and event.attempt >= launch.attempt:
             return Verdict.OVER
+    # The newest of a kind may be a late repetition of an earlier attempt's, behind which this one's end is hidden.
+    if await _ended_before(bus, launch):
+        return Verdict.OVER
     if not started:
         return await _unless_run_over(bus, launch, Verdict.RUN)
     question = bus.subjects.who(launch.run, launch.step, launch.attempt)
@@ -66,6 +69,16 @@ async def examine(bus: Bus, launch: LaunchSubject) -> Verdict:
 async def _unless_run_over(bus: Bus, launch: LaunchSubject, verdict: Verdict) -> Verdict:
     finished = _decoded(bus, await bus.last(bus.subjects.events_of_step(launch.run, "_", "finished")))
     return Verdict.OVER if isinstance(finished, Finished) else verdict
+
+
+async def _ended_before(bus: Bus, launch: LaunchSubject) -> bool:
+    over = False
+    wanted = [bus.subjects.events_of_step(launch.run, launch.step, kind) for kind in ("succeeded", "failed")]
+    async for records in bus.replay(wanted, up_to=await bus.last_sequence()):
+        for record in records:
+            event = _decoded(bus, record)
+            over |= isinstance(event, (StepSucceeded, StepFailed)) and event.attempt >= launch.attempt
+    return over
 
 
 async def _ended_meanwhile(bus: Bus, launch: LaunchSubject) -> bool:

@@ -83,6 +83,9 @@ class Worker:
         self._now = anyio.current_time
         self._cancelled_error: type[BaseException] = BaseException
         self._intake: Intake | None = None
+        self._draining = False
+        #: Set whenever an attempt has gone.
+        self._gone = anyio.Event()
 
     async def __aenter__(self) -> Self:
         bus = self._bus
@@ -95,9 +98,7 @@ class Worker:
         await self._stack.enter_async_context(bus.listen(bus.subjects.all_who, self._who))
         self._spawner = await self._stack.enter_async_context(Spawner())
         for queue in self.queues:
-            await self._stack.enter_async_context(
-                bus.listen(bus.subjects.ping_worker(queue), lambda *_: self.id.encode())
-            )
+            await self._stack.enter_async_context(bus.listen(bus.subjects.ping_worker(queue), self._here))
         task_group.start_soon(self._heartbeat)
         task_group.start_soon(self._tell_started)
         self._intake = await self._stack.enter_async_context(
@@ -109,6 +110,27 @@ class Worker:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         await self._stack.__aexit__(None, None, None)
+
+    async def drain(self, timeout_s: float) -> int:
+        """Take no more launches, and wait until the attempts here have ended and the log has their results.
+
+        Launches whose bodies have not begun go back. What is left is cancelled when the block is left; its launches
+        come again, to whoever serves their queue.
+
+        Args:
+            timeout_s: seconds to wait.
+
+        Returns:
+            How many attempts had not ended by then.
+        """
+        self._draining = True
+        if self._intake is not None:
+            await self._intake.close()
+        with anyio.move_on_after(timeout_s):
+            while self._attempts:
+                self._gone = anyio.Event()
+                await self._gone.wait()
+        return len(self._attempts)
 
     # ---- launches in
 
@@ -126,7 +148,7 @@ class Worker:
         if key in self._attempts:
             # It came again while it is here: the next heartbeat keeps it.
             return
-        if self._free() <= 0:
+        if self._draining or self._free() <= 0:
             delivery.release()
             return
         try:
@@ -175,6 +197,9 @@ class Worker:
             if now - attempt.alive_at > STALE_S:
                 log.warning("launch_stale", run_id=launch.run, step_id=launch.step, attempt=launch.attempt)
                 return
+            if self._draining:
+                attempt.delivery.release()
+                return
             self._young.append(attempt)
             self._began.set()
             # The task's context ends with it, so nothing has to be unbound.
@@ -189,7 +214,7 @@ class Worker:
             published = True
         finally:
             if not published:
-                self._attempts.pop((launch.run, launch.step, launch.attempt), None)
+                self._forget(launch)
             self._busy -= 1
             if self._intake is not None:
                 self._intake.refill()
@@ -216,13 +241,17 @@ class Worker:
 
         def stored(_: Outcome) -> None:
             attempt.delivery.ack()
-            self._attempts.pop((launch.run, launch.step, launch.attempt), None)
+            self._forget(launch)
 
         if attempt.telling is not None:
             # Repeated after the result it would be the newest of its kind, and hide that of a later attempt.
             attempt.telling.drop()
         subject, payload = self._encoded(attempt, event)
         self._bus.append(subject, payload, done=stored)
+
+    def _forget(self, launch: LaunchSubject) -> None:
+        self._attempts.pop((launch.run, launch.step, launch.attempt), None)
+        self._gone.set()
 
     async def _publish_wait(self, attempt: Attempt, event: StepFailed) -> None:
         subject, payload = self._encoded(attempt, event)
@@ -266,6 +295,10 @@ class Worker:
                     attempt.telling = self._bus.append(subject, payload)
                 self._young.popleft()
             await self._began.wait()
+
+    def _here(self, *_: object) -> bytes | None:
+        # One that drains serves nothing any more.
+        return None if self._draining else self.id.encode()
 
     def _who(self, subject: str, _: bytes) -> bytes | None:
         for attempt in self._attempts.values():

@@ -28,6 +28,8 @@ from tests.protocol.steps import Stage, stage, work
 
 #: The faults happen in this time; then everything that is left must come to its end.
 FAULTS_S: Final = 25.0
+#: Seconds since 1970 at the beginning of virtual time.
+EPOCH_S: Final = 1_800_000_000.0
 #: Virtual seconds that a run may take when nothing disturbs it any more.
 PATIENCE_S: Final = 400.0
 
@@ -75,7 +77,7 @@ class WitnessServer(MemoryServer):
     def __init__(self) -> None:
         super().__init__("sim")
         # A clock that starts at a moment of its own, or no trace would be the same twice.
-        self._epoch = (1_800_000_000.0, 0.0)
+        self._epoch = (EPOCH_S, 0.0)
         #: Launch subjects with the length of the log at that moment.
         self.stored_launches: list[tuple[str, int]] = []
 

@@ -49,6 +49,14 @@ def test_every_seed_comes_to_the_right_end(seed: int, errors: list[str]) -> None
     played(seed, errors)
 
 
+#: What they found: a launch sent again after its run's end (15, 52), a registry that shows an ended run as running
+#: (904, 993), an end hidden behind the repetition of an earlier attempt's (2136, 2489, 3149, 3696).
+@pytest.mark.parametrize("seed", [15, 52, 904, 993, 2136, 2489, 3149, 3696, 4031])
+def test_seeds_that_found_something(seed: int, errors: list[str]) -> None:
+    """Seeds that once went wrong are played for ever."""
+    played(seed, errors)
+
+
 @pytest.mark.parametrize("kind", Simulation.KINDS)
 def test_each_fault_alone(kind: str, errors: list[str]) -> None:
     """Each kind of fault by itself, several seeds: what goes wrong here has one cause."""

@@ -15,7 +15,7 @@ from anyio.abc import TaskGroup
 from nats.aio.msg import Msg
 
 from evpipe.bus.nats.buckets import EXPECTED, NatsBucket, NatsObjects, last_message, read_up_to
-from evpipe.bus.nats.connection import ApiError, Connection, NotAnswered
+from evpipe.bus.nats.connection import NO_LEADER, ApiError, Connection, NotAnswered
 from evpipe.bus.nats.feed import Feed
 from evpipe.bus.nats.lane import Lane
 from evpipe.bus.nats.provision import StreamNames, check_jetstream, provision
@@ -47,8 +47,8 @@ ACK: Final = re.compile(rb'\{"stream":"[^"]*",\s*"seq":(\d+)\}')
 WRONG_SEQUENCE: Final = frozenset({10071, 10164})
 #: Two meanings in one code: the subject is taken, or the stream is full. Only the description tells.
 STORE_FAILED: Final = 10077
-#: JetStream is starting, out of resources or without a leader: it passes.
-UNAVAILABLE: Final = frozenset({503, 10008, 10009, 10023, 10039, 10047, 10074})
+#: Out of resources, which passes as well.
+UNAVAILABLE: Final = NO_LEADER | {10023, 10047}
 REPROVISION_EVERY_S: Final = 1.0
 
 

@@ -25,7 +25,7 @@ from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
 from evpipe.bus.settings import BusSettings
-from evpipe.errors import BusError, BusRefused, BusUnreachable
+from evpipe.errors import BusClosed, BusError, BusRefused, BusUnreachable
 
 log = structlog.get_logger(__name__)
 
@@ -34,6 +34,8 @@ PING_EVERY_S: Final = 1
 PINGS_MISSED_MAX: Final = 2
 RECONNECT_EVERY_S: Final = 0.1
 RECONNECT_EVERY_MAX_S: Final = 0.5
+#: JetStream is starting, moving to another server, or without a leader: it passes.
+NO_LEADER: Final = frozenset({503, 10008, 10009, 10039, 10074})
 #: Bytes that may wait for the socket; nats-py flushes by itself long before.
 PENDING_BYTES_MAX: Final = 64 * 1024 * 1024
 REQUEST_WAIT_S: Final = 5.0
@@ -211,6 +213,8 @@ class Connection:
     async def wait_ready(self) -> None:
         """Wait until there is a client whose subscriptions are in place."""
         while not (self._ready.is_set() and self.connected):
+            if self._closing:
+                raise BusClosed("the bus was closed while the call was waiting")
             if self._ready.is_set():
                 # Lost a moment ago; the supervisor is about to notice.
                 await anyio.sleep(0.01)
@@ -437,13 +441,17 @@ class Connection:
         return found
 
     async def api_patiently(self, request: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
-        """Like `api`, asking again for as long as nobody answers (a restart, an election)."""
+        """Like `api`, asking again for as long as nobody can answer (a restart, an election)."""
         while True:
             await self.wait_ready()
             try:
                 return await self.api(request, body)
             except NotAnswered as error:
                 log.debug("api_not_answered", request=request, no_responders=error.no_responders)
+            except ApiError as error:
+                if error.code not in NO_LEADER:
+                    raise
+                log.debug("api_not_ready", request=request, error=str(error))
             await anyio.sleep(RECONNECT_EVERY_S)
 
 
