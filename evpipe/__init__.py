@@ -24,6 +24,8 @@ from evpipe.errors import (
     WaitTimeout,
 )
 from evpipe.sdk import hook as _hook
+from evpipe.sdk.builder import Pipeline
+from evpipe.sdk.definition import AnyPipeline as _AnyPipeline
 from evpipe.sdk.pipeline import PipelineFunction, pipeline
 from evpipe.sdk.result import RunResult, StepResult
 from evpipe.sdk.retry import Retry
@@ -46,6 +48,7 @@ __all__ = [
     "LimitExceeded",
     "NotFound",
     "NotKnownYet",
+    "Pipeline",
     "PipelineFunction",
     "Retry",
     "RunFailed",
@@ -85,7 +88,7 @@ def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
 
 
-def _run(target: PipelineFunction[..., Any], values: Mapping[str, Any], options: _hook.RunOptions) -> RunResult[Any]:
+def _run(target: _AnyPipeline[..., Any], values: Mapping[str, Any], options: _hook.RunOptions) -> RunResult[Any]:
     from evpipe.hosting.run import run
 
     result: RunResult[Any] = run(target, dict(values), mode=options.mode, key=options.key, timeout_s=options.timeout_s)

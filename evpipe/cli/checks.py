@@ -287,7 +287,7 @@ async def _check_controller(connection: Connection, subjects: Subjects, found: F
         if own_controller:
             found(Check("controller", "ok", "none now: each run on the embedded bus brings its own"))
         else:
-            advice = "host one (evpipe.Controller): runs wait until one is there"
+            advice = "start one with `evpipe controller`: runs wait until one is there"
             found(Check("controller", "warn", "none answers", advice))
     else:
         found(Check("controller", "ok", f"{answer.data.decode(errors='replace')} answers"))

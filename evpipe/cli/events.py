@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from evpipe.cli.output import Command, Exit, coloured, json_text, one_line, output_option, say, url_option, write_data
+from evpipe.cli.output import Command, Exit, coloured, json_text, one_line, output_option, url_option, write_data
 from evpipe.errors import UsageError
 
 if TYPE_CHECKING:
@@ -131,16 +131,17 @@ def events(
 
 
 async def _show(settings: BusSettings, wanted: Wanted, as_json: bool) -> None:
-    from evpipe.client.client import Client
+    from evpipe.cli.connected import connected
 
-    if settings.url is not None:
-        say(f"bus: {settings.url} (configured)")
-    async with Client(settings) as client:
-        if client.embedded is not None:
-            say(f"bus: {client.embedded.url} (embedded, data in {client.embedded.store_dir})")
-        colours = coloured(sys.stdout)
-        async for event in read(client, wanted):
-            write_data(_object_line(event) if as_json else text_line(event, colours=colours))
+    async with connected(settings) as client:
+        await write_events(client, wanted, as_json=as_json)
+
+
+async def write_events(client: Client, wanted: Wanted, *, as_json: bool) -> None:
+    """Write the wanted events, one per line, until there are no more to come."""
+    colours = coloured(sys.stdout)
+    async for event in read(client, wanted):
+        write_data(_object_line(event) if as_json else text_line(event, colours=colours))
 
 
 # ---- reading
@@ -246,8 +247,8 @@ def telling(event: RunEvent) -> str:
     match event.kind:
         case "submitted":
             parameters = data.get("parameters")
-            shown = [f"{k}={_short.repr(v)}" for k, v in parameters.items()] if isinstance(parameters, Mapping) else []
-            return one_line(" ".join([event.pipeline, *shown]))
+            shown = parameters_text(parameters) if isinstance(parameters, Mapping) else ""
+            return one_line(f"{event.pipeline} {shown}")
         case "started":
             return one_line(str(data.get("worker", "")))
         case "succeeded":
@@ -264,6 +265,10 @@ def telling(event: RunEvent) -> str:
             return f"{status} {one_line(_short.repr(data['value']))}" if "value" in data else _because(status, data)
         case _:
             return one_line(" ".join(f"{key}={_short.repr(value)}" for key, value in data.items()))
+
+
+def parameters_text(parameters: Mapping[str, Any]) -> str:
+    return " ".join(f"{name}={_short.repr(value)}" for name, value in parameters.items())
 
 
 def _because(why: str, data: Mapping[str, Any]) -> str:

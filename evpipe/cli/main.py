@@ -1,19 +1,26 @@
-"""`evpipe`: the command line. One module per command; what is heavy is imported when a command runs."""
+"""`evpipe`: the command line. One module per command or group; what is heavy is imported when a command runs."""
 
 from __future__ import annotations
 
 import os
 import sys
+import threading
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
 import click
 
+from evpipe.cli.controller import controller
 from evpipe.cli.doctor import doctor
 from evpipe.cli.events import events
-from evpipe.cli.output import DEBUG_VARIABLE, Exit, json_text, say, show_if_debugging, write_data
+from evpipe.cli.output import DEBUG_VARIABLE, Exit, Group, json_text, say, show_if_debugging, write_data
 from evpipe.cli.run import run
-from evpipe.core.names import nearest
+from evpipe.cli.runs import runs
+from evpipe.cli.worker import worker
+
+#: The name of the thread executor's threads.
+STEP_THREAD = "evpipe-step"
 
 EPILOG = f"""\
 Exit codes: 0 succeeded, 1 the run failed, 2 wrong usage or refused before submit, 3 not found, 4 cancelled,
@@ -22,20 +29,6 @@ Exit codes: 0 succeeded, 1 the run failed, 2 wrong usage or refused before submi
 Data goes to standard output, everything else to standard error. EVPIPE_NATS_URL chooses the bus, EVPIPE_LOG the level
 of logs (debug, info, warning, error), {DEBUG_VARIABLE}=1 shows tracebacks, NO_COLOR=1 leaves out colours.
 """
-
-
-class Group(click.Group):
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
-        try:
-            return super().resolve_command(ctx, args)
-        except click.UsageError as error:
-            text = error.format_message()
-            # Newer versions of click suggest a command themselves.
-            if "did you mean" in text.lower():
-                raise
-            raise click.UsageError(text.rstrip(".") + nearest(args[0], self.commands), ctx) from error
 
 
 def _version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
@@ -55,7 +48,10 @@ def cli() -> None:
 
 
 cli.add_command(run)
+cli.add_command(runs)
 cli.add_command(events)
+cli.add_command(controller)
+cli.add_command(worker)
 cli.add_command(doctor)
 
 
@@ -65,7 +61,23 @@ def main(args: list[str] | None = None) -> NoReturn:
     if sys.stderr is None:
         # Closed by whoever started us: the talk goes nowhere, and no other file becomes descriptor 2.
         sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115 - for as long as the process lives
-    sys.exit(_code(args))
+    code = _code(args)
+    _leave_step_threads(code)
+    sys.exit(code)
+
+
+def _leave_step_threads(code: int) -> None:
+    """End the process here if bodies of steps still run, because they were cancelled or timed out.
+
+    Nothing can end a thread. They are daemons and would die with the process, but Python's own end crashes where one
+    of them is just writing to a standard stream.
+    """
+    if not any(thread.name == STEP_THREAD for thread in threading.enumerate()):
+        return
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError, AttributeError):
+            stream.flush()
+    os._exit(code)
 
 
 def _code(args: list[str]) -> int:

@@ -11,9 +11,10 @@ import base64
 import json
 import math
 import os
+import signal
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from enum import IntEnum
@@ -21,6 +22,7 @@ from typing import Any, Final, TextIO
 
 import click
 
+from evpipe.core.names import nearest
 from evpipe.errors import (
     BusError,
     EvpipeError,
@@ -77,6 +79,35 @@ class Command(click.Command):
             show_if_debugging()
             code = Exit.INTERRUPTED
         ctx.exit(int(code or 0))
+
+
+class Group(click.Group):
+    """Commands under one name; a name that is nearly one is told."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError as error:
+            text = error.format_message()
+            # Newer versions of click suggest a command themselves.
+            if "did you mean" in text.lower():
+                raise
+            raise click.UsageError(text.rstrip(".") + nearest(args[0], self.commands), ctx) from error
+
+
+def seconds(_ctx: click.Context, _param: click.Parameter, text: str | None) -> float | None:
+    """Read an option's number of seconds."""
+    if text is None:
+        return None
+    try:
+        found = float(text)
+    except ValueError:
+        found = math.nan
+    if not 0 < found < math.inf:
+        raise click.BadParameter(f"{text!r} is not a number of seconds above 0.")
+    return found
 
 
 output_option = click.option(
@@ -176,6 +207,26 @@ def coloured(stream: TextIO) -> bool:
     return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
 
+def table_lines(head: Sequence[str], rows: Sequence[Sequence[str]], colours: Mapping[str, str]) -> list[str]:
+    """Write a table for a person: columns side by side, whatever its cells hold on one line each.
+
+    Args:
+        colours: of cells, by what they say; empty where there are to be none.
+    """
+    # The last column has room; a cell before it never is long.
+    lines = [[one_line(cell) or "-" for cell in row[:-1]] + [one_line(row[-1])] for row in (head, *rows)]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
+    return [
+        "  ".join(_coloured_cell(cell.ljust(width), colours) for cell, width in zip(line, widths, strict=True)).rstrip()
+        for line in lines
+    ]
+
+
+def _coloured_cell(cell: str, colours: Mapping[str, str]) -> str:
+    colour = colours.get(cell.rstrip())
+    return click.style(cell, fg=colour) if colour else cell
+
+
 # ---- errors
 
 
@@ -222,6 +273,11 @@ def exit_code(error: BaseException) -> Exit:
             return Exit.BUS
         case _:
             return Exit.FAILED
+
+
+def exit_of_signal(number: signal.Signals) -> Exit:
+    """Give the exit code of what served until this signal came."""
+    return Exit.INTERRUPTED if number == signal.SIGINT else Exit.SUCCEEDED
 
 
 def only_one(error: BaseException) -> BaseException:

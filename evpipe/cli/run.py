@@ -2,45 +2,21 @@
 
 from __future__ import annotations
 
-import math
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from evpipe.cli.output import (
-    Command,
-    Exit,
-    data_apart,
-    json_text,
-    output_option,
-    plain,
-    report,
-    say,
-    url_option,
-    value_text,
-    write_data,
-)
-from evpipe.errors import UsageError, WaitTimeout
+from evpipe.cli.conclusion import conclude, write_result
+from evpipe.cli.output import Command, Exit, data_apart, output_option, report, seconds, url_option
+from evpipe.errors import UsageError
 
 if TYPE_CHECKING:
     from evpipe.cli.talk import Talk
+    from evpipe.sdk.definition import AnyPipeline, Built
     from evpipe.sdk.hook import Mode
-    from evpipe.sdk.pipeline import Built, PipelineFunction
     from evpipe.sdk.result import RunResult
-
-
-def _seconds(_ctx: click.Context, _param: click.Parameter, text: str | None) -> float | None:
-    if text is None:
-        return None
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = math.nan
-    if not 0 < seconds < math.inf:
-        raise click.BadParameter(f"{text!r} is not a number of seconds above 0.")
-    return seconds
 
 
 @click.command(cls=Command)
@@ -56,7 +32,7 @@ def _seconds(_ctx: click.Context, _param: click.Parameter, text: str | None) -> 
     help="bus: the configured bus, or the embedded one; local: in this process, no server; debug: plain calls.",
 )
 @click.option("--key", help="Makes it idempotent: the same key, graph and parameters are the same run.")
-@click.option("--timeout", "timeout_s", metavar="S", callback=_seconds, help="Seconds to wait for the end.")
+@click.option("--timeout", "timeout_s", metavar="S", callback=seconds, help="Seconds to wait for the end.")
 @url_option
 @output_option
 @click.option("-q", "--quiet", is_flag=True, help="Say nothing but warnings and errors.")
@@ -90,10 +66,7 @@ def run(
                 raise
             # Here, where standard output is still apart.
             return report(error, as_json=True, stream=data)
-        if as_json:
-            write_data(json_text(_described(result, talk.error)), data)
-        elif result.status == "succeeded" and result.value is not None:
-            write_data(value_text(result.value), data)
+        write_result(talk, result, as_json=as_json, stream=data)
     return code
 
 
@@ -123,19 +96,8 @@ def _run(
     talk = Talk(sys.stderr, quiet=quiet)
     if note and mode == "bus":
         talk.note(note)
-    try:
-        result = _to_end(built, mode, key, timeout_s, url, talk)
-    except (WaitTimeout, KeyboardInterrupt) as error:
-        if talk.run is None:
-            raise
-        interrupted = isinstance(error, KeyboardInterrupt)
-        talk.error = "interrupted with Ctrl-C" if interrupted else str(error)
-        if not interrupted:
-            say(f"evpipe: {error}")
-        return talk, talk.result(), Exit.INTERRUPTED if interrupted else Exit.TIMEOUT
-    _tell_failure(result, quiet=quiet)
-    codes = {"succeeded": Exit.SUCCEEDED, "cancelled": Exit.CANCELLED}
-    return talk, result, codes.get(result.status, Exit.FAILED)
+    result, code = conclude(talk, lambda: _to_end(built, mode, key, timeout_s, url, talk), quiet=quiet)
+    return talk, result, code
 
 
 def _check_options(mode: Mode, key: str | None, timeout_s: float | None, url: str | None) -> None:
@@ -147,7 +109,7 @@ def _check_options(mode: Mode, key: str | None, timeout_s: float | None, url: st
             raise UsageError(f"{name} means nothing with --mode {mode}: {why}")
 
 
-def read_parameters(pipeline: PipelineFunction[..., Any], params: Sequence[str]) -> dict[str, Any]:
+def read_parameters(pipeline: AnyPipeline[..., Any], params: Sequence[str]) -> dict[str, Any]:
     """Read the -p of a command line, each by the type of its parameter.
 
     Raises:
@@ -185,38 +147,3 @@ def _to_end(
     settings = load_settings(url=url) if mode == "bus" else None
     session = Session(built, mode=mode, key=key, timeout_s=timeout_s, display=talk, settings=settings)
     return anyio.run(session.run)
-
-
-def _tell_failure(result: RunResult[Any], *, quiet: bool) -> None:
-    """Show the traceback of the step that failed the run; the display has said the rest, if it may."""
-    if result.status == "succeeded":
-        return
-    step = result.steps.get(result.failed_step) if result.failed_step is not None else None
-    if step is not None and step.traceback:
-        say(step.traceback.rstrip())
-    if quiet:
-        say(f"evpipe: run {result.id} {result.status}: {' '.join(result.error.split())}")
-
-
-def _described(result: RunResult[Any], error: str) -> dict[str, Any]:
-    """Give the object that `-o json` writes."""
-    return {
-        "id": result.id,
-        "pipeline": result.pipeline,
-        "status": str(result.status),
-        "value": plain(result.value) if result.status == "succeeded" else None,
-        "error": error or result.error or None,
-        "reason": result.reason,
-        "steps": {
-            name: {
-                "status": str(step.status),
-                "attempts": step.attempts,
-                "queued_at": step.queued_at,
-                "started_at": step.started_at,
-                "ended_at": step.ended_at,
-                "error": step.error or None,
-                "reason": step.reason,
-            }
-            for name, step in result.steps.items()
-        },
-    }

@@ -23,6 +23,7 @@ import evpipe
 from evpipe.cli.output import UserCodeRaised
 from evpipe.core.names import nearest
 from evpipe.errors import EvpipeError, UsageError
+from evpipe.sdk.definition import AnyPipeline
 from evpipe.sdk.pipeline import PipelineFunction
 from evpipe.sdk.step import Step
 
@@ -35,7 +36,7 @@ NAMES_SHOWN_MAX: Final = 12
 class Target(NamedTuple):
     """What was found."""
 
-    pipeline: PipelineFunction[..., Any]
+    pipeline: AnyPipeline[..., Any]
     #: Not empty if the module's name is not what the file's name promises: workers elsewhere cannot import it.
     note: str = ""
 
@@ -52,7 +53,7 @@ def find_target(text: str) -> Target:
     if _is_file(place):
         module, note = _import_file(place)
     else:
-        module = _import_module(place)
+        module = import_module(place, _FORMS)
     return Target(_choose(module, place, name), note)
 
 
@@ -74,10 +75,19 @@ def _is_file(place: str) -> bool:
 # ---- importing
 
 
-def _import_module(name: str) -> ModuleType:
+def import_module(name: str, forms: str) -> ModuleType:
+    """Import a module of the user's by its name, as `python -m` would.
+
+    Args:
+        forms: says what may be written, for the sentence that refuses it.
+
+    Raises:
+        UsageError: if there is no such module.
+        UserCodeRaised: if it raised.
+    """
     if _MODULE.match(name) is None:
-        raise UsageError(f"{name!r} is not the name of a module: {_FORMS}")
-    _put_on_path(Path.cwd())
+        raise UsageError(f"{name!r} is not the name of a module: {forms}")
+    put_on_path(Path.cwd())
     try:
         with _user_code(f"importing {name}"):
             return importlib.import_module(name)
@@ -86,7 +96,7 @@ def _import_module(name: str) -> ModuleType:
         # A module that is there and lacks one that it imports is another matter.
         if isinstance(missing, ModuleNotFoundError) and (name == missing.name or name.startswith(f"{missing.name}.")):
             raise UsageError(
-                f"there is no module {name!r} in {Path.cwd()} or among the installed packages: {_FORMS}"
+                f"there is no module {name!r} in {Path.cwd()} or among the installed packages: {forms}"
             ) from None
         raise
 
@@ -108,7 +118,7 @@ def _import_file(place: str) -> tuple[ModuleType, str]:
     if taken:
         name = _safe_name(path)
         note = f"{place} is imported as {name}, because {taken}: a worker of another process will not find its steps"
-    _put_on_path(path.parent)
+    put_on_path(path.parent)
     loaded = sys.modules.get(name)
     if loaded is not None:
         return loaded, note
@@ -157,7 +167,8 @@ def _safe_name(path: Path) -> str:
     return f"evpipe_target_{legal}_{hashlib.sha256(os.fsencode(path)).hexdigest()[:8]}"
 
 
-def _put_on_path(folder: Path) -> None:
+def put_on_path(folder: Path) -> None:
+    """Let modules be found there first, unless Python was told not to."""
     if not sys.flags.safe_path and sys.path[:1] != [str(folder)]:
         sys.path.insert(0, str(folder))
 
@@ -180,8 +191,11 @@ def _user_code(doing: str) -> Iterator[None]:
 
 
 @contextmanager
-def pipeline_body(pipeline: PipelineFunction[..., Any]) -> Iterator[None]:
+def pipeline_body(pipeline: AnyPipeline[..., Any]) -> Iterator[None]:
     """Tell what the pipeline's own body raised while its graph was made from everything else."""
+    if not isinstance(pipeline, PipelineFunction):
+        yield  # a Pipeline has no body: its lines ran when its module was imported
+        return
     code = pipeline.fn.__code__
     try:
         yield
@@ -236,12 +250,12 @@ def _last_line(frames: TracebackType | None) -> str:
 # ---- choosing
 
 
-def _choose(module: ModuleType, place: str, name: str | None) -> PipelineFunction[..., Any]:
-    every = {key: value for key, value in vars(module).items() if isinstance(value, PipelineFunction)}
+def _choose(module: ModuleType, place: str, name: str | None) -> AnyPipeline[..., Any]:
+    every = {key: value for key, value in vars(module).items() if isinstance(value, AnyPipeline)}
     if name is not None:
         return _named(module, every, place, name)
     # One that the module only imported is its choice where it has none of its own.
-    own = {key: value for key, value in every.items() if value.fn.__module__ == module.__name__} or every
+    own = {key: value for key, value in every.items() if value.module == module.__name__} or every
     found = {id(value): key for key, value in own.items()}
     if len(found) == 1:
         return next(iter(own.values()))
@@ -251,9 +265,7 @@ def _choose(module: ModuleType, place: str, name: str | None) -> PipelineFunctio
     raise UsageError(f"{place} has {len(names)} pipelines: say which, as in {place}:{names[0]} ({_listed(names)})")
 
 
-def _named(
-    module: ModuleType, every: dict[str, PipelineFunction[..., Any]], place: str, name: str
-) -> PipelineFunction[..., Any]:
+def _named(module: ModuleType, every: dict[str, AnyPipeline[..., Any]], place: str, name: str) -> AnyPipeline[..., Any]:
     if name in every:
         return every[name]
     by_name = [pipeline for pipeline in every.values() if pipeline.name == name]

@@ -22,7 +22,7 @@ from evpipe.client.events import RunEvent, run_event
 from evpipe.client.handle import RunHandle
 from evpipe.core.names import check_name
 from evpipe.errors import Conflict, NotFound, RemoteProtocolError, UsageError
-from evpipe.sdk.pipeline import Built, PipelineFunction
+from evpipe.sdk.definition import AnyPipeline, Built
 from evpipe.wire.graphs import encode_graph, graph_digest
 from evpipe.wire.messages import Submission, decode_submission, encode_submission
 from evpipe.wire.registry import BUCKET, RunEntry, decode_run_entry
@@ -148,7 +148,7 @@ class Client:
 
     async def submit(
         self,
-        target: PipelineFunction[..., R],
+        target: AnyPipeline[..., R],
         parameters: Mapping[str, Any] | None = None,
         *,
         key: str | None = None,
@@ -169,8 +169,8 @@ class Client:
             UsageError: if the parameters or the graph are wrong; nothing was submitted.
             Conflict: if the key belongs to a run with another graph or other parameters.
         """
-        if not isinstance(target, PipelineFunction):
-            raise UsageError(f"submit takes a function with @pipeline, not a {type(target).__name__}")
+        if not isinstance(target, AnyPipeline):
+            raise UsageError(f"submit takes a function with @pipeline or a Pipeline, not a {type(target).__name__}")
         return await self.submit_built(target.build(dict(parameters or {})), key=key, queue=queue)
 
     async def submit_built(self, built: Built, *, key: str | None = None, queue: str = "") -> RunHandle[Any]:
@@ -206,6 +206,22 @@ class Client:
         if pipelines:
             return RunHandle(bus, run_id, pipelines[0])
         raise NotFound(f"there is no run {run_id}")
+
+    async def find_runs(self, prefix: str) -> list[RunHandle[Any]]:
+        """Give handles of the runs whose id begins like this, the oldest first, from the log."""
+        bus = self.bus
+        found: dict[str, RunHandle[Any]] = {}
+        submits = bus.replay([bus.subjects.events_like(kind="submitted")], up_to=await bus.last_sequence())
+        async for records in submits:
+            for record in records:
+                try:
+                    subject = bus.subjects.parse_event(record.subject)
+                except RemoteProtocolError:
+                    continue
+                if subject.run.startswith(prefix):
+                    # Of a run that two pipelines claim the first has it, as in `get_run`.
+                    found.setdefault(subject.run, RunHandle(bus, subject.run, subject.pipeline))
+        return list(found.values())
 
     async def runs(self, *, pipeline: str | None = None, status: str | None = None) -> list[RunEntry]:
         """List runs, the newest first, from the registry (which may be a moment behind the log)."""

@@ -12,8 +12,8 @@ from evpipe.hosting.debug import run_debug
 from evpipe.hosting.logs import configure_logs
 from evpipe.hosting.loops import outside_of_any_loop
 from evpipe.hosting.session import Session
+from evpipe.sdk.definition import AnyPipeline
 from evpipe.sdk.hook import Mode
-from evpipe.sdk.pipeline import PipelineFunction
 from evpipe.sdk.result import RunResult
 
 R = TypeVar("R")
@@ -22,7 +22,7 @@ MODES = get_args(Mode)
 
 
 def run(
-    target: PipelineFunction[..., R],
+    target: AnyPipeline[..., R],
     params: Mapping[str, Any] | None = None,
     *,
     mode: Mode | None = None,
@@ -48,8 +48,8 @@ def run(
         WaitTimeout: if the run has not ended after `timeout_s`.
     """
     configure_logs()
-    if not isinstance(target, PipelineFunction):
-        raise UsageError(f"run takes a function with @pipeline, not a {type(target).__name__}")
+    if not isinstance(target, AnyPipeline):
+        raise UsageError(f"run takes a function with @pipeline or a Pipeline, not a {type(target).__name__}")
     if mode is not None and mode not in MODES:
         raise UsageError(f"mode must be one of {', '.join(MODES)}, not {mode!r}")
     if mode == "debug":

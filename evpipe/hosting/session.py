@@ -159,8 +159,13 @@ class Session:
                 raise WaitTimeout(
                     f"run {handle.id} had not ended after {self._timeout_s:g} s and was cancelled: this process ran it"
                 )
+            self._say_how_it_goes_on(handle)
             raise WaitTimeout(f"run {handle.id} has not ended after {self._timeout_s:g} s; it goes on")
         return run
+
+    def _say_how_it_goes_on(self, handle: RunHandle[Any]) -> None:
+        watch, cancel = f"`evpipe runs watch {handle.id}`", f"`evpipe runs cancel {handle.id}`"
+        self._display.note(f"run {handle.id} goes on; watch it with {watch}, cancel it with {cancel}")
 
     def _saw(self, run: Run) -> None:
         self._run = run
@@ -184,7 +189,7 @@ class Session:
                             await self._cancel(handle, "interrupted with Ctrl-C")
                             task_group.cancel_scope.cancel()
                 else:
-                    self._display.note(f"run {handle.id} goes on; follow it with `evpipe events --run {handle.id}`")
+                    self._say_how_it_goes_on(handle)
                 scope.cancel()
                 return
 

@@ -6,21 +6,26 @@ plain function or adds a step. A build lives for one call of the body; its handl
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextvars import ContextVar, Token
 from inspect import BoundArguments, Parameter
 from types import TracebackType
-from typing import Any
+from typing import Any, ClassVar, TypeAlias
 
 from evpipe.core.bindings import TREE_DEPTH_MAX, OutputRef, Tree
 from evpipe.core.graph import STEPS_MAX, Step
 from evpipe.core.names import NAME_LENGTH_MAX
 from evpipe.errors import LimitExceeded, UsageError
-from evpipe.sdk.handle import Handle
+from evpipe.sdk.handle import Handle, ParameterHandle, Placeholder
 from evpipe.sdk.shape import Shape
 
 _LEAVES = frozenset({type(None), bool, int, float, str, bytes})
 _CONTAINERS = (list, tuple, dict, set, frozenset)
+_PLACEHOLDERS = frozenset({Handle, ParameterHandle})
+
+#: Type of a value -> what makes a tree of it, given the value and the name of its place for messages.
+Readers: TypeAlias = Mapping[type, Callable[[Any, str], Tree]]
+_NO_READERS: Readers = {}
 _current: ContextVar[Build | None] = ContextVar("evpipe_build", default=None)
 
 
@@ -31,6 +36,9 @@ def current_build() -> Build | None:
 
 class Build:
     """The steps that a pipeline's body has added so far. Enter it around the body."""
+
+    #: What to do about a name that another step has.
+    rename: ClassVar[str] = "give this one another name, or none, then it gets a free one"
 
     def __init__(self, pipeline: str, queue: str) -> None:
         self.pipeline = pipeline
@@ -76,10 +84,7 @@ class Build:
 
         """
         if name in self.steps:
-            raise UsageError(
-                f"pipeline {self.pipeline!r} has a step named {name!r} already: give this one another name, "
-                "or none, then it gets a free one"
-            )
+            raise UsageError(f"pipeline {self.pipeline!r} has a step named {name!r} already: {self.rename}")
         return name
 
     def add(self, step: Step, shape: Shape) -> Handle:
@@ -108,9 +113,10 @@ class Build:
         by_position = any(
             p.kind is Parameter.VAR_POSITIONAL and bound.arguments.get(p.name) for p in signature.values()
         )
+        readers = self.argument_readers(step)
         for name, value in bound.arguments.items():
             kind = signature[name].kind
-            tree = self.tree(value, f"argument {name!r} of step {step!r}")
+            tree = self.tree(value, f"argument {name!r} of step {step!r}", readers)
             if kind is Parameter.VAR_POSITIONAL:
                 positional.extend(tree)
             elif kind is Parameter.POSITIONAL_ONLY or (by_position and kind is Parameter.POSITIONAL_OR_KEYWORD):
@@ -123,18 +129,23 @@ class Build:
                 named[name] = tree
         return {"*": positional, **named} if positional else named
 
+    def argument_readers(self, _step: str) -> Readers:
+        """Say what is read in the arguments of a step: nothing, a text is a text."""
+        return _NO_READERS
+
     def parents(self, after: tuple[Handle | str, ...], where: str) -> tuple[str, ...]:
         """Give the names of the steps in an `after=` option, each once."""
         names = (item if isinstance(item, str) else self._own(item, f"{where}: after").step for item in after)
         return tuple(dict.fromkeys(names))
 
-    def tree(self, value: Any, where: str, depth: int = 0) -> Tree:
+    def tree(self, value: Any, where: str, readers: Readers = _NO_READERS, depth: int = 0) -> Tree:
         """Copy a value with a reference for every handle in it.
 
         Copied, because the body may go on to change its list after the call.
 
         Args:
             where: names the value in messages.
+            readers: for values that stand for others here.
 
         Raises:
             UsageError: for a handle of another build, or at a place where it cannot stand.
@@ -142,9 +153,11 @@ class Build:
 
         """
         cls: Any = type(value)
+        if cls in readers:
+            return readers[cls](value, where)
         if cls in _LEAVES:
             return value
-        if cls is Handle:
+        if cls in _PLACEHOLDERS:
             return self._own(value, where)
         if not issubclass(cls, _CONTAINERS):
             return value
@@ -156,35 +169,37 @@ class Build:
                 allowed=TREE_DEPTH_MAX,
             )
         if cls is dict:
-            self._refuse_handles(value, where, "as a key of a dict: only its values may be handles")
-            return {key: self.tree(child, where, depth + 1) for key, child in value.items()}
+            self._refuse_references(value, where, _NO_READERS, "as a key of a dict: only its values may be handles")
+            return {key: self.tree(child, where, readers, depth + 1) for key, child in value.items()}
         if cls is list or cls is tuple or (issubclass(cls, tuple) and hasattr(cls, "_fields")):
-            children = [self.tree(child, where, depth + 1) for child in value]
+            children = [self.tree(child, where, readers, depth + 1) for child in value]
             return children if cls is list else tuple(children) if cls is tuple else cls(*children)
         # A set, or a class derived from list or dict: a value like any other, but not one to put a handle into.
         inside = value.values() if issubclass(cls, dict) else value
-        self._refuse_handles(inside, where, f"inside a {cls.__name__}: use a list, tuple or dict")
+        self._refuse_references(inside, where, readers, f"inside a {cls.__name__}: use a list, tuple or dict")
         return value
 
-    def foreign(self, handle: Handle) -> str:
+    def foreign(self, handle: Placeholder) -> str:
         """Say why a handle of this build cannot be used where it is used."""
         state = "is from a build that has ended" if self.ended else "is from another pipeline"
         return f"{handle!r} {state}: a handle can only be used in the body of its own pipeline, while that is built"
 
-    def _own(self, handle: Handle, where: str) -> OutputRef:
+    def _own(self, handle: Any, where: str) -> Any:
+        """Give the reference of a placeholder, which must be one of this build."""
         if handle._build is not self or self.ended:
             raise UsageError(f"{where}: {handle._build.foreign(handle)}")
         return handle._ref
 
     @staticmethod
-    def _refuse_handles(values: Any, where: str, problem: str) -> None:
+    def _refuse_references(values: Any, where: str, readers: Readers, problem: str) -> None:
         for value in values:
-            if type(value) is Handle:
+            cls = type(value)
+            if cls in _PLACEHOLDERS or (cls in readers and type(readers[cls](value, where)) is not cls):
                 raise UsageError(f"{where}: {value!r} cannot stand {problem}")
 
 
 def refuse_handles(args: tuple[Any, ...], kwargs: Mapping[str, Any], where: str) -> None:
     """Refuse handles as arguments of a plain call, where no pipeline is being built."""
     for value in (*args, *kwargs.values()):
-        if type(value) is Handle:
+        if type(value) in _PLACEHOLDERS:
             raise UsageError(f"{where}: {value._build.foreign(value)}")

@@ -20,32 +20,35 @@ from evpipe.errors import UsageError
 _BY_NAME = "a worker finds a step by its module and name"
 
 
-def check_step_function(fn: object) -> Callable[..., Any]:
+def check_step_function(fn: object, cannot: str = "@step cannot decorate") -> Callable[..., Any]:
     """Return `fn` if a worker can find it by name and a call of it gives one value.
+
+    Args:
+        cannot: how the message starts; what the function is follows.
 
     Raises:
         UsageError: if not; says what it is and what to write instead.
 
     """
     if not isinstance(fn, types.FunctionType):
-        raise UsageError(f"@step cannot decorate {_not_a_function('@step', fn)}")
+        raise UsageError(f"{cannot} {_not_a_function('@step', fn)}")
     name = f"{fn.__module__}.{fn.__qualname__}"
     if fn.__name__ == "<lambda>":
-        raise UsageError(f"@step cannot decorate a lambda ({name}): {_BY_NAME}; write a `def` at module level")
+        raise UsageError(f"{cannot} a lambda ({name}): {_BY_NAME}; write a `def` at module level")
     if inspect.isgeneratorfunction(fn) or inspect.isasyncgenfunction(fn):
-        raise UsageError(f"@step cannot decorate the generator function {name}: a step gives one value; return a list")
+        raise UsageError(f"{cannot} the generator function {name}: a step gives one value; return a list")
     if "<locals>" in fn.__qualname__:
         raise UsageError(
-            f"@step cannot decorate {name}, which is defined inside a function: {_BY_NAME}; move it to module level "
+            f"{cannot} {name}, which is defined inside a function: {_BY_NAME}; move it to module level "
             "(where it comes from a decorator below @step, that one needs functools.wraps)"
         )
     if "." in fn.__qualname__:
         raise UsageError(
-            f"@step cannot decorate {name}, which is defined in a class: {_BY_NAME}; "
+            f"{cannot} {name}, which is defined in a class: {_BY_NAME}; "
             "write a function at module level that takes the object's data as arguments"
         )
     if not fn.__module__ or not fn.__qualname__.isidentifier():
-        raise UsageError(f"@step cannot decorate {name}, which has no name in a module: {_BY_NAME}; write a `def`")
+        raise UsageError(f"{cannot} {name}, which has no name in a module: {_BY_NAME}; write a `def`")
     return fn
 
 

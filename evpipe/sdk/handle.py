@@ -1,8 +1,9 @@
-"""`Handle`: what a step call in a pipeline gives, in place of a value that is not there yet.
+"""Placeholders: what stands in a pipeline for a value that is not there yet.
 
-To a type checker it is the value; at run time it can be passed on, indexed and, where its length is
-known, unpacked. Whatever else Python may do with a value is refused at that line: code that goes on with
-a placeholder as if it were the value goes wrong much later and far away.
+A `Handle` is what a step call gives, a `ParameterHandle` what `Pipeline.param` gives. To a type checker either
+is the value; at run time it can be passed on, and a handle can be indexed and, where its length is known,
+unpacked. Whatever else Python may do with a value is refused at that line: code that goes on with a
+placeholder as if it were the value goes wrong much later and far away.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from evpipe.core.bindings import Key, OutputRef
+from evpipe.core.bindings import Key, OutputRef, ParameterRef
 from evpipe.errors import NotKnownYet, UsageError
 from evpipe.sdk.shape import Shape, of_names
 
@@ -18,19 +19,54 @@ if TYPE_CHECKING:
     from evpipe.sdk.build import Build
 
 
-class Handle:
-    """The value of a step, or of a part of it, in the pipeline that is being built."""
+class Placeholder:
+    """What refuses every use but being passed on."""
 
     # All names are private: a public one would hide a field of a NamedTuple.
-    __slots__ = ("_build", "_ref", "_shape")
+    __slots__ = ("_build", "_ref")
 
     _build: Build
+    _ref: OutputRef | ParameterRef
+
+    def __init__(self, build: Build, ref: OutputRef | ParameterRef) -> None:
+        for name, value in (("_build", build), ("_ref", ref)):
+            object.__setattr__(self, name, value)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_") and name.endswith("_"):
+            # A protocol asks whether it may (`__array_interface__`, `_repr_html_`), a debugger looks around.
+            raise AttributeError(name)
+        return self._attribute(name)
+
+    # Equality is refused below, and identity is all that a debugger or a dict of handles needs.
+    __hash__ = object.__hash__
+
+    def _attribute(self, name: str) -> Any:
+        raise not_known_yet(self, f"asked for its attribute {name!r}", _RETURN_IT)
+
+
+class ParameterHandle(Placeholder):
+    """The value of a parameter of a `Pipeline`."""
+
+    __slots__ = ()
+
+    _ref: ParameterRef
+
+    def __repr__(self) -> str:
+        return f"<parameter {self._ref.name!r} of pipeline {self._build.pipeline!r}>"
+
+
+class Handle(Placeholder):
+    """The value of a step, or of a part of it, in the pipeline that is being built."""
+
+    __slots__ = ("_shape",)
+
     _ref: OutputRef
     _shape: Shape
 
     def __init__(self, build: Build, ref: OutputRef, shape: Shape) -> None:
-        for name, value in (("_build", build), ("_ref", ref), ("_shape", shape)):
-            object.__setattr__(self, name, value)
+        super().__init__(build, ref)
+        object.__setattr__(self, "_shape", shape)
 
     def __getitem__(self, key: object) -> Handle:
         if isinstance(key, slice):
@@ -40,18 +76,6 @@ class Handle:
                 self, f"indexed by {key!r}", "take a part by a text key or a whole number, or index it in a step"
             )
         return self._part(key)
-
-    def __getattr__(self, name: str) -> Handle:
-        if name.startswith("_") and name.endswith("_"):
-            # A protocol asks whether it may (`__array_interface__`, `_repr_html_`), a debugger looks around.
-            raise AttributeError(name)
-        shape = self._shape
-        if shape.has_fields:
-            return self._part(name)
-        instead = (
-            f"its outputs are {of_names(shape.names)}" if shape.names else "use it in a step and return what you need"
-        )
-        raise not_known_yet(self, f"asked for its attribute {name!r}", instead)
 
     def __iter__(self) -> Iterator[Handle]:
         length = self._shape.length
@@ -73,8 +97,13 @@ class Handle:
     def __repr__(self) -> str:
         return f"<handle {self._ref} of pipeline {self._build.pipeline!r}>"
 
-    # Equality is refused below, and identity is all that a debugger or a dict of handles needs.
-    __hash__ = object.__hash__
+    def _attribute(self, name: str) -> Handle:
+        shape = self._shape
+        if shape.has_fields:
+            return self._part(name)
+        if shape.names:
+            raise not_known_yet(self, f"asked for its attribute {name!r}", f"its outputs are {of_names(shape.names)}")
+        raise not_known_yet(self, f"asked for its attribute {name!r}", _RETURN_IT)
 
     def _part(self, key: Key) -> Handle:
         if self._build.ended:
@@ -83,13 +112,15 @@ class Handle:
         return Handle(self._build, OutputRef(self._ref.step, (*self._ref.path, key)), self._shape.part(key))
 
 
-def describe(ref: OutputRef) -> str:
-    """Name a value for a person: "the value of step 'train'", "train['score']"."""
+def describe(ref: OutputRef | ParameterRef) -> str:
+    """Name a value for a person: "the value of step 'train'", "train['score']", "the parameter 'rows'"."""
+    if isinstance(ref, ParameterRef):
+        return f"the parameter {ref.name!r}"
     return str(ref) if ref.path else f"the value of step {ref.step!r}"
 
 
-def not_known_yet(handle: Handle, done: str, instead: str) -> NotKnownYet:
-    """Make the error for a use of a handle.
+def not_known_yet(handle: Placeholder, done: str, instead: str) -> NotKnownYet:
+    """Make the error for a use of a handle or a parameter.
 
     Args:
         done: what was done with it ("compared").
@@ -100,6 +131,7 @@ def not_known_yet(handle: Handle, done: str, instead: str) -> NotKnownYet:
     return NotKnownYet(f"{what} is not known while the pipeline is being built, so it cannot be {done}: {instead}")
 
 
+_RETURN_IT = "use it in a step and return what you need"
 _IN_A_STEP = "pass it to a step and do that there"
 _SHOW = "pass it to a step and show it there (repr() names the handle)"
 
@@ -123,7 +155,10 @@ _REFUSED: dict[str, tuple[str, str]] = {
     "made bytes or a path": ("bytes fspath", _IN_A_STEP),
     "called": ("call", "pass it to a step and call it there"),
     "awaited": ("await", "a step that takes it as an argument runs when it is there"),
-    "iterated over": ("next aiter anext", "pass it whole to a step"),
+    # A handle may be indexed and, where its length is known, iterated over and measured; a parameter never.
+    "indexed": ("getitem", "pass it to a step and index it there"),
+    "iterated over": ("iter next aiter anext", "pass it whole to a step"),
+    "measured with len()": ("len", "take its length in a step"),
     "entered with `with`": ("enter exit aenter aexit", "pass it to a step and enter it there"),
     "changed": ("setattr delattr setitem delitem", "pass it to a step that returns the changed value"),
     "copied or pickled": ("copy deepcopy reduce reduce_ex", "pass the handle itself on, to as many steps as need it"),
@@ -131,7 +166,7 @@ _REFUSED: dict[str, tuple[str, str]] = {
 
 
 def _refusal(done: str, instead: str) -> Callable[..., NoReturn]:
-    def refuse(self: Handle, *_: Any, **__: Any) -> NoReturn:
+    def refuse(self: Placeholder, *_: Any, **__: Any) -> NoReturn:
         raise not_known_yet(self, done, instead)
 
     return refuse
@@ -140,4 +175,4 @@ def _refusal(done: str, instead: str) -> Callable[..., NoReturn]:
 # By a table, because seventy methods that differ in a word would hide the word.
 for _done, (_methods, _instead) in _REFUSED.items():
     for _method in _methods.split():
-        setattr(Handle, f"__{_method}__", _refusal(_done, _instead))
+        setattr(Placeholder, f"__{_method}__", _refusal(_done, _instead))

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 from evpipe.sdk.result import RunResult
 
 if TYPE_CHECKING:
-    from evpipe.sdk.pipeline import PipelineFunction
+    from evpipe.sdk.definition import AnyPipeline
 
 Mode: TypeAlias = Literal["bus", "local", "debug"]
 
@@ -30,7 +30,7 @@ class RunOptions:
     timeout_s: float | None = None
 
 
-RunHook: TypeAlias = "Callable[[PipelineFunction[..., Any], Mapping[str, Any], RunOptions], RunResult[Any]]"
+RunHook: TypeAlias = "Callable[[AnyPipeline[..., Any], Mapping[str, Any], RunOptions], RunResult[Any]]"
 
 #: Runs a pipeline with these values of its parameters, blocks, gives the result.
 run_hook: RunHook

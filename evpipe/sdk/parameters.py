@@ -23,16 +23,36 @@ def parameters_of(fn: Callable[..., Any], signature: inspect.Signature, of: str)
 
     """
     namespace = namespace_of(fn)
-    parameters: list[Parameter] = []
-    for name, found in signature.parameters.items():
-        where = f"parameter {name!r} of pipeline {of!r}"
-        kind = _ANY if found.annotation is found.empty else parameter_type(found.annotation, namespace, where)
-        default = REQUIRED if found.default is found.empty else found.default
-        problem = None if default is REQUIRED else kind.problem(default, f"the default of {where}")
-        if problem:
-            raise UsageError(problem)
-        parameters.append(Parameter(name=name, type=kind, default=default))
-    return tuple(parameters)
+    return tuple(
+        make_parameter(
+            name,
+            Any if found.annotation is found.empty else found.annotation,
+            REQUIRED if found.default is found.empty else found.default,
+            namespace,
+            of,
+        )
+        for name, found in signature.parameters.items()
+    )
+
+
+def make_parameter(name: str, annotation: Any, default: Any, namespace: dict[str, Any], of: str) -> Parameter:
+    """Make one parameter.
+
+    Args:
+        default: `REQUIRED` if it has none.
+        namespace: globals of the module in which the annotation was written.
+        of: the pipeline's name, for messages.
+
+    Raises:
+        UsageError: if the default is not of its type, or the type cannot be one of a parameter.
+
+    """
+    where = f"parameter {name!r} of pipeline {of!r}"
+    kind = parameter_type(annotation, namespace, where)
+    problem = None if default is REQUIRED else kind.problem(default, f"the default of {where}")
+    if problem:
+        raise UsageError(problem)
+    return Parameter(name=name, type=kind, default=default)
 
 
 def parse_parameter(parameter: Parameter, text: str) -> Any:

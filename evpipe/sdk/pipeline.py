@@ -5,56 +5,32 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any, Generic, ParamSpec, Protocol, TypeVar, overload
+from typing import Any, ParamSpec, Protocol, TypeVar, overload
 
-from evpipe.core.graph import Graph
-from evpipe.core.names import check_name
 from evpipe.core.parameters import Parameter, check_parameters
 from evpipe.errors import UsageError
-from evpipe.sdk import hook
 from evpipe.sdk.build import Build, current_build, refuse_handles
+from evpipe.sdk.definition import QUEUE_DEFAULT, AnyPipeline, Built, PipelineOptions
 from evpipe.sdk.functions import check_pipeline_function, name_for
-from evpipe.sdk.hook import Mode, RunOptions
 from evpipe.sdk.parameters import parameters_of
-from evpipe.sdk.result import RunResult
 
 P = ParamSpec("P")
 R = TypeVar("R")
 R_co = TypeVar("R_co", covariant=True)
 
-QUEUE_DEFAULT = "default"
+#: `Built` is handed on: it came from here before there were two styles.
+__all__ = ["Built", "PipelineDecorator", "PipelineFunction", "pipeline"]
 
 
-@dataclass(frozen=True, slots=True)
-class Built:
-    """What one call of a pipeline's body made."""
-
-    graph: Graph
-    #: One entry per parameter of the pipeline, with the defaults filled in.
-    parameters: dict[str, Any]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PipelineOptions:
-    version: str
-    #: Of the steps that name none.
-    queue: str
-    fail_fast: bool
-    deadline_s: float | None
-    description: str
-
-
-class PipelineFunction(Generic[P, R_co]):
+class PipelineFunction(AnyPipeline[P, R_co]):
     """A function decorated with `@pipeline`. Made by the decorator only."""
 
     __name__: str
 
     def __init__(self, fn: Callable[P, R_co], name: str, options: PipelineOptions) -> None:
         functools.update_wrapper(self, fn)
-        self.name = name
+        super().__init__(name, options, fn.__module__)
         self._fn = fn
-        self._options = options
         # Not named __signature__: inspect would take it for the one of calls, which it is, but before it is made.
         self._signature = inspect.signature(fn)
         for parameter in self._signature.parameters.values():
@@ -68,10 +44,6 @@ class PipelineFunction(Generic[P, R_co]):
     def fn(self) -> Callable[P, R_co]:
         """The undecorated function."""
         return self._fn
-
-    @property
-    def version(self) -> str:
-        return self._options.version
 
     @functools.cached_property
     def parameters(self) -> tuple[Parameter, ...]:
@@ -116,77 +88,18 @@ class PipelineFunction(Generic[P, R_co]):
             args, kwargs = self._arguments(copies)
             returned = self._fn(*args, **kwargs)
             output = build.tree(returned, f"the value returned by pipeline {self.name!r}")
-        graph = Graph(
-            pipeline=self.name,
-            version=self.version,
-            steps=build.steps,
-            output=output,
-            parameters=self.parameters,
-            fail_fast=self._options.fail_fast,
-            deadline_s=self._options.deadline_s,
-            description=self._options.description,
-        )
-        return Built(graph, parameters)
-
-    def bind(self, *args: P.args, **kwargs: P.kwargs) -> Mapping[str, Any]:
-        """Give the value of every parameter for a call with these arguments.
-
-        Raises:
-            UsageError: if one is unknown (the nearest name is suggested), missing, there twice or of the wrong type.
-
-        """
-        by_position = [p.name for p in self._signature.parameters.values() if p.kind is not p.KEYWORD_ONLY]
-        if len(args) > len(by_position):
-            raise UsageError(f"pipeline {self.name!r} takes {len(by_position)} by position, and {len(args)} were given")
-        given = dict(zip(by_position, args, strict=False))
-        for name, value in kwargs.items():
-            if name in given:
-                raise UsageError(f"pipeline {self.name!r} got two values for the parameter {name!r}")
-            given[name] = value
-        return check_parameters(self.parameters, given, of=self.name)
-
-    def run(self, *args: P.args, **kwargs: P.kwargs) -> RunResult[R_co]:
-        """Run the pipeline and wait for its end.
-
-        Raises:
-            UsageError: if the arguments or the graph are wrong.
-
-        """
-        return self.options().run(*args, **kwargs)
-
-    def options(
-        self, *, mode: Mode | None = None, key: str | None = None, timeout_s: float | None = None
-    ) -> PipelineRun[P, R_co]:
-        """Say how to run it, as in `churn.options(mode="local").run(rows=500)`.
-
-        Args:
-            mode: what runs it; None: as configured.
-            key: with the same key, graph and parameters there is only one run.
-            timeout_s: seconds to wait for the end; the run itself goes on after them.
-
-        """
-        return PipelineRun(self, RunOptions(mode=mode, key=key, timeout_s=timeout_s))
+        return Built(self._graph(build.steps, output), parameters)
 
     def __repr__(self) -> str:
-        version = f" {self.version}" if self.version else ""
-        return f"<pipeline {self.name!r}{version}: {self._fn.__module__}.{self._fn.__qualname__}>"
+        return f"<{self._titled()}: {self._fn.__module__}.{self._fn.__qualname__}>"
+
+    def _by_position(self) -> tuple[str, ...]:
+        return tuple(p.name for p in self._signature.parameters.values() if p.kind is not p.KEYWORD_ONLY)
 
     def _arguments(self, values: dict[str, Any]) -> tuple[list[Any], dict[str, Any]]:
         found = self._signature.parameters.values()
         positional = [values.pop(p.name) for p in found if p.kind is p.POSITIONAL_ONLY]
         return positional, values
-
-
-@dataclass(frozen=True, slots=True)
-class PipelineRun(Generic[P, R_co]):
-    """A pipeline and how to run it."""
-
-    pipeline: PipelineFunction[P, R_co]
-    how: RunOptions = field(default_factory=RunOptions)
-
-    def run(self, *args: P.args, **kwargs: P.kwargs) -> RunResult[R_co]:
-        """Run the pipeline and wait for its end."""
-        return hook.run_hook(self.pipeline, self.pipeline.bind(*args, **kwargs), self.how)
 
 
 class PipelineDecorator(Protocol):
@@ -235,9 +148,6 @@ def pipeline(
     def decorate(fn: object) -> PipelineFunction[..., Any]:
         function = check_pipeline_function(fn)
         pipeline_name = name_for("pipeline", function, name)
-        check_name(f"pipeline {pipeline_name!r}: queue", queue)
-        # An empty graph with the same options: what is wrong with them is said here, in the sentences of the core.
-        Graph(pipeline=pipeline_name, version=version, deadline_s=deadline_s)
         options = PipelineOptions(
             version=version, queue=queue, fail_fast=fail_fast, deadline_s=deadline_s, description=description
         )

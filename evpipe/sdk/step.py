@@ -10,7 +10,7 @@ import copy
 import functools
 import inspect
 import sys
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Generic, ParamSpec, Protocol, TypeVar, cast, overload
 
@@ -81,7 +81,7 @@ class Step(Generic[P, R_co]):
             UsageError: for an option that is not allowed.
 
         """
-        where = f"step {self.name!r}"
+        where = f"step {(self._exact_name or self.name)!r}"
         given = {
             "queue": queue,
             "executor": executor,
@@ -251,8 +251,6 @@ def step(
         if isinstance(fn, Step):
             raise UsageError(f"{fn!r} is a step already: {fn.__name__}.options(...) gives it other options")
         function = check_step_function(fn)
-        step_name = name_for("step", function, name)
-        is_coroutine = inspect.iscoroutinefunction(function)
         given = {
             "queue": queue,
             "executor": executor,
@@ -263,7 +261,13 @@ def step(
             "after": after,
             "description": description,
         }
-        options = StepOptions(**check_options(given, f"step {step_name!r}", is_coroutine=is_coroutine))
-        return (CoroutineStep if is_coroutine else FunctionStep)(function, step_name, options)
+        return make_step(function, name_for("step", function, name), given)
 
     return decorate if fn is None else decorate(fn)
+
+
+def make_step(fn: Callable[..., Any], name: str, given: Mapping[str, object]) -> Step[..., Any]:
+    """Make a step of a function that was checked; options that are not given are at their defaults."""
+    is_coroutine = inspect.iscoroutinefunction(fn)
+    options = check_options({"executor": None, **given}, f"step {name!r}", is_coroutine=is_coroutine)
+    return (CoroutineStep if is_coroutine else FunctionStep)(fn, name, StepOptions(**options))

@@ -2,13 +2,14 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from evpipe.bus.server import ServerProcess
-from tests.cli.helpers import REPOSITORY, CommandLine, clean_environment, leave
+from tests.cli.helpers import REPOSITORY, CommandLine, Host, clean_environment, leave
+from tests.e2e.helpers import Witness
 
 
 @pytest.fixture
@@ -47,3 +48,27 @@ def hosted_bus(bus: CommandLine) -> Iterator[CommandLine]:
         yield bus
     finally:
         leave(host)
+
+
+@pytest.fixture
+def host(bus: CommandLine, tmp_path: Path) -> Iterator[Callable[..., Host]]:
+    """Start `evpipe controller` or `evpipe worker` on the configured bus; what still serves at the end is killed."""
+    hosts: list[Host] = []
+
+    def start(*args: str, line: CommandLine = bus) -> Host:
+        hosts.append(Host(line, tmp_path / f"host{len(hosts)}", *args))
+        return hosts[-1]
+
+    yield start
+    for host in hosts:
+        host.clean()
+
+
+@pytest.fixture
+def witness(tmp_path: Path) -> Witness:
+    return Witness(tmp_path / "witness")
+
+
+@pytest.fixture
+def gate(tmp_path: Path) -> Path:
+    return tmp_path / "gate"

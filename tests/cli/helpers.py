@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 REPOSITORY = Path(__file__).parents[2]
 PROGRAM = Path(sys.executable).parent / "evpipe"
@@ -86,6 +87,44 @@ def leave(process: subprocess.Popen[str]) -> None:
         process.kill()
         process.communicate()
         raise
+
+
+class Host:
+    """A command line that serves until it is told to leave; its logs go to a file."""
+
+    def __init__(self, line: CommandLine, folder: Path, *args: str) -> None:
+        self._err = folder / "err"
+        folder.mkdir()
+        with (folder / "out").open("w") as out, self._err.open("w") as err:
+            self.process = subprocess.Popen(
+                [PROGRAM, *args], env=line.env, cwd=line.cwd, stdin=subprocess.DEVNULL, stdout=out, stderr=err
+            )
+
+    @property
+    def err(self) -> str:
+        return self._err.read_text()
+
+    def logged(self, event: str) -> list[dict[str, Any]]:
+        """Give its log lines of this event; whatever else it says is no log line."""
+        lines = [line for line in self.err.splitlines(keepends=True) if line.startswith("{") and line.endswith("}\n")]
+        return [found for found in map(json.loads, lines) if found["event"] == event]
+
+    def until_logged(self, event: str) -> Self:
+        until(lambda: bool(self.logged(event)) or self.process.poll() is not None, f"{event} is logged")
+        assert self.logged(event), self.err
+        return self
+
+    def signal(self, number: signal.Signals) -> None:
+        self.process.send_signal(number)
+
+    def finish(self) -> int:
+        """Wait for its end; gives its exit code."""
+        return self.process.wait(PATIENCE_S)
+
+    def clean(self) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+            self.process.wait()
 
 
 def until(condition: Callable[[], bool], what: str) -> None:

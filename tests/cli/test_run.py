@@ -160,3 +160,10 @@ def test_unreachable(evpipe: CommandLine) -> None:
     assert done.err.startswith("bus: nats://127.0.0.1:1 (configured)\nevpipe: no NATS server answers")
     assert "url = nats://127.0.0.1:1 from --url" in looked.out
     assert looked.out.splitlines()[-1] == f"fail  bus          {done.json['error']}"
+
+
+def test_steps_that_go_on_writing(evpipe: CommandLine) -> None:
+    """Threads of steps that cannot be stopped do not spoil the exit code, though they write to the end."""
+    buffered = evpipe.without("PYTHONUNBUFFERED")
+    for _ in range(3):
+        assert buffered("run", "tests.cli.noisy:noisy", "--mode", "local", "--timeout", "0.3").code == 124

@@ -16,6 +16,11 @@ SINCE = "a duration (90s, 10m, 2h, 1d) or a time (2025-11-23T14:30, 2025-11-23T1
 HELP = "(see `evpipe run --help`)"
 NOT_THERE = f"in {REPOSITORY} or among the installed packages: {FORMS}"
 NAME = "1 to 64 letters, digits, '_' and '-', the first a letter or digit"
+CODE = "write --code my_package or --code my_package.steps"
+CODE_THERE = f"or among the installed packages: {CODE}"
+PREFIX = "is not the beginning of a run id: 4 or more of a-z and 0-9"
+STATUSES = "'submitted', 'running', 'succeeded', 'failed', 'cancelled'"
+URL = "url is 'http://a:1' with the unknown scheme 'http': expected nats://host:port or tls://host:port"
 
 WRONG = [
     ("run a:", 2, f"'a:' is not a target: {FORMS}"),
@@ -69,6 +74,44 @@ WRONG = [
     ("events --run abc", 2, "'abc' is not a run id: it has 8 to 32 lower-case letters and digits"),
     ("events --since yesterday", 2, f"--since 'yesterday' is not a sequence (1500), {SINCE}"),
     ("events --since 99999999999d", 2, f"--since '99999999999d' is not a sequence (1500), {SINCE}"),
+    ("worker -q a.b", 2, f"queue name 'a.b' is not allowed: allowed are {NAME}"),
+    ("worker -q gpu -q a -q gpu", 2, "the queue 'gpu' is given twice"),
+    (
+        "worker --slots 0",
+        2,
+        "Invalid value for '--slots': 0 is not in the range 1<=x<=10000 (see `evpipe worker --help`)",
+    ),
+    (
+        "worker --drain-timeout -1",
+        2,
+        "Invalid value for '--drain-timeout': '-1' is not a number of seconds above 0 (see `evpipe worker --help`)",
+    ),
+    (
+        "worker --code tests.cli.nosuch",
+        2,
+        f"there is no module 'tests.cli.nosuch' in {REPOSITORY} {CODE_THERE}",
+    ),
+    ("worker --code pipelines.py", 2, f"there is no module 'pipelines.py' in {REPOSITORY} {CODE_THERE}"),
+    ("worker --code a-b", 2, f"'a-b' is not the name of a module: {CODE}"),
+    ("controller --url http://a:1", 2, URL),
+    ("worker --url http://a:1", 2, URL),
+    ("runs lst", 2, "No such command 'lst'. Did you mean 'list'? (see `evpipe runs --help`)"),
+    ("runs show", 2, "Missing argument 'RUN' (see `evpipe runs show --help`)"),
+    ("runs show abc", 2, f"Invalid value for 'RUN': 'abc' {PREFIX} (see `evpipe runs show --help`)"),
+    ("runs watch ABCDE", 2, f"Invalid value for 'RUN': 'ABCDE' {PREFIX} (see `evpipe runs watch --help`)"),
+    ("runs events ab*d", 2, f"Invalid value for 'RUN': 'ab*d' {PREFIX} (see `evpipe runs events --help`)"),
+    ("runs cancel ab.d", 2, f"Invalid value for 'RUN': 'ab.d' {PREFIX} (see `evpipe runs cancel --help`)"),
+    ("runs list --pipeline a.b", 2, f"pipeline name 'a.b' is not allowed: allowed are {NAME}"),
+    (
+        "runs list --status done",
+        2,
+        f"Invalid value for '--status': 'done' is not one of {STATUSES} (see `evpipe runs list --help`)",
+    ),
+    (
+        "runs list --limit 0",
+        2,
+        "Invalid value for '--limit': 0 is not in the range x>=1 (see `evpipe runs list --help`)",
+    ),
     ("events --pipeline a.b", 2, f"pipeline name 'a.b' is not allowed: allowed are {NAME}"),
 ]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 from pathlib import Path
 
@@ -52,7 +53,9 @@ def test_interrupt_detaches(bus: ConfiguredBus, witness: Witness, gate: Path) ->
     until(lambda: witness.has_begun("held0"), "the step runs")
     program.signal(signal.SIGINT)
     assert program.finish() in (130, -signal.SIGINT)
-    assert "goes on; follow it with `evpipe events --run " in program.err
+    assert re.search(
+        r"goes on; watch it with `evpipe runs watch (\w+)`, cancel it with `evpipe runs cancel \1`", program.err
+    )
     gate.touch()
     # The same key is the same run, so this only waits for it.
     assert bus.run("fan", parameters, key="x").result()["value"] == value_of_fan(1)

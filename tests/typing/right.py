@@ -1,9 +1,9 @@
 """Uses of the public API that must type-check, and the types that they must have."""
 
 import asyncio
-from typing import NamedTuple, TypedDict, assert_type, reveal_type
+from typing import Any, Literal, NamedTuple, TypedDict, assert_type, reveal_type
 
-from evpipe import Retry, RunResult, RunStatus, StepResult, StepStatus, pipeline, step
+from evpipe import Pipeline, Retry, RunResult, RunStatus, StepResult, StepStatus, connect, pipeline, run, step
 
 
 class Fit(TypedDict):
@@ -99,3 +99,36 @@ def plain_functions() -> None:
     assert_type(load(3), list[float])
     assert_type(asyncio.run(fetch.fn("x")), bytes)
     reveal_type(churn.run)
+
+
+def undecorated(data: list[float], queue: str) -> Fit:
+    return {"model": queue, "score": sum(data)}
+
+
+async def undecorated_coroutine(url: str) -> bytes:
+    return url.encode()
+
+
+async def built() -> None:
+    p = Pipeline("churn", version="1.0.0", queue="cpu", fail_fast=True, deadline_s=60, description="d")
+    rows = p.param("rows", int, default=1000)
+    assert_type(rows, int)
+    assert_type(p.param("name"), Any)
+    p.param("mode", Literal["fast", "slow"], default="fast")
+    p.param("names", list[str] | None, default=None)
+    data = p.step("load", load, rows=rows)
+    assert_type(data, list[float])
+    fit = p.step("train", train, data="${load.result}", depth=3, queue="gpu", after=[data, "fetch"], retries=Retry(2))
+    assert_type(fit["score"], float)
+    assert_type(p.step("fetch", fetch, url="x", timeout_s=None, executor="inline"), bytes)
+    assert_type(p.step("plain", undecorated, args={"queue": "x"}, data=data, on_failure="skip"), Fit)
+    assert_type(p.step("plain2", undecorated_coroutine, url="x"), bytes)
+    assert_type(p.step("options", fetch.options(queue="gpu"), url="x", outputs=None), bytes)
+    p.output({"score": fit["score"], "rows": rows})
+    assert_type(p.run(rows=500), RunResult[Any])
+    assert_type(p.options(mode="local").run(rows=500).status, RunStatus)
+    assert_type(run(p, {"rows": 500}), RunResult[Any])
+    assert_type(run(churn, {"rows": 500}), RunResult[float])
+    async with connect() as client:
+        handle = await client.submit(p, {"rows": 500}, key="k")
+        assert_type(await handle.result(), RunResult[Any])

@@ -4,7 +4,7 @@
 
 from typing import NamedTuple, TypedDict
 
-from evpipe import Retry, pipeline, step
+from evpipe import Pipeline, Retry, pipeline, run, step
 
 
 class Fit(TypedDict):
@@ -89,3 +89,20 @@ def results() -> None:
     churn.options(mode="local").run("5")  # wrong: wrong type of a parameter
     churn.run().values  # wrong: no such attribute
     churn.run().steps[0]  # wrong: steps have names
+
+
+def built() -> None:
+    p = Pipeline("churn", verison="1.0.0")  # wrong: unknown option
+    rows: str = p.param("rows", int, default=5)  # wrong: the parameter is a number
+    p.param("rows", int, 5)  # wrong: a default is given by keyword
+    data = p.step("load", load, rows=rows)
+    fit = p.step("train", train, data=data)
+    fit["scroe"]  # wrong: misspelt key
+    train(p.step("fetch", fetch, url="x"))  # wrong: the awaited value is bytes
+    p.step("load2", "load")  # wrong: not a function
+    p.step("load2")  # wrong: no function
+    p.step("load2", load, rows=5, timeout_s="5")  # wrong: wrong type of an option
+    p.step("load2", load, rows=5, after=data[0])  # wrong: not a list
+    p.step("load2", load, args=[5])  # wrong: not a mapping
+    p.options(mode="cloud").run(rows=5)  # wrong: no such mode
+    run(load)  # wrong: a step is not a pipeline

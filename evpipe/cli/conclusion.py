@@ -1,0 +1,74 @@
+"""How a command that waits for a run ends: what it says, what it writes, its exit code."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Final, TextIO
+
+from evpipe.cli.output import Exit, json_text, plain, say, value_text, write_data
+from evpipe.errors import WaitTimeout
+
+if TYPE_CHECKING:
+    from evpipe.cli.talk import Talk
+    from evpipe.sdk.result import RunResult
+
+_CODES: Final = {"succeeded": Exit.SUCCEEDED, "cancelled": Exit.CANCELLED}
+
+
+def conclude(talk: Talk, wait: Callable[[], RunResult[Any]], *, quiet: bool = False) -> tuple[RunResult[Any], Exit]:
+    """Wait for the end of a run; errors before `talk` knows of one are raised, what comes after it is told."""
+    try:
+        result = wait()
+    except (WaitTimeout, KeyboardInterrupt) as error:
+        if talk.run is None:
+            raise
+        interrupted = isinstance(error, KeyboardInterrupt)
+        talk.error = "interrupted with Ctrl-C" if interrupted else str(error)
+        if not interrupted:
+            say(f"evpipe: {error}")
+        return talk.result(), Exit.INTERRUPTED if interrupted else Exit.TIMEOUT
+    _tell_failure(result, quiet=quiet)
+    return result, _CODES.get(result.status, Exit.FAILED)
+
+
+def _tell_failure(result: RunResult[Any], *, quiet: bool) -> None:
+    """Show the traceback of the step that failed the run; the display has said the rest, if it may."""
+    if result.status == "succeeded":
+        return
+    step = result.steps.get(result.failed_step) if result.failed_step is not None else None
+    if step is not None and step.traceback:
+        say(step.traceback.rstrip())
+    if quiet:
+        say(f"evpipe: run {result.id} {result.status}: {' '.join(result.error.split())}")
+
+
+def write_result(talk: Talk, result: RunResult[Any], *, as_json: bool, stream: TextIO | None = None) -> None:
+    """Write the value, or with -o json the object that tells all."""
+    if as_json:
+        write_data(json_text(described(result, talk.error)), stream)
+    elif result.status == "succeeded" and result.value is not None:
+        write_data(value_text(result.value), stream)
+
+
+def described(result: RunResult[Any], error: str = "") -> dict[str, Any]:
+    """Give the object that `-o json` writes of a run."""
+    return {
+        "id": result.id,
+        "pipeline": result.pipeline,
+        "status": str(result.status),
+        "value": plain(result.value) if result.status == "succeeded" else None,
+        "error": error or result.error or None,
+        "reason": result.reason,
+        "steps": {
+            name: {
+                "status": str(step.status),
+                "attempts": step.attempts,
+                "queued_at": step.queued_at,
+                "started_at": step.started_at,
+                "ended_at": step.ended_at,
+                "error": step.error or None,
+                "reason": step.reason,
+            }
+            for name, step in result.steps.items()
+        },
+    }

@@ -1,0 +1,344 @@
+"""`evpipe runs`: look at runs of the bus, whoever submitted them, and cancel them."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Awaitable, Callable, Sequence
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+
+from evpipe.cli.conclusion import conclude, described, write_result
+from evpipe.cli.events import COLOURS, Wanted, parameters_text, write_events
+from evpipe.cli.output import (
+    Command,
+    Exit,
+    Group,
+    coloured,
+    json_text,
+    one_line,
+    output_option,
+    say,
+    table_lines,
+    url_option,
+    value_text,
+    write_data,
+)
+from evpipe.core.states import RunStatus
+from evpipe.errors import NotFound, UsageError
+
+if TYPE_CHECKING:
+    from evpipe.cli.talk import Talk
+    from evpipe.client.client import Client
+    from evpipe.client.handle import RunHandle
+    from evpipe.core.machine import Run
+    from evpipe.sdk.result import RunResult, StepResult
+    from evpipe.wire.registry import RunEntry
+
+#: An id, or as much of its beginning as tells it from others.
+_PREFIX: Final = re.compile(r"[a-z0-9]{4,32}\Z")
+CANDIDATES_MAX: Final = 8
+
+
+@click.group(cls=Group)
+def runs() -> None:
+    """Look at runs, and cancel them.
+
+    RUN is a run's id, or its first characters, at least 4, if no other run's id begins with them.
+    """
+
+
+# ---- finding
+
+
+def _check_prefix(_ctx: click.Context, _param: click.Parameter, text: str) -> str:
+    if _PREFIX.match(text) is None:
+        raise click.BadParameter(f"{text[:40]!r} is not the beginning of a run id: 4 or more of a-z and 0-9.")
+    return text
+
+
+run_argument = click.argument("run_id", metavar="RUN", callback=_check_prefix)
+
+
+async def find_run(client: Client, text: str) -> RunHandle[Any]:
+    """Give the run with this id, or the only one whose id begins like this.
+
+    Raises:
+        NotFound: if there is none.
+        UsageError: if there are several.
+    """
+    from evpipe.wire.subjects import check_run_id
+
+    try:
+        # The whole id is the usual case, and one look-up.
+        return await client.get_run(check_run_id(text))
+    except (UsageError, NotFound):
+        found = await client.find_runs(text)
+    if not found:
+        raise NotFound(f"there is no run {text}")
+    if len(found) > 1:
+        shown = [f"{handle.id} ({handle.pipeline})" for handle in found[:CANDIDATES_MAX]]
+        more = f" and {len(found) - CANDIDATES_MAX} more" if len(found) > CANDIDATES_MAX else ""
+        raise UsageError(f"{text} is the beginning of {len(found)} runs: {', '.join(shown)}{more}")
+    return found[0]
+
+
+def _on_bus(url: str | None, body: Callable[[Client], Awaitable[Any]]) -> Any:
+    """Call with a client of the bus."""
+    from evpipe.bus.settings import load_settings
+
+    settings = load_settings(url=url)
+    # What is wrong with the call is said before what takes long to import.
+    import anyio
+
+    from evpipe.cli.connected import connected
+    from evpipe.hosting.logs import configure_logs
+
+    configure_logs()
+
+    async def call() -> Any:
+        async with connected(settings) as client:
+            return await body(client)
+
+    return anyio.run(call)
+
+
+# ---- list
+
+
+@runs.command("list", cls=Command)
+@click.option("--pipeline", metavar="P", help="Only runs of this pipeline.")
+@click.option("--status", type=click.Choice([str(status) for status in RunStatus]), help="Only runs with this status.")
+@click.option("--limit", type=click.IntRange(min=1), default=20, show_default=True, help="Show the newest N.")
+@url_option
+@output_option
+def list_runs(pipeline: str | None, status: str | None, limit: int, url: str | None, output: str) -> Exit:
+    """List runs, the newest first.
+
+    The list is kept by the controller and may be a moment behind the log.
+
+    With -o json one array; each run has id, pipeline, status, submitted_at, ended_at (null while it goes on), error.
+    """
+    from evpipe.core.names import check_name
+
+    if pipeline is not None:
+        check_name("pipeline", pipeline)
+
+    async def read(client: Client) -> list[RunEntry]:
+        return await client.runs(pipeline=pipeline, status=status)
+
+    found: list[RunEntry] = _on_bus(url, read)
+    if output == "json":
+        write_data(json_text([_entry(entry) for entry in found[:limit]]))
+        return Exit.SUCCEEDED
+    rows = [
+        (
+            entry.run,
+            entry.pipeline,
+            str(entry.status),
+            _clock(_moment(entry.submitted_at_s)),
+            _took(_moment(entry.submitted_at_s), _moment(entry.ended_at_s)),
+            entry.message if entry.status is not RunStatus.SUCCEEDED else "",
+        )
+        for entry in found[:limit]
+    ]
+    _write_table(("run", "pipeline", "status", "submitted", "took", ""), rows)
+    if len(found) > limit:
+        say(f"{len(found) - limit:,} older ones are not shown (--limit)")
+    return Exit.SUCCEEDED
+
+
+def _entry(entry: RunEntry) -> dict[str, Any]:
+    return {
+        "id": entry.run,
+        "pipeline": entry.pipeline,
+        "status": str(entry.status),
+        "submitted_at": _moment(entry.submitted_at_s),
+        "ended_at": _moment(entry.ended_at_s),
+        "error": entry.message or None,
+    }
+
+
+# ---- show
+
+
+@runs.command(cls=Command)
+@run_argument
+@url_option
+@output_option
+def show(run_id: str, url: str | None, output: str) -> Exit:
+    """Show a run as the log has it now: status, parameters, steps, value.
+
+    With -o json the object of `evpipe run`, and parameters, submitted_at, ended_at.
+    """
+
+    async def read(client: Client) -> tuple[RunHandle[Any], Run]:
+        handle = await find_run(client, run_id)
+        return handle, await handle.state()
+
+    found: tuple[RunHandle[Any], Run] = _on_bus(url, read)
+    _show(*found, as_json=output == "json")
+    return Exit.SUCCEEDED
+
+
+def _show(handle: RunHandle[Any], run: Run, *, as_json: bool) -> None:
+    from dataclasses import replace
+
+    from evpipe.sdk.result import RunResult
+
+    result = replace(RunResult.of(run), pipeline=handle.pipeline)
+    submitted, ended = _moment(run.submitted_at_s), _moment(run.at_s if run.ended else None)
+    if as_json:
+        more = {"parameters": dict(run.parameters), "submitted_at": submitted, "ended_at": ended}
+        write_data(json_text({**described(result), **more}))
+        return
+    for name, text in (
+        ("run", result.id),
+        ("pipeline", result.pipeline),
+        ("status", _because(result)),
+        ("submitted", _clock(submitted)),
+        ("took", _took(submitted, ended)),
+        ("parameters", parameters_text(run.parameters)),
+        ("value", value_text(result.value) if result.status == "succeeded" else ""),
+    ):
+        if text:
+            write_data(f"{name + ':':<12}{text}")
+    if result.steps:
+        write_data("")
+        _write_table(
+            ("step", "status", "attempts", "started", "took", ""), [_step(step) for step in result.steps.values()]
+        )
+
+
+def _step(step: StepResult) -> Sequence[str]:
+    took = _took(step.started_at, step.ended_at)
+    attempts = str(step.attempts) if step.attempts else ""
+    return (step.name, str(step.status), attempts, _clock(step.started_at), took, _because_of(step.reason, step.error))
+
+
+def _because(result: RunResult[Any]) -> str:
+    why = _because_of(result.reason, result.error)
+    return one_line(f"{result.status} ({why})" if why else str(result.status), 1000)
+
+
+def _because_of(reason: str | None, error: str) -> str:
+    return ": ".join(part for part in (str(reason or ""), error) if part)
+
+
+# ---- watch
+
+
+@runs.command(cls=Command)
+@run_argument
+@url_option
+@output_option
+def watch(run_id: str, url: str | None, output: str) -> Exit:
+    """Watch a run until it has ended, then show its result as `evpipe run` does, with the same exit code.
+
+    Ctrl-C only ends the watching.
+    """
+    from evpipe.cli.talk import Talk
+    from evpipe.sdk.result import RunResult
+
+    talk = Talk(sys.stderr)
+
+    async def wait(client: Client) -> RunResult[Any]:
+        handle = await find_run(client, run_id)
+        return RunResult.of(await _watched(handle, talk))
+
+    result, code = conclude(talk, lambda: _on_bus(url, wait))
+    write_result(talk, result, as_json=output == "json")
+    return code
+
+
+async def _watched(handle: RunHandle[Any], talk: Talk) -> Run:
+    talk.submitted(handle)
+    with talk.live(handle.id):
+        async for run in handle.watch():
+            talk.show(run)
+    talk.finished(run)
+    return run
+
+
+# ---- events
+
+
+@runs.command(cls=Command)
+@run_argument
+@click.option("--no-follow", is_flag=True, help="End at the end of the log, whether the run has ended or not.")
+@url_option
+@output_option
+def events(run_id: str, no_follow: bool, url: str | None, output: str) -> Exit:
+    """Show all events of a run, one per line, from its first on; ends after `finished`.
+
+    The lines are those of `evpipe events`.
+    """
+
+    async def write(client: Client) -> None:
+        handle = await find_run(client, run_id)
+        wanted = Wanted(pipeline=None, kind=None, run=handle.id, since=None, follow=not no_follow)
+        await write_events(client, wanted, as_json=output == "json")
+
+    _on_bus(url, write)
+    return Exit.SUCCEEDED
+
+
+# ---- cancel
+
+
+@runs.command(cls=Command)
+@run_argument
+@click.option("--message", metavar="M", default="", help="Shown as the reason of what is cancelled.")
+@url_option
+@output_option
+def cancel(run_id: str, message: str, url: str | None, output: str) -> Exit:
+    """Ask for the end of a run; nothing happens if it has ended, or was asked before.
+
+    It does not wait for the end: `evpipe runs watch` does.
+
+    With -o json one object: id, pipeline, status, asked (whether it was this command that asked).
+    """
+
+    async def ask(client: Client) -> tuple[RunHandle[Any], Run, Run]:
+        handle = await find_run(client, run_id)
+        before = await handle.state()
+        await handle.cancel(message)
+        return handle, before, await handle.state()
+
+    found: tuple[RunHandle[Any], Run, Run] = _on_bus(url, ask)
+    handle, before, after = found
+    # It may have ended between the look and the request.
+    asked = not before.ended and before.cancel is None and after.cancel is not None
+    if output == "json":
+        status = {"id": handle.id, "pipeline": handle.pipeline, "status": str(after.status), "asked": asked}
+        write_data(json_text(status))
+    if asked:
+        say(f"run {handle.id} is asked to end")
+    elif after.ended:
+        say(f"run {handle.id} had ended already: {after.status}")
+    else:
+        say(f"run {handle.id} was asked to end before")
+    return Exit.SUCCEEDED
+
+
+# ---- showing
+
+
+def _write_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    for line in table_lines(head, rows, COLOURS if coloured(sys.stdout) else {}):
+        write_data(line)
+
+
+def _moment(at_s: float | None) -> datetime | None:
+    return None if at_s is None else datetime.fromtimestamp(at_s, UTC)
+
+
+def _clock(moment: datetime | None) -> str:
+    """Write a time by the clock of this machine's zone."""
+    return "" if moment is None else moment.astimezone().strftime("%Y-%m-%d %H:%M:%S")
+
+
+def _took(began: datetime | None, ended: datetime | None) -> str:
+    return "" if began is None or ended is None else f"{max(0.0, (ended - began).total_seconds()):.2f} s"

@@ -1,0 +1,72 @@
+"""`evpipe worker`: a worker as a process of its own."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+import click
+
+from evpipe.cli.output import Command, Exit, exit_of_signal, seconds, url_option
+from evpipe.errors import UsageError
+
+
+@click.command(cls=Command)
+@click.option(
+    "-q",
+    "--queue",
+    "queues",
+    metavar="QUEUE",
+    multiple=True,
+    default=("default",),
+    show_default=True,
+    help="May be repeated: a queue is served when those before it are empty.",
+)
+@click.option(
+    "--slots",
+    # The worker's own limit; what it is made of takes long to import.
+    type=click.IntRange(1, 10_000),
+    help="Attempts that may run at once; else as many as there are CPUs.",
+)
+@click.option("--code", "modules", metavar="MODULE", multiple=True, help="Module to import at start; may be repeated.")
+@click.option(
+    "--drain-timeout",
+    "drain_timeout_s",
+    metavar="S",
+    default="30",
+    show_default=True,
+    callback=seconds,
+    help="Seconds that running steps are given after SIGTERM.",
+)
+@url_option
+def worker(
+    queues: tuple[str, ...], slots: int | None, modules: tuple[str, ...], drain_timeout_s: float, url: str | None
+) -> Exit:
+    """Run a worker until SIGTERM or Ctrl-C.
+
+    Steps are found by module and name, the current directory first, as by `python -m`.
+
+    The first signal drains: no more launches are taken, and steps that run come to their end, for up to
+    --drain-timeout; what has not ended then is cancelled and runs again elsewhere. A second signal ends it at once.
+
+    Exit code 0 after SIGTERM, 130 after Ctrl-C or a second signal.
+    """
+    from evpipe.bus.settings import load_settings
+    from evpipe.cli.target import import_module, put_on_path
+    from evpipe.core.names import check_name
+
+    for i, queue in enumerate(queues):
+        check_name("queue", queue)
+        if queue in queues[:i]:
+            raise UsageError(f"the queue {queue!r} is given twice")
+    settings = load_settings(url=url)
+    put_on_path(Path.cwd())
+    for module in modules:
+        import_module(module, "write --code my_package or --code my_package.steps")
+    import anyio
+
+    from evpipe.hosting.logs import configure_logs
+    from evpipe.hosting.serve import serve_worker
+
+    configure_logs("info")
+    return exit_of_signal(anyio.run(partial(serve_worker, settings, queues, slots, drain_timeout_s=drain_timeout_s)))
