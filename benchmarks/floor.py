@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import json
 import multiprocessing
 import tempfile
@@ -43,6 +44,7 @@ class Tally:
         self._open: dict[str, str] = {}
         self._waiting: list[tuple[str, bytes, str]] = []
         self._wake = asyncio.Event()
+        self._settled = asyncio.Event()
 
     async def start(self) -> None:
         await self._client.subscribe(f"{self._inbox}.*", cb=self._acked, pending_msgs_limit=-1, pending_bytes_limit=-1)
@@ -68,10 +70,13 @@ class Tally:
         then = self._open.pop(message.subject[len(self._inbox) + 1 :])
         if then:
             await self._client.publish(then, b"+ACK")
+        if not self._open:
+            self._settled.set()
 
     async def settle(self) -> None:
         while self._waiting or self._open:
-            await asyncio.sleep(0.001)
+            self._settled.clear()
+            await self._settled.wait()
 
 
 async def long_pull(client: Client, stream: str, consumer: str, each: Callable[[Msg], None]) -> None:
@@ -150,10 +155,8 @@ async def lay_out(url: str) -> None:
     client = await nats.connect(url)
     jetstream = client.jetstream()
     for name in (LOG, QUEUE):
-        try:
+        with contextlib.suppress(nats.js.errors.NotFoundError):
             await jetstream.delete_stream(name)
-        except nats.js.errors.NotFoundError:
-            pass
     await jetstream.add_stream(StreamConfig(name=LOG, subjects=["floorlog.>"], allow_direct=True))
     await jetstream.add_stream(
         StreamConfig(
