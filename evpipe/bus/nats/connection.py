@@ -30,6 +30,8 @@ from evpipe.errors import BusClosed, BusError, BusRefused, BusUnreachable
 log = structlog.get_logger(__name__)
 
 CONNECT_WAIT_S: Final = 5.0
+#: One try to come back; a socket that is cut in the middle of it leaves the client waiting for an answer.
+RECONNECT_WAIT_S: Final = 2.0
 PING_EVERY_S: Final = 1
 PINGS_MISSED_MAX: Final = 2
 RECONNECT_EVERY_S: Final = 0.1
@@ -154,7 +156,7 @@ class Connection:
             BusUnreachable: if no server answers within `CONNECT_WAIT_S`.
             BusRefused: if one does and refuses, or is too old.
         """
-        self._client = await self._connect()
+        self._client = await self._connect(CONNECT_WAIT_S)
 
     async def run(self) -> None:
         """Keep the connection until cancelled; `open` comes first."""
@@ -225,7 +227,7 @@ class Connection:
         pause_s = RECONNECT_EVERY_S
         while True:
             try:
-                client = await self._connect()
+                client = await self._connect(RECONNECT_WAIT_S)
             except BusError as error:
                 log.debug("reconnect_failed", error=str(error))
             else:
@@ -234,7 +236,7 @@ class Connection:
             await anyio.sleep(pause_s)
             pause_s = min(pause_s * 2, RECONNECT_EVERY_MAX_S)
 
-    async def _connect(self) -> Client:
+    async def _connect(self, wait_s: float) -> Client:
         settings = self._settings
         self._lost = anyio.Event()
         self._deaf = ""
@@ -255,12 +257,12 @@ class Connection:
 
         client = Client()
         try:
-            with anyio.fail_after(CONNECT_WAIT_S):
+            with anyio.fail_after(wait_s):
                 await client.connect(
                     servers=[part.strip() for part in self.url.split(",")],
                     name="evpipe",
                     allow_reconnect=False,
-                    connect_timeout=int(CONNECT_WAIT_S),
+                    connect_timeout=int(wait_s),
                     # Even so nats-py tries a port that refuses 60 times, 2 s apart: whoever waits tries again itself.
                     max_reconnect_attempts=1,
                     reconnect_time_wait=0,
@@ -275,7 +277,7 @@ class Connection:
                 )
         except TimeoutError:
             _abandon(client)
-            raise _explained(self.url, TimeoutError(f"waited {CONNECT_WAIT_S:g} s"), errors) from None
+            raise _explained(self.url, TimeoutError(f"waited {wait_s:g} s"), errors) from None
         except (OSError, nats.errors.Error, ValueError, ImportError) as error:
             _abandon(client)
             raise _explained(self.url, error, errors) from error
