@@ -56,13 +56,19 @@ cli.add_command(doctor)
 
 
 def main(args: list[str] | None = None) -> NoReturn:
-    """Run a command line and end the process."""
+    """Run a command line and end the process.
+
+    Args:
+        args: the command line; None: this process's own. Who gives one may catch the SystemExit and go on.
+    """
+    own = args is None
     args = sys.argv[1:] if args is None else args
     if sys.stderr is None:
         # Closed by whoever started us: the talk goes nowhere, and no other file becomes descriptor 2.
         sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115 - for as long as the process lives
     code = _code(args)
-    _leave_step_threads(code)
+    if own:
+        _leave_step_threads(code)
     sys.exit(code)
 
 
