@@ -77,6 +77,10 @@ class ServerNotFound(BusError):
     """No nats-server binary for the embedded bus was found on this machine."""
 
 
+class ProcessDied(EvpipeError):
+    """The process in which a step ran ended without a result; never raised, but `Retry(on=ProcessDied)` names it."""
+
+
 class RunFailed(EvpipeError):
     """The run has no value because it did not succeed.
 

@@ -16,12 +16,13 @@ from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import dataclass
 from enum import Enum
 from types import TracebackType
-from typing import Self
+from typing import Final, Self
 
 import anyio
 import anyio.lowlevel
 from anyio.abc import TaskGroup
 
+from evpipe.bus.memory_stream import MemoryFeed, MemoryStream, matches, replayed
 from evpipe.bus.outbox import Message, Outbox, Verdict
 from evpipe.bus.protocol import (
     ACK_WAIT_S,
@@ -38,11 +39,14 @@ from evpipe.bus.protocol import (
     Refused,
     Sending,
     Stored,
+    Telemetry,
 )
 from evpipe.errors import BusClosed
+from evpipe.wire.limits import PAYLOAD_BYTES_MAX
 from evpipe.wire.subjects import Subjects
 
-BATCH_MAX = 1_000
+#: As much of what steps write as one process keeps, where no server does.
+TELEMETRY_BYTES_MAX: Final = 32 * 1024**2
 
 
 class Fault(Enum):
@@ -54,17 +58,6 @@ class Fault(Enum):
     STORED_SILENTLY = "stored silently"
     #: The stream is full: the server answers with the other meaning of its code 10077.
     FULL = "full"
-
-
-def matches(pattern: str, subject: str) -> bool:
-    """Say whether a subject matches a pattern with the wildcards `*` (one token) and `>` (the rest)."""
-    wanted, found = pattern.split("."), subject.split(".")
-    for i, token in enumerate(wanted):
-        if token == ">":
-            return len(found) > i
-        if i >= len(found) or token not in ("*", found[i]):
-            return False
-    return len(wanted) == len(found)
 
 
 @dataclass(slots=True)
@@ -99,9 +92,10 @@ class MemoryServer:
 
     def __init__(self, prefix: str = "evpipe") -> None:
         self.subjects = Subjects(prefix)
-        self.records: list[Record] = []
+        self._log = MemoryStream(self.subjects.all_events)
+        self.records = self._log.records
         self._last_by_subject: dict[str, int] = {}
-        self._appended = anyio.Event()
+        self.telemetry = MemoryStream(self.subjects.all_telemetry, bytes_max=TELEMETRY_BYTES_MAX)
         self.launches: dict[str, _Kept] = {}
         self.launch_sequence = 0
         self._lanes: dict[tuple[str, int], _Lane] = {}
@@ -123,11 +117,8 @@ class MemoryServer:
         last = self._last_by_subject.get(subject, 0)
         if expected is not None and expected != last:
             return Refused.SEQUENCE
-        sequence = len(self.records) + 1
-        self.records.append(Record(sequence, self.now_s(), subject, payload))
+        sequence = self._log.append(subject, payload, self.now_s())
         self._last_by_subject[subject] = sequence
-        self._appended.set()
-        self._appended = anyio.Event()
         return Stored(sequence)
 
     def last(self, pattern: str) -> Record | None:
@@ -138,12 +129,7 @@ class MemoryServer:
 
     async def read(self, patterns: Sequence[str], after: int) -> tuple[list[Record], int]:
         """Wait for records past `after`; give those that match, and how far was read."""
-        while len(self.records) <= after:
-            await self._appended.wait()
-        found = self.records[after : after + BATCH_MAX]
-        if self.subjects.all_events in patterns:
-            return found, after + len(found)
-        return [r for r in found if any(matches(p, r.subject) for p in patterns)], after + len(found)
+        return await self._log.read(patterns, after)
 
     # ---- the queue
 
@@ -316,6 +302,34 @@ class MemoryObjects:
         return data if data is not None and hashlib.sha256(data).hexdigest() == digest else None
 
 
+class MemoryTelemetry:
+    """See `bus.protocol.Telemetry`."""
+
+    def __init__(self, bus: MemoryBus) -> None:
+        self._bus = bus
+        self._stream = bus.server.telemetry
+
+    def tell(self, subject: str, payload: bytes) -> None:
+        bus = self._bus
+        if not bus.connected or len(payload) > PAYLOAD_BYTES_MAX:
+            return
+        fault = bus.fault(Message(subject, payload, None, None, None)) if bus.fault is not None else None
+        # Whether a reply gets lost is all the same: nobody asks for one.
+        if fault in (None, Fault.STORED_SILENTLY):
+            self._stream.append(subject, payload, bus.server.now_s())
+
+    async def last_sequence(self) -> int:
+        await self._bus.reach()
+        return self._stream.last_sequence
+
+    def replay(self, subjects: Sequence[str], *, up_to: int, after: int = 0) -> AsyncIterator[list[Record]]:
+        return replayed(self._stream.read, self._bus.reach, subjects, after, up_to)
+
+    @asynccontextmanager
+    async def follow(self, subjects: Sequence[str], *, after: int = 0) -> AsyncIterator[AsyncIterator[list[Record]]]:
+        yield MemoryFeed(self._stream.read, self._bus.reach, subjects, after)
+
+
 class MemoryBus:
     """A connection to a `MemoryServer`; see `bus.protocol.Bus`.
 
@@ -407,13 +421,8 @@ class MemoryBus:
         await self.reach()
         return self.server.last(subject)
 
-    async def replay(self, subjects: Sequence[str], *, up_to: int, after: int = 0) -> AsyncIterator[list[Record]]:
-        while after < up_to:
-            found, after = await self.server.read(subjects, after)
-            await self.reach()
-            found = [record for record in found if record.sequence <= up_to]
-            if found:
-                yield found
+    def replay(self, subjects: Sequence[str], *, up_to: int, after: int = 0) -> AsyncIterator[list[Record]]:
+        return replayed(self.server.read, self.reach, subjects, after, up_to)
 
     @asynccontextmanager
     async def follow(
@@ -423,14 +432,10 @@ class MemoryBus:
         async with aclosing(self._follow(subjects, after, since_s or 0.0)) as feed:
             yield feed
 
-    async def _follow(self, subjects: Sequence[str], after: int, since_s: float) -> AsyncGenerator[list[Record], None]:
-        while True:
-            found, after = await self.server.read(subjects, after)
-            # Yields the processor even when there is always more to read.
-            await self.reach()
-            found = [record for record in found if record.at_s >= since_s]
-            if found:
-                yield found
+    def _follow(
+        self, subjects: Sequence[str], after: int, since_s: float
+    ) -> MemoryFeed | AsyncGenerator[list[Record], None]:
+        return MemoryFeed(self.server.read, self.reach, subjects, after, since_s)
 
     def launch(self, subject: str, payload: bytes, *, done: Done | None = None) -> Sending:
         return self._outbox.put(subject, payload, done=done)
@@ -477,6 +482,10 @@ class MemoryBus:
     @property
     def objects(self) -> Objects:
         return MemoryObjects(self)
+
+    @property
+    def telemetry(self) -> Telemetry:
+        return MemoryTelemetry(self)
 
     def signal(self, subject: str, payload: bytes) -> None:
         if self.connected:

@@ -9,6 +9,7 @@ one contract suite. The rules that every bus keeps:
   therefore an answer like `Stored`: what was to be there is there.
 - A full stream is back-pressure: the bus waits and goes on; nothing is dropped.
 - **follow** gives each record of the log once, in the order of sequence, across reconnects.
+- **tell** is best effort: it neither waits nor repeats, and nothing that matters hangs on it.
 - **pull** gives a launch again when it was neither acked nor extended for `ACK_WAIT_S`, to anyone, for ever.
   `Delivery.redelivered` is true whenever it may have been given before, also where the server has forgotten.
 """
@@ -133,6 +134,24 @@ class Bucket(Protocol):
         """Give all entries, oldest write first."""
 
 
+class Telemetry(Protocol):
+    """What attempts tell while they run: a stream that is bounded, where the oldest makes room for the newest."""
+
+    def tell(self, subject: str, payload: bytes) -> None:
+        """Keep it for a while; best effort, returns at once, dropped while there is no connection."""
+
+    async def last_sequence(self) -> int:
+        """Sequence of the newest record, 0 if there was never one; read at the stream's leader."""
+
+    def replay(self, subjects: Sequence[str], *, up_to: int, after: int = 0) -> AsyncIterator[list[Record]]:
+        """As `Bus.replay`; records that made room for others are simply not there."""
+
+    def follow(
+        self, subjects: Sequence[str], *, after: int = 0
+    ) -> AbstractAsyncContextManager[AsyncIterator[list[Record]]]:
+        """As `Bus.follow`; records that made room for others before they were read are simply not there."""
+
+
 class Objects(Protocol):
     """Large immutable things by their digest."""
 
@@ -189,6 +208,8 @@ class Bus(Protocol):
     ) -> AbstractAsyncContextManager[AsyncIterator[list[Record]]]:
         """Give the records with sequence > `after` as they come, in order, without end. Lists are never empty.
 
+        A wait for the next list may be cancelled: whoever waits again is given what came meanwhile.
+
         Args:
             since_s: where `after` is 0, leave out what is older than this time (seconds since 1970).
         """
@@ -225,6 +246,9 @@ class Bus(Protocol):
 
     @property
     def objects(self) -> Objects: ...
+
+    @property
+    def telemetry(self) -> Telemetry: ...
 
     def signal(self, subject: str, payload: bytes) -> None:
         """Tell whoever listens now; best effort."""

@@ -265,7 +265,7 @@ def _check_use(name: str, info: dict[str, Any], found: Found) -> None:
     text = f"{name}: {int(info['state']['messages']):,} messages, {_size(used)}"
     if limit <= 0:
         found(Check("stream", "ok", text))
-    elif used < FULL_WARN * limit:
+    elif used < FULL_WARN * limit or info["config"].get("discard") == "old":
         found(Check("stream", "ok", f"{text} of {_size(limit)}"))
     else:
         share = f"{text} of {_size(limit)} ({used / limit:.0%})"

@@ -14,6 +14,7 @@ import click
 from evpipe.cli.controller import controller
 from evpipe.cli.doctor import doctor
 from evpipe.cli.events import events
+from evpipe.cli.logs import logs
 from evpipe.cli.output import DEBUG_VARIABLE, Exit, Group, json_text, say, show_if_debugging, write_data
 from evpipe.cli.run import run
 from evpipe.cli.runs import runs
@@ -48,6 +49,7 @@ def cli() -> None:
 
 
 cli.add_command(run)
+runs.add_command(logs)
 cli.add_command(runs)
 cli.add_command(events)
 cli.add_command(controller)

@@ -85,7 +85,7 @@ async def find_run(client: Client, text: str) -> RunHandle[Any]:
     return found[0]
 
 
-def _on_bus(url: str | None, body: Callable[[Client], Awaitable[Any]]) -> Any:
+def on_bus(url: str | None, body: Callable[[Client], Awaitable[Any]]) -> Any:
     """Call with a client of the bus."""
     from evpipe.bus.settings import load_settings
 
@@ -129,7 +129,7 @@ def list_runs(pipeline: str | None, status: str | None, limit: int, url: str | N
     async def read(client: Client) -> list[RunEntry]:
         return await client.runs(pipeline=pipeline, status=status)
 
-    found: list[RunEntry] = _on_bus(url, read)
+    found: list[RunEntry] = on_bus(url, read)
     if output == "json":
         write_data(json_text([_entry(entry) for entry in found[:limit]]))
         return Exit.SUCCEEDED
@@ -178,7 +178,7 @@ def show(run_id: str, url: str | None, output: str) -> Exit:
         handle = await find_run(client, run_id)
         return handle, await handle.state()
 
-    found: tuple[RunHandle[Any], Run] = _on_bus(url, read)
+    found: tuple[RunHandle[Any], Run] = on_bus(url, read)
     _show(*found, as_json=output == "json")
     return Exit.SUCCEEDED
 
@@ -248,7 +248,7 @@ def watch(run_id: str, url: str | None, output: str) -> Exit:
         handle = await find_run(client, run_id)
         return RunResult.of(await _watched(handle, talk))
 
-    result, code = conclude(talk, lambda: _on_bus(url, wait))
+    result, code = conclude(talk, lambda: on_bus(url, wait))
     write_result(talk, result, as_json=output == "json")
     return code
 
@@ -281,7 +281,7 @@ def events(run_id: str, no_follow: bool, url: str | None, output: str) -> Exit:
         wanted = Wanted(pipeline=None, kind=None, run=handle.id, since=None, follow=not no_follow)
         await write_events(client, wanted, as_json=output == "json")
 
-    _on_bus(url, write)
+    on_bus(url, write)
     return Exit.SUCCEEDED
 
 
@@ -307,7 +307,7 @@ def cancel(run_id: str, message: str, url: str | None, output: str) -> Exit:
         await handle.cancel(message)
         return handle, before, await handle.state()
 
-    found: tuple[RunHandle[Any], Run, Run] = _on_bus(url, ask)
+    found: tuple[RunHandle[Any], Run, Run] = on_bus(url, ask)
     handle, before, after = found
     # It may have ended between the look and the request.
     asked = not before.ended and before.cancel is None and after.cancel is not None

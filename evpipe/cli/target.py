@@ -21,6 +21,7 @@ from typing import Any, Final, NamedTuple
 
 import evpipe
 from evpipe.cli.output import UserCodeRaised
+from evpipe.client.source import TARGETS
 from evpipe.core.names import nearest
 from evpipe.errors import EvpipeError, UsageError
 from evpipe.sdk.definition import AnyPipeline
@@ -117,7 +118,9 @@ def _import_file(place: str) -> tuple[ModuleType, str]:
     taken = _taken(name, path)
     if taken:
         name = _safe_name(path)
-        note = f"{place} is imported as {name}, because {taken}: a worker of another process will not find its steps"
+        note = f"{place} is imported as {name}, because {taken}"
+        # No path leads to a module of this name: children are told the file.
+        TARGETS.add(name)
     put_on_path(path.parent)
     loaded = sys.modules.get(name)
     if loaded is not None:

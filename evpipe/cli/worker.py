@@ -10,6 +10,8 @@ import click
 from evpipe.cli.output import Command, Exit, exit_of_signal, seconds, url_option
 from evpipe.errors import UsageError
 
+_CODE_FORMS = "write --code local:my_package or --code local:my_package.steps"
+
 
 @click.command(cls=Command)
 @click.option(
@@ -28,7 +30,14 @@ from evpipe.errors import UsageError
     type=click.IntRange(1, 10_000),
     help="Attempts that may run at once; else as many as there are CPUs.",
 )
-@click.option("--code", "modules", metavar="MODULE", multiple=True, help="Module to import at start; may be repeated.")
+@click.option(
+    "--code",
+    "codes",
+    metavar="local:MODULE",
+    multiple=True,
+    help="Run the code that this process has: import the module at start, and run steps that are no processes here. "
+    "May be repeated.",
+)
 @click.option(
     "--drain-timeout",
     "drain_timeout_s",
@@ -40,11 +49,12 @@ from evpipe.errors import UsageError
 )
 @url_option
 def worker(
-    queues: tuple[str, ...], slots: int | None, modules: tuple[str, ...], drain_timeout_s: float, url: str | None
+    queues: tuple[str, ...], slots: int | None, codes: tuple[str, ...], drain_timeout_s: float, url: str | None
 ) -> Exit:
     """Run a worker until SIGTERM or Ctrl-C.
 
-    Steps are found by module and name, the current directory first, as by `python -m`.
+    Steps run in processes of their own, which import them from where the run's submitter does, on the same machine.
+    With --code they are found by module and name where this process looks, the current directory first.
 
     The first signal drains: no more launches are taken, and steps that run come to their end, for up to
     --drain-timeout; what has not ended then is cancelled and runs again elsewhere. A second signal ends it at once.
@@ -60,13 +70,17 @@ def worker(
         if queue in queues[:i]:
             raise UsageError(f"the queue {queue!r} is given twice")
     settings = load_settings(url=url)
-    put_on_path(Path.cwd())
-    for module in modules:
-        import_module(module, "write --code my_package or --code my_package.steps")
+    for code in codes:
+        kind, colon, module = code.partition(":")
+        if kind != "local" or not colon:
+            raise UsageError(f"--code {code!r}: {_CODE_FORMS}")
+        put_on_path(Path.cwd())
+        import_module(module, _CODE_FORMS)
     import anyio
 
     from evpipe.hosting.logs import configure_logs
     from evpipe.hosting.serve import serve_worker
 
     configure_logs("info")
-    return exit_of_signal(anyio.run(partial(serve_worker, settings, queues, slots, drain_timeout_s=drain_timeout_s)))
+    serve = partial(serve_worker, settings, queues, slots, drain_timeout_s=drain_timeout_s, local_code=bool(codes))
+    return exit_of_signal(anyio.run(serve))

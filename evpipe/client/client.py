@@ -20,6 +20,7 @@ from evpipe.bus.protocol import Bus, Refused
 from evpipe.bus.settings import BusSettings, load_settings
 from evpipe.client.events import RunEvent, run_event
 from evpipe.client.handle import RunHandle
+from evpipe.client.source import Source
 from evpipe.core.names import check_name
 from evpipe.errors import Conflict, NotFound, RemoteProtocolError, UsageError
 from evpipe.sdk.definition import AnyPipeline, Built
@@ -179,7 +180,8 @@ class Client:
         if queue:
             check_name("queue", queue)
         data = encode_graph(built.graph)
-        submission = Submission(graph=graph_digest(data), parameters=built.parameters, queue=queue)
+        source = Source.of_process().as_map()
+        submission = Submission(graph=graph_digest(data), parameters=built.parameters, queue=queue, source=source)
         payload = encode_submission(submission)
         run_id = new_run_id() if key is None else keyed_run_id(built.graph.pipeline, key)
         await bus.objects.put(submission.graph, data)

@@ -10,6 +10,7 @@ import anyio
 from evpipe.bus.protocol import Bus, Refused
 from evpipe.client.events import RunEvent, run_event
 from evpipe.client.fold import RunFold
+from evpipe.client.logs import LogEntry, read_logs
 from evpipe.core.events import CancelCause, CancelRequested, Event
 from evpipe.core.machine import Run
 from evpipe.core.states import RunStatus
@@ -72,6 +73,25 @@ class RunHandle(Generic[R_co]):
                         yield event
                     if fold.run.ended:
                         return
+
+    def logs(
+        self, step: str | None = None, *, attempt: int | None = None, follow: bool = True
+    ) -> AsyncIterator[LogEntry]:
+        """Give the lines that the run's steps write, for as long as they are kept (7 days, by default).
+
+        Lines may be missing: what would have held a step up was left out, which an entry of the stream "evpipe"
+        says, and what was told while there was no connection is lost.
+
+        Args:
+            step: only those of this step.
+            attempt: only those of attempts with this number, from 1.
+            follow: go on until the run has ended; else end with what there is now.
+
+        Raises:
+            NotFound: if the run has no such step.
+            UsageError: if the attempt's number or the step's name can be none.
+        """
+        return read_logs(self._bus, self.id, self.pipeline, step=step, attempt=attempt, follow=follow)
 
     async def state(self) -> Run:
         """Give the run as the log shows it now."""

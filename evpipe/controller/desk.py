@@ -10,8 +10,8 @@ other runs go on.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable
-from typing import Final, TypeAlias
+from collections.abc import Iterable, Mapping
+from typing import Any, Final, TypeAlias
 
 import anyio.lowlevel
 import msgpack
@@ -78,13 +78,15 @@ _DECISIONS: Final[dict[str, type[Decision]]] = {
 class Case:
     """One run on the desk."""
 
-    __slots__ = ("broken", "last", "launches", "pipeline", "queue", "run", "sequence", "shown", "waiting")
+    __slots__ = ("broken", "last", "launches", "pipeline", "queue", "run", "sequence", "shown", "source", "waiting")
 
     def __init__(self, run_id: str, pipeline: str) -> None:
         self.run = Run(run_id)
         self.pipeline = pipeline
         #: The queue of all its launches; "" for those of its steps.
         self.queue = ""
+        #: Where the code of its steps is, as its submit says.
+        self.source: Mapping[str, Any] = {}
         #: Records that wait for the run's graph; None when it is there.
         self.waiting: list[tuple[Record, EventSubject]] | None = []
         #: Sequence of the newest event folded.
@@ -228,7 +230,7 @@ class Desk:
         """Make the run's first event: fetch its graph and check what the submitter may not have checked."""
         try:
             submission = decode_submission(record.payload)
-            case.queue = submission.queue
+            case.queue, case.source = submission.queue, submission.source
             graph = await self._graph(case, submission)
             parameters = check_parameters(graph.parameters, submission.parameters, of=graph.pipeline)
         except (UsageError, RemoteProtocolError) as error:
@@ -277,6 +279,7 @@ class Desk:
         order = LaunchOrder(
             pipeline=case.pipeline,
             code=step.code,
+            source=case.source,
             executor=step.executor,
             arguments=command.arguments,
             outputs=step.outputs,

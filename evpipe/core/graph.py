@@ -20,7 +20,7 @@ from evpipe.core.states import OnFailure
 from evpipe.errors import LimitExceeded, UsageError
 
 STEPS_MAX = 300_000
-EXECUTORS = ("inline", "thread")
+EXECUTORS = ("inline", "thread", "process")
 SECONDS_MAX = 366 * 86_400.0
 
 
@@ -36,7 +36,7 @@ class Step:
     #: Steps that must have ended well before this one, beside those whose outputs it takes.
     after: tuple[str, ...] = ()
     queue: str = "default"
-    executor: str = "thread"
+    executor: str = "process"
     #: Names of the outputs, when they were declared.
     outputs: tuple[str, ...] | None = None
     retries: RetryPolicy = NO_RETRIES

@@ -16,8 +16,8 @@ import anyio
 
 from evpipe.client.client import new_run_id
 from evpipe.core.commands import Decide, Launch, WakeAt
-from evpipe.core.events import Decision, Due, Event, Failure, StepFailed, StepSucceeded, Submitted
-from evpipe.core.graph import Graph, Step
+from evpipe.core.events import Decision, Due, Event, Failure, Submitted
+from evpipe.core.graph import Graph
 from evpipe.core.machine import Run
 from evpipe.core.states import Reason
 from evpipe.errors import EvpipeError
@@ -26,14 +26,19 @@ from evpipe.hosting.loops import outside_of_any_loop
 from evpipe.sdk.pipeline import Built
 from evpipe.sdk.result import RunResult
 from evpipe.wire.graphs import decode_graph, encode_graph
-from evpipe.wire.limits import ARGUMENTS_BYTES_MAX
-from evpipe.wire.messages import Submission, decode_event, encode_event, encode_submission
-from evpipe.wire.subjects import EventSubject
-from evpipe.wire.values import check_size, pack, unpack
-from evpipe.worker.attempt import unencodable
-from evpipe.worker.code import CodeNotFound, find_function
-from evpipe.worker.failures import failure_of, timeout_failure
-from evpipe.worker.outputs import OutputMismatch, shape_output
+from evpipe.wire.messages import (
+    LaunchOrder,
+    Submission,
+    decode_event,
+    decode_launch,
+    encode_event,
+    encode_launch,
+    encode_submission,
+)
+from evpipe.wire.subjects import DEFAULT_PRIORITY, EventSubject, LaunchSubject
+from evpipe.worker.code import find_function
+from evpipe.worker.conclusion import Conclusion, conclude_error, conclude_failure, conclude_value
+from evpipe.worker.failures import timeout_failure
 
 
 def run_debug(built: Built, display: Display | None = None) -> RunResult[Any]:
@@ -76,35 +81,42 @@ def run_debug(built: Built, display: Display | None = None) -> RunResult[Any]:
             launch = heapq.heappop(ready)[2]
             state = run.steps[launch.step]
             if not state.ended and state.attempt == launch.attempt:
-                events.append(_logged(_call(graph.steps[launch.step], launch), run, graph))
+                events.append(_read(launch.step, _call(run.id, graph, launch), run, graph))
     if display is not None:
         display.finished(run)
     return RunResult.of(run)
 
 
-def _logged(event: Decision | StepSucceeded, run: Run, graph: Graph) -> Event:
-    """Give the event as the log would give it back: what cannot travel is refused, what is too long is cut."""
-    try:
-        step, kind, payload = encode_event(event)
-    except EvpipeError as error:
-        assert isinstance(event, StepSucceeded)
-        step, kind, payload = encode_event(unencodable(event, error))
-    found = decode_event(EventSubject(graph.pipeline, run.id, step, kind), payload, time.time())
+def _logged(event: Decision, run: Run, graph: Graph) -> Event:
+    """Give the event as the log would give it back: what is too long is cut."""
+    step, kind, payload = encode_event(event)
+    return _read(step, Conclusion(kind, payload), run, graph)
+
+
+def _read(step: str | None, written: Conclusion, run: Run, graph: Graph) -> Event:
+    found = decode_event(EventSubject(graph.pipeline, run.id, step, written.kind), written.payload, time.time())
     assert found is not None, "this version knows what it writes"
     return found
 
 
-def _call(step: Step, launch: Launch) -> StepSucceeded | StepFailed:
+def _call(run: str, graph: Graph, launch: Launch) -> Conclusion:
     """Run one attempt to its end."""
+    step = graph.steps[launch.step]
+    subject = LaunchSubject(step.queue, DEFAULT_PRIORITY, run, launch.step, launch.attempt)
+    order = LaunchOrder(
+        pipeline=graph.pipeline,
+        code=step.code,
+        executor=step.executor,
+        arguments=launch.arguments,
+        outputs=step.outputs,
+        timeout_s=step.timeout_s,
+    )
     began_s = time.time()
-    what = f"step {step.name!r}"
-    reason = Reason.ERROR
     try:
-        packed = pack(launch.arguments, f"the arguments of {what}")
-        check_size(packed, f"the map of arguments of {what}", "ARGUMENTS_BYTES_MAX", ARGUMENTS_BYTES_MAX)
+        # Through the same encode and decode as on the bus: a step cannot see what another did to an argument.
+        named = dict(decode_launch(encode_launch(order, f"step {step.name!r}")).arguments)
     except EvpipeError as error:
-        return _failed(launch, Reason.OUTPUT, Failure(message=str(error)), began_s)
-    named = unpack(packed)
+        return conclude_failure(subject, Failure(message=str(error)), began_s, Reason.OUTPUT)
     positional = named.pop("*", ())
     try:
         function = find_function(step.code)
@@ -112,20 +124,13 @@ def _call(step: Step, launch: Launch) -> StepSucceeded | StepFailed:
             value = outside_of_any_loop(lambda: anyio.run(_awaited, function, positional, named))
         else:
             value = function(*positional, **named)
-        if step.timeout_s is not None and time.time() - began_s > step.timeout_s:
-            return _failed(launch, Reason.TIMEOUT, timeout_failure(step.timeout_s), began_s)
-        reason = Reason.OUTPUT
-        value = shape_output(value, step.outputs, step.name)
-    except CodeNotFound as error:
-        return _failed(launch, Reason.ERROR, Failure(message=str(error)), began_s)
-    except (OutputMismatch, EvpipeError) as error:
-        failure = Failure(message=str(error)) if reason is Reason.OUTPUT else failure_of(_from_step_on(error))
-        return _failed(launch, reason, failure, began_s)
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # noqa: BLE001 - SystemExit of a step is its failure
-        return _failed(launch, Reason.ERROR, failure_of(_from_step_on(error)), began_s)
-    return StepSucceeded(step=launch.step, attempt=launch.attempt, value=value, started_at_s=began_s)
+        return conclude_error(subject, _from_step_on(error), began_s)
+    if step.timeout_s is not None and time.time() - began_s > step.timeout_s:
+        return conclude_failure(subject, timeout_failure(step.timeout_s), began_s, Reason.TIMEOUT)
+    return conclude_value(subject, order, value, began_s)
 
 
 def _from_step_on(error: BaseException) -> BaseException:
@@ -141,13 +146,3 @@ _NOT_THE_STEP: Final = frozenset({"evpipe", "anyio", "asyncio"})
 
 async def _awaited(function: Any, positional: Any, named: Any) -> Any:
     return await function(*positional, **named)
-
-
-def _failed(launch: Launch, reason: Reason, failure: Failure, began_s: float) -> StepFailed:
-    return StepFailed(
-        step=launch.step,
-        attempt=launch.attempt,
-        reason=reason,
-        failure=failure,
-        started_at_s=began_s,
-    )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import inspect
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any, Final, Literal, TypeAlias
@@ -12,10 +13,11 @@ from evpipe.core.names import check_name
 from evpipe.core.retry import NO_RETRIES, RetryPolicy
 from evpipe.core.states import OnFailure
 from evpipe.errors import UsageError
+from evpipe.sdk.functions import namespace_of
 from evpipe.sdk.handle import Handle
 from evpipe.sdk.retry import retry_policy
 
-Executor: TypeAlias = Literal["inline", "thread"]
+Executor: TypeAlias = Literal["inline", "thread", "process"]
 OnFailureName: TypeAlias = Literal["fail", "skip", "continue"]
 
 
@@ -47,12 +49,12 @@ class StepOptions:
     description: str = ""
 
 
-def check_options(given: Mapping[str, object], where: str, *, is_coroutine: bool) -> dict[str, Any]:
+def check_options(given: Mapping[str, object], where: str, *, executors: Sequence[str]) -> dict[str, Any]:
     """Check options, and give them as fields of `StepOptions`; those that are `UNSET` are left out.
 
     Args:
         where: names the step in messages.
-        is_coroutine: whether its function is an `async def`.
+        executors: those that can run its function, the default one first.
 
     Raises:
         UsageError: for the first one that is not allowed.
@@ -62,19 +64,33 @@ def check_options(given: Mapping[str, object], where: str, *, is_coroutine: bool
     for name, value in given.items():
         if value is UNSET:
             continue
-        checked[name] = _executor(value, where, is_coroutine) if name == "executor" else _CHECKS[name](value, where)
+        checked[name] = _executor(value, where, executors) if name == "executor" else _CHECKS[name](value, where)
     return checked
 
 
-def _executor(value: object, where: str, is_coroutine: bool) -> str:
-    fitting = "inline" if is_coroutine else "thread"
-    if value is None or value == fitting:
-        return fitting
+def executors_of(fn: Callable[..., Any]) -> tuple[str, ...]:
+    """Name the executors that can run a function, the default one first."""
+    if inspect.iscoroutinefunction(fn):
+        return ("inline",)
+    if fn.__module__ == "__main__" and not namespace_of(fn).get("__file__"):
+        # Typed into an interpreter or a notebook: no other process could import it.
+        return ("thread",)
+    return ("process", "thread")
+
+
+def _executor(value: object, where: str, executors: Sequence[str]) -> str:
+    if value is None:
+        return executors[0]
     if value not in EXECUTORS:
         raise UsageError(f"{where}: executor must be one of {', '.join(EXECUTORS)}, not {value!r}")
-    if is_coroutine:
-        raise UsageError(f"{where}: executor 'thread' is for `def`, and this is an `async def`: use 'inline'")
-    raise UsageError(f"{where}: executor 'inline' is for `async def`, and this is a `def`: use 'thread'")
+    if value in executors:
+        return str(value)
+    instead = " or ".join(map(repr, executors))
+    if executors[0] == "inline":
+        raise UsageError(f"{where}: executor {value!r} is for `def`, and this is an `async def`: use {instead}")
+    if value == "inline":
+        raise UsageError(f"{where}: executor 'inline' is for `async def`, and this is a `def`: use {instead}")
+    raise UsageError(f"{where}: executor {value!r} needs a function that is written in a file: use {instead}")
 
 
 def _queue(value: object, where: str) -> str | None:

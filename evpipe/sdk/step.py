@@ -20,7 +20,7 @@ from evpipe.errors import UsageError
 from evpipe.sdk.build import Build, current_build, refuse_handles
 from evpipe.sdk.functions import check_step_function, code_of, name_for
 from evpipe.sdk.handle import Handle
-from evpipe.sdk.options import UNSET, Executor, OnFailureName, StepOptions, Unset, check_options
+from evpipe.sdk.options import UNSET, Executor, OnFailureName, StepOptions, Unset, check_options, executors_of
 from evpipe.sdk.retry import Retry
 from evpipe.sdk.shape import Shape, output_shape
 
@@ -92,7 +92,7 @@ class Step(Generic[P, R_co]):
             "after": after,
             "description": description,
         }
-        checked = check_options(given, where, is_coroutine=isinstance(self, CoroutineStep))
+        checked = check_options(given, where, executors=executors_of(self._fn))
         other = copy.copy(self)
         other._options = replace(self._options, **checked)
         if name is not UNSET:
@@ -234,7 +234,8 @@ def step(
     Args:
         name: what its steps are named after (`name`, `name-2`, …); default: the function's name.
         queue: where workers pull it from; default: the pipeline's queue.
-        executor: "inline" (the default of an `async def`: in the worker's loop) or "thread" (of a `def`).
+        executor: "inline" (of an `async def`: in a loop), "process" (the default of a `def`: in a process that runs
+            nothing else meanwhile and can be killed), or "thread" (of a `def`: cannot be killed, starts sooner).
         outputs: names of the parts of a returned tuple or dict, where no TypedDict or NamedTuple names them.
         retries: how often a failed attempt is followed by another, or a `Retry(...)`.
         timeout_s: seconds that one attempt may run; the time in the queue does not count.
@@ -268,6 +269,5 @@ def step(
 
 def make_step(fn: Callable[..., Any], name: str, given: Mapping[str, object]) -> Step[..., Any]:
     """Make a step of a function that was checked; options that are not given are at their defaults."""
-    is_coroutine = inspect.iscoroutinefunction(fn)
-    options = check_options({"executor": None, **given}, f"step {name!r}", is_coroutine=is_coroutine)
-    return (CoroutineStep if is_coroutine else FunctionStep)(fn, name, StepOptions(**options))
+    options = check_options({"executor": None, **given}, f"step {name!r}", executors=executors_of(fn))
+    return (CoroutineStep if inspect.iscoroutinefunction(fn) else FunctionStep)(fn, name, StepOptions(**options))

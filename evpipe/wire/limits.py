@@ -15,6 +15,8 @@ VALUE_BYTES_MAX: Final = 512 * 1024
 ARGUMENTS_BYTES_MAX: Final = 512 * 1024
 #: The parameters of a run, encoded.
 PARAMETERS_BYTES_MAX: Final = 256 * 1024
+#: Where the code of a run's steps is, encoded: it is in every launch.
+SOURCE_BYTES_MAX: Final = 16 * 1024
 #: A graph specification in the object store, encoded.
 GRAPH_BYTES_MAX: Final = 512 * 1024 * 1024
 
@@ -26,6 +28,11 @@ ITEMS_MAX: Final = 400_000
 #: Characters of a traceback, and of an error message, that travel.
 TRACEBACK_CHARS_MAX: Final = 16_384
 MESSAGE_CHARS_MAX: Final = 4_096
+
+#: Characters of one line of a step's output; a longer one is cut.
+LINE_CHARS_MAX: Final = 8_192
+#: Whoever captures output tells a batch of lines when it has about this many bytes.
+LOG_BATCH_BYTES: Final = 64 * 1024
 
 #: A subject over 4 KB closes a client for good; ours are built of checked names and stay far below.
 SUBJECT_CHARS_MAX: Final = 512

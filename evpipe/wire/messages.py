@@ -34,11 +34,12 @@ from evpipe.wire.limits import (
     ARGUMENTS_BYTES_MAX,
     MESSAGE_CHARS_MAX,
     PARAMETERS_BYTES_MAX,
+    SOURCE_BYTES_MAX,
     TRACEBACK_CHARS_MAX,
     VALUE_BYTES_MAX,
 )
 from evpipe.wire.subjects import EventSubject
-from evpipe.wire.values import check_size, encode_value, pack
+from evpipe.wire.values import check_size, encode_value, pack, pack_unchecked
 
 # ---- submit
 
@@ -52,6 +53,8 @@ class Submission:
     parameters: Mapping[str, Any] = field(default_factory=dict)
     #: The queue that all launches of the run go to, whatever their steps name; "" for the steps' own.
     queue: str = ""
+    #: Where the code of its steps is: a tagged map, handed to the workers in every launch; no part of what the run is.
+    source: Mapping[str, Any] = field(default_factory=dict)
 
 
 def encode_submission(submission: Submission) -> bytes:
@@ -63,7 +66,10 @@ def encode_submission(submission: Submission) -> bytes:
 
     """
     parameters = _packed_parameters(submission.parameters)
-    return encode_map_with({"graph": submission.graph, "queue": submission.queue}, "parameters", parameters)
+    fields: dict[str, Any] = {"graph": submission.graph, "queue": submission.queue}
+    if submission.source:
+        fields["source"] = submission.source
+    return encode_map_with(fields, "parameters", parameters)
 
 
 def decode_submission(data: bytes) -> Submission:
@@ -79,7 +85,11 @@ def decode_submission(data: bytes) -> Submission:
     if len(data) > PARAMETERS_BYTES_MAX:
         # Only then can they be over it.
         _packed_parameters(parameters)
-    return Submission(graph=graph, parameters=parameters, queue=queue)
+    source = fields.submap("source")
+    size = len(pack_unchecked(source)) if source else 0
+    if size > SOURCE_BYTES_MAX:
+        raise RemoteProtocolError(f"the submit: its source is {size:,} bytes, more than {SOURCE_BYTES_MAX:,}")
+    return Submission(graph=graph, parameters=parameters, queue=queue, source=source)
 
 
 def _packed_parameters(parameters: Mapping[str, Any]) -> bytes:
@@ -297,6 +307,8 @@ class LaunchOrder:
     code: Mapping[str, Any]
     executor: str
     arguments: Mapping[str, Any]
+    #: Tagged map that says where the code is, from the submit.
+    source: Mapping[str, Any] = field(default_factory=dict)
     outputs: tuple[str, ...] | None = None
     timeout_s: float | None = None
 
@@ -312,6 +324,8 @@ def encode_launch(order: LaunchOrder, what: str) -> bytes:
     arguments = pack(order.arguments, f"the arguments of {what}")
     check_size(arguments, f"the map of arguments of {what}", "ARGUMENTS_BYTES_MAX", ARGUMENTS_BYTES_MAX)
     fields: dict[str, Any] = {"pipeline": order.pipeline, "code": order.code, "executor": order.executor}
+    if order.source:
+        fields["source"] = order.source
     if order.outputs is not None:
         fields["outputs"] = list(order.outputs)
     if order.timeout_s is not None:
@@ -337,6 +351,7 @@ def decode_launch(data: bytes) -> LaunchOrder:
     return LaunchOrder(
         pipeline=pipeline,
         code=fields.submap("code"),
+        source=fields.submap("source"),
         executor=fields.text("executor"),
         arguments=fields.submap("arguments"),
         outputs=fields.texts("outputs") if "outputs" in fields.map else None,

@@ -2,6 +2,7 @@
 
 <prefix>.event.<shard>.<pipeline>.<run>.<step or _>.<kind>     the log
 <prefix>.queue.<queue>.<priority>.<run>.<step>.<attempt>       launches
+<prefix>.telemetry.<run>.<step>.<attempt>.<kind>   what attempts tell, kept for a while
 <prefix>.who.<run>.<step>.<attempt>   who runs this attempt? (its worker answers)
 <prefix>.stop                         attempts to stop
 <prefix>.ping.controller, <prefix>.ping.worker.<queue>   is anybody there?
@@ -69,6 +70,16 @@ class LaunchSubject(NamedTuple):
     attempt: int
 
 
+class TelemetrySubject(NamedTuple):
+    """What the subject of telemetry says."""
+
+    run: str
+    step: str
+    attempt: int
+    #: What is told: "log" are lines of output.
+    kind: str
+
+
 class Subjects:
     """The subjects of one installation."""
 
@@ -78,8 +89,10 @@ class Subjects:
         self.prefix = prefix
         self._event = f"{prefix}.event."
         self._queue = f"{prefix}.queue."
+        self._telemetry = f"{prefix}.telemetry."
         self.all_events = f"{prefix}.event.>"
         self.all_launches = f"{prefix}.queue.>"
+        self.all_telemetry = f"{prefix}.telemetry.>"
         self.stop = f"{prefix}.stop"
         self.ping_controller = f"{prefix}.ping.controller"
 
@@ -139,6 +152,26 @@ class Subjects:
         if not legal or _PRIORITY.match(priority) is None or _ATTEMPT.match(attempt) is None:
             raise RemoteProtocolError(f"{subject[:200]!r} is not the subject of a launch: a token is not allowed")
         return LaunchSubject(queue, int(priority), run, step, int(attempt))
+
+    # ---- telemetry
+
+    def telemetry(self, run: str, step: str, attempt: int, kind: str = "log") -> str:
+        return f"{self._telemetry}{run}.{step}.{attempt}.{kind}"
+
+    def telemetry_of(self, run: str, step: str | None = None, attempt: int | None = None, kind: str = "log") -> str:
+        """Filter for what a run tells: of one step, of one attempt, or of all."""
+        return f"{self._telemetry}{run}.{step or '*'}.{'*' if attempt is None else attempt}.{kind}"
+
+    def parse_telemetry(self, subject: str) -> TelemetrySubject:
+        """Take the subject of telemetry apart; RemoteProtocolError if it is not one."""
+        tokens = subject.split(".")
+        if len(tokens) != 6 or tokens[0] != self.prefix or tokens[1] != "telemetry":
+            raise RemoteProtocolError(f"{subject[:200]!r} is not the subject of telemetry")
+        _, _, run, step, attempt, kind = tokens
+        legal = _RUN_ID.match(run) and NAME.match(step) and NAME.match(kind)
+        if not legal or _ATTEMPT.match(attempt) is None:
+            raise RemoteProtocolError(f"{subject[:200]!r} is not the subject of telemetry: a token is not allowed")
+        return TelemetrySubject(run, step, int(attempt), kind)
 
     # ---- questions and signals
 

@@ -25,7 +25,7 @@ def failure_of(error: BaseException) -> Failure:
     # Cut where it is made: a traceback of a deep recursion is megabytes.
     return Failure(
         message=f"{name}: {text}" if text else name,
-        types=_types(type(error)),
+        types=types_of(type(error)),
         traceback=shown[-4 * TRACEBACK_CHARS_MAX :],
     )
 
@@ -35,11 +35,11 @@ def timeout_failure(timeout_s: float | None) -> Failure:
     return Failure(message=f"the attempt ran longer than {timeout_s:g} s", types=_TIMEOUT_TYPES)
 
 
-def _types(cls: type[BaseException]) -> tuple[str, ...]:
+def types_of(cls: type[BaseException]) -> tuple[str, ...]:
     return tuple(f"{base.__module__}.{base.__qualname__}" for base in cls.__mro__ if base is not object)
 
 
-_TIMEOUT_TYPES = _types(TimeoutError)
+_TIMEOUT_TYPES = types_of(TimeoutError)
 
 
 def _past_worker(error: BaseException) -> TracebackType | None:

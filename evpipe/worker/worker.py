@@ -23,12 +23,14 @@ import structlog
 from evpipe.bus.clock import loop_clock
 from evpipe.bus.protocol import ACK_WAIT_S, Bus, Delivery, Outcome, Record
 from evpipe.client.client import Client
-from evpipe.core.events import Failure, StepFailed, StepStarted, StepSucceeded
+from evpipe.core.events import Failure, StepStarted
 from evpipe.core.names import check_name
-from evpipe.errors import EvpipeError, RemoteProtocolError, UsageError
+from evpipe.errors import RemoteProtocolError, UsageError
 from evpipe.wire.messages import decode_event, decode_launch, encode_event
 from evpipe.wire.subjects import LaunchSubject
-from evpipe.worker.attempt import Attempt, lost, unencodable
+from evpipe.worker.attempt import Attempt, lost
+from evpipe.worker.conclusion import Conclusion, conclude_failure
+from evpipe.worker.executors.executors import Executors
 from evpipe.worker.intake import Intake
 from evpipe.worker.redelivery import Verdict, examine
 from evpipe.worker.spawning import Spawner
@@ -51,13 +53,22 @@ class Worker:
         client: an entered client.
         queues: served strictly in this order.
         slots: attempts that may run at once; None: as many as there are CPUs.
+        transient: the queues are this process's own: nothing of them stays when it has gone.
+        local_code: steps are found where this process finds its modules, and those that are no processes run in it.
+            If not, all run in children of it, which look where each run's submitter does.
 
     Raises:
         UsageError: if a queue has an illegal name or `slots` is not a whole number from 1 to 10,000.
     """
 
     def __init__(
-        self, client: Client, queues: Sequence[str] = ("default",), slots: int | None = None, *, transient: bool = False
+        self,
+        client: Client,
+        queues: Sequence[str] = ("default",),
+        slots: int | None = None,
+        *,
+        transient: bool = False,
+        local_code: bool = True,
     ) -> None:
         if isinstance(queues, str) or not queues:
             raise UsageError(f"queues must be a list of queue names, not {queues!r}")
@@ -80,6 +91,7 @@ class Worker:
         self._cancelled: set[tuple[str, str]] = set()
         self._stack = AsyncExitStack()
         self._spawner = Spawner()
+        self._executors = Executors(self._bus, slots, local_code=local_code)
         self._now = anyio.current_time
         self._cancelled_error: type[BaseException] = BaseException
         self._intake: Intake | None = None
@@ -96,6 +108,9 @@ class Worker:
         await task_group.start(self._follow_cancels)
         await self._stack.enter_async_context(bus.listen(bus.subjects.stop, self._stop_signal))
         await self._stack.enter_async_context(bus.listen(bus.subjects.all_who, self._who))
+        # Outlives the attempts, which end their children when they are cancelled.
+        await self._stack.enter_async_context(self._executors)
+        task_group.start_soon(self._executors.send_output)
         self._spawner = await self._stack.enter_async_context(Spawner())
         for queue in self.queues:
             await self._stack.enter_async_context(bus.listen(bus.subjects.ping_worker(queue), self._here))
@@ -163,10 +178,10 @@ class Worker:
     def _unreadable(self, delivery: Delivery, launch: LaunchSubject, error: RemoteProtocolError) -> None:
         """Fail an attempt whose launch is garbage: its subject is taken, so no good launch can follow it."""
         log.warning("launch_quarantined", run_id=launch.run, step_id=launch.step, reason=str(error))
-        event = StepFailed(step=launch.step, attempt=launch.attempt, failure=Failure(message=str(error)))
-        self._spawner.start_soon(self._fail_unreadable, delivery, launch, event)
+        failed = conclude_failure(launch, Failure(message=str(error)))
+        self._spawner.start_soon(self._fail_unreadable, delivery, launch, failed)
 
-    async def _fail_unreadable(self, delivery: Delivery, launch: LaunchSubject, event: StepFailed) -> None:
+    async def _fail_unreadable(self, delivery: Delivery, launch: LaunchSubject, failed: Conclusion) -> None:
         # The launch does not say which pipeline it is of; its run's submit does.
         submitted = await self._bus.last(self._bus.subjects.events_of_step(launch.run, "_", "submitted"))
         if submitted is None:
@@ -177,9 +192,8 @@ class Worker:
         except RemoteProtocolError:
             delivery.ack()
             return
-        _, kind, payload = encode_event(event)
-        subject = self._bus.subjects.event(pipeline, launch.run, launch.step, kind)
-        self._bus.append(subject, payload, done=lambda _: delivery.ack())
+        subject = self._bus.subjects.event(pipeline, launch.run, launch.step, failed.kind)
+        self._bus.append(subject, failed.payload, done=lambda _: delivery.ack())
 
     # ---- one attempt
 
@@ -206,11 +220,11 @@ class Worker:
             structlog.contextvars.bind_contextvars(
                 run_id=launch.run, step_id=launch.step, attempt=launch.attempt, worker_id=self.id
             )
-            event = await attempt.run_body(now, self._cancelled_error)
-            if event is None:
+            conclusion = await attempt.run_body(now, self._executors.execute, self._cancelled_error)
+            if conclusion is None:
                 attempt.delivery.ack()
                 return
-            self._publish(attempt, event)
+            self._publish(attempt, conclusion)
             published = True
         finally:
             if not published:
@@ -231,11 +245,12 @@ class Worker:
             attempt.delivery.ack()
         elif verdict is Verdict.LOST:
             log.warning("attempt_lost", run_id=launch.run, step_id=launch.step, attempt=launch.attempt)
-            await self._publish_wait(attempt, lost(launch))
+            gone = lost(launch)
+            await self._bus.append_wait(self._subject(attempt, gone.kind), gone.payload)
             attempt.delivery.ack()
         return False
 
-    def _publish(self, attempt: Attempt, event: StepSucceeded | StepFailed) -> None:
+    def _publish(self, attempt: Attempt, conclusion: Conclusion) -> None:
         """Hand the result to the log; the launch is acked when the log has it. The slot is free meanwhile."""
         launch = attempt.launch
 
@@ -246,25 +261,14 @@ class Worker:
         if attempt.telling is not None:
             # Repeated after the result it would be the newest of its kind, and hide that of a later attempt.
             attempt.telling.drop()
-        subject, payload = self._encoded(attempt, event)
-        self._bus.append(subject, payload, done=stored)
+        self._bus.append(self._subject(attempt, conclusion.kind), conclusion.payload, done=stored)
 
     def _forget(self, launch: LaunchSubject) -> None:
         self._attempts.pop((launch.run, launch.step, launch.attempt), None)
         self._gone.set()
 
-    async def _publish_wait(self, attempt: Attempt, event: StepFailed) -> None:
-        subject, payload = self._encoded(attempt, event)
-        await self._bus.append_wait(subject, payload)
-
-    def _encoded(self, attempt: Attempt, event: StepSucceeded | StepFailed) -> tuple[str, bytes]:
-        launch = attempt.launch
-        try:
-            step, kind, payload = encode_event(event)
-        except EvpipeError as error:
-            assert isinstance(event, StepSucceeded)
-            step, kind, payload = encode_event(unencodable(event, error))
-        return self._bus.subjects.event(attempt.order.pipeline, launch.run, step, kind), payload
+    def _subject(self, attempt: Attempt, kind: str) -> str:
+        return self._bus.subjects.event(attempt.order.pipeline, attempt.launch.run, attempt.launch.step, kind)
 
     # ---- signs of life
 
@@ -290,9 +294,8 @@ class Worker:
                         continue
                     launch = attempt.launch
                     event = StepStarted(step=launch.step, attempt=launch.attempt, worker=self.id)
-                    step, kind, payload = encode_event(event)
-                    subject = self._bus.subjects.event(attempt.order.pipeline, launch.run, step, kind)
-                    attempt.telling = self._bus.append(subject, payload)
+                    _, kind, payload = encode_event(event)
+                    attempt.telling = self._bus.append(self._subject(attempt, kind), payload)
                 self._young.popleft()
             await self._began.wait()
 

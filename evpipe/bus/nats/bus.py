@@ -15,10 +15,11 @@ from anyio.abc import TaskGroup
 from nats.aio.msg import Msg
 
 from evpipe.bus.nats.buckets import EXPECTED, NatsBucket, NatsObjects, last_message, read_up_to
-from evpipe.bus.nats.connection import NO_LEADER, ApiError, Connection, NotAnswered
+from evpipe.bus.nats.connection import NO_LEADER, ApiError, Connection, NotAnswered, checked
 from evpipe.bus.nats.feed import Feed
 from evpipe.bus.nats.lane import Lane
 from evpipe.bus.nats.provision import StreamNames, check_jetstream, provision
+from evpipe.bus.nats.telemetry import NatsTelemetry
 from evpipe.bus.outbox import Fatal, Message, Outbox, Verdict
 from evpipe.bus.protocol import (
     Answer,
@@ -33,10 +34,10 @@ from evpipe.bus.protocol import (
     Refused,
     Sending,
     Stored,
+    Telemetry,
 )
 from evpipe.bus.settings import BusSettings
 from evpipe.errors import UsageError
-from evpipe.wire.limits import SUBJECT_CHARS_MAX
 from evpipe.wire.subjects import Subjects
 
 log = structlog.get_logger(__name__)
@@ -130,7 +131,7 @@ class NatsBus:
         """Take the server's answer to a publish."""
         if not data:
             # No responders: the stream is not there (yet, or any more).
-            self._missing.set()
+            self._missing_stream()
             outbox.answered(token, Verdict.LATER)
             return
         found = ACK.match(data)
@@ -142,13 +143,16 @@ class NatsBus:
         outbox.answered(token, _verdict(error) if error else Stored(int(answer["seq"])))
 
     def append(self, subject: str, payload: bytes, *, expected: int | None = None, done: Done | None = None) -> Sending:
-        return self._outbox.put(_checked(subject), payload, headers=_headers(expected), done=done)
+        return self._outbox.put(checked(subject), payload, headers=_headers(expected), done=done)
 
     async def append_wait(self, subject: str, payload: bytes, *, expected: int | None = None) -> Outcome:
-        return await self._outbox.put_wait(_checked(subject), payload, headers=_headers(expected))
+        return await self._outbox.put_wait(checked(subject), payload, headers=_headers(expected))
 
     def launch(self, subject: str, payload: bytes, *, done: Done | None = None) -> Sending:
-        return self._outbox.put(_checked(subject), payload, done=done)
+        return self._outbox.put(checked(subject), payload, done=done)
+
+    def _missing_stream(self) -> None:
+        self._missing.set()
 
     async def _provision_what_is_missing(self) -> None:
         """Make streams again that somebody removed under us; what was published meanwhile is sent again."""
@@ -258,8 +262,12 @@ class NatsBus:
     def objects(self) -> Objects:
         return NatsObjects(self._connection, self._side_outbox, self._names.objects, self._open_feed)
 
+    @property
+    def telemetry(self) -> Telemetry:
+        return NatsTelemetry(self._connection, self._names.telemetry, self._missing_stream, self._open_feed)
+
     def signal(self, subject: str, payload: bytes) -> None:
-        self._connection.post(_checked(subject), payload)
+        self._connection.post(checked(subject), payload)
 
     @asynccontextmanager
     async def listen(self, subject: str, answer: Answer) -> AsyncIterator[None]:
@@ -274,7 +282,7 @@ class NatsBus:
     async def ask(self, subject: str, payload: bytes, *, timeout_s: float) -> bytes | None:
         started_at = anyio.current_time()
         try:
-            return (await self._connection.request(_checked(subject), payload, timeout_s=timeout_s)).data
+            return (await self._connection.request(checked(subject), payload, timeout_s=timeout_s)).data
         except NotAnswered:
             # "Nobody listens" is known at once, but the asker's patience is part of the question: who answers may
             # be about to come back.
@@ -309,10 +317,3 @@ def _verdict(error: dict[str, Any]) -> Outcome | Verdict | Fatal:
 
 def _headers(expected: int | None) -> dict[str, str] | None:
     return None if expected is None else {EXPECTED: str(expected)}
-
-
-def _checked(subject: str) -> str:
-    # The last look before the wire: a longer one ends the connection, a wildcard would be stored as it is.
-    if len(subject) > SUBJECT_CHARS_MAX or "*" in subject or ">" in subject or " " in subject:
-        raise UsageError(f"{subject[:80]!r} cannot be published to")
-    return subject

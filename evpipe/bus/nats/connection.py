@@ -12,6 +12,7 @@ import asyncio
 import json
 import re
 import ssl
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager
 from typing import Any, Final, TypeAlias
@@ -25,7 +26,8 @@ from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
 from evpipe.bus.settings import BusSettings
-from evpipe.errors import BusClosed, BusError, BusRefused, BusUnreachable
+from evpipe.errors import BusClosed, BusError, BusRefused, BusUnreachable, UsageError
+from evpipe.wire.limits import SUBJECT_CHARS_MAX
 
 log = structlog.get_logger(__name__)
 
@@ -43,6 +45,10 @@ PENDING_BYTES_MAX: Final = 64 * 1024 * 1024
 REQUEST_WAIT_S: Final = 5.0
 #: The oldest server that has what the protocol needs.
 SERVER_MIN: Final = (2, 14, 0)
+#: Bytes told that may wait for the socket; what comes then is dropped.
+TOLD_BYTES_MAX: Final = 4 * 1024 * 1024
+#: Bytes told that are written at once: what matters waits behind no more of them.
+TOLD_AT_ONCE_BYTES: Final = 128 * 1024
 #: What the server says of a subject that the user's permissions do not cover.
 DENIED: Final = re.compile(r'permissions violation for (?P<what>\w+) to "(?P<subject>[^"]*)', re.IGNORECASE)
 #: nats-server's default. A message over the server's limit would end the connection, and again when it is repeated.
@@ -82,6 +88,17 @@ def publish_command(subject: str, payload: bytes, reply: str, headers: Mapping[s
     return b"HPUB %s %s %d %d\r\n%s%s\r\n" % (subject.encode(), reply.encode(), *sizes, block, payload)
 
 
+def checked(subject: str) -> str:
+    """Take a last look at a subject before the wire: a longer one ends the connection, a wildcard is stored as it is.
+
+    Raises:
+        UsageError: if it cannot be published to.
+    """
+    if len(subject) > SUBJECT_CHARS_MAX or "*" in subject or ">" in subject or " " in subject:
+        raise UsageError(f"{subject[:80]!r} cannot be published to")
+    return subject
+
+
 class _Question:
     """A request that waits for its answer; answered without one when the client is lost."""
 
@@ -111,6 +128,9 @@ class Connection:
         #: Encoded messages that wait to be written: for this client only, and for whichever comes.
         self._sends: list[bytes] = []
         self._posts: list[bytes] = []
+        #: The same for messages that may be lost, which give way to the others.
+        self._told: deque[bytes] = deque()
+        self._told_bytes = 0
         self._unwritten = anyio.Event()
         self._last_error = ""
         #: The subject of answers, if the server does not let this user subscribe to it.
@@ -173,6 +193,7 @@ class Connection:
                 self._client = None
                 self._subscribed.clear()
                 self._sends = []
+                self._take_told(self._told_bytes)
                 for question in self._questions.values():
                     # Its answer was to come to the client that is gone: whoever waits asks again now.
                     question.answered.set()
@@ -203,8 +224,9 @@ class Connection:
             return
         with anyio.move_on_after(1.0, shield=True):
             try:
-                if self._posts and not client.is_closed:
-                    await client._send_command(b"".join(self._posts))
+                last = [*self._posts, *self._take_told(self._told_bytes)]
+                if last and not client.is_closed:
+                    await client._send_command(b"".join(last))
                     self._posts = []
                 # Closing flushes what the client has gathered.
                 await client.close()
@@ -315,6 +337,30 @@ class Connection:
         self._posts.append(publish_command(subject, payload, "", None))
         self._unwritten.set()
 
+    def tell(self, subject: str, payload: bytes) -> bool:
+        """Hand a message that may be lost to this client's socket; it holds the others up by little.
+
+        Returns:
+            Whether it is on its way; not if there is no client now, or too much waits.
+        """
+        command = publish_command(subject, payload, "", None)
+        if not self.connected or self._told_bytes + len(command) > TOLD_BYTES_MAX:
+            return False
+        self._told.append(command)
+        self._told_bytes += len(command)
+        self._unwritten.set()
+        return True
+
+    def _take_told(self, bytes_max: int) -> list[bytes]:
+        """Take the oldest of what was told: at least one, if there is any."""
+        taken: list[bytes] = []
+        size = 0
+        while self._told and (not taken or size + len(self._told[0]) <= bytes_max):
+            taken.append(self._told.popleft())
+            size += len(taken[-1])
+        self._told_bytes -= size
+        return taken
+
     async def _write(self, client: Client) -> None:
         """Write what is to be sent, all that has gathered at once.
 
@@ -322,10 +368,13 @@ class Connection:
         """
         while True:
             self._unwritten = anyio.Event()
-            while self._posts or self._sends:
+            while self._posts or self._sends or self._told:
                 chunk, self._posts, self._sends = [*self._posts, *self._sends], [], []
-                await client._send_command(b"".join(chunk))
-                await client._flush_pending()
+                told = self._take_told(TOLD_AT_ONCE_BYTES)
+                # It goes first: the output of a step belongs before the event that it has ended.
+                await client._send_command(b"".join([*told, *chunk]))
+                # The client would buffer any amount: waited for, while the socket is slow `tell` drops it instead.
+                await client._flush_pending(force_flush=bool(told))
             await self._unwritten.wait()
 
     @asynccontextmanager

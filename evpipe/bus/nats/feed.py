@@ -18,7 +18,7 @@ import structlog
 from nats.aio.msg import Msg
 
 from evpipe.bus.clock import loop_clock
-from evpipe.bus.nats.connection import ApiError, Connection
+from evpipe.bus.nats.connection import ApiError, Connection, NotAnswered
 from evpipe.bus.nats.pulling import HEARTBEAT_S, SILENCE_MAX_S, origin_of, pull_body, status_of
 from evpipe.bus.protocol import Record
 from evpipe.errors import BusRefused
@@ -33,7 +33,10 @@ INACTIVE_S: Final = 30
 
 
 class Feed:
-    """An open feed of one stream; iterate it for lists of records, never empty."""
+    """An open feed of one stream; iterate it for lists of records, never empty.
+
+    A wait for the next list may be cancelled, and begun again.
+    """
 
     def __init__(
         self,
@@ -99,9 +102,26 @@ class Feed:
     async def next_or_end(self) -> list[Record]:
         """Give the next records, or [] when the server has no more for now."""
         while not self._buffer and self.pending != 0:
-            await self._filled.wait()
-            self._filled = anyio.Event()
+            with anyio.move_on_after(HEARTBEAT_S) as waiting:
+                await self._filled.wait()
+                self._filled = anyio.Event()
+            if waiting.cancelled_caught:
+                await self._look_again()
         return await self.__anext__() if self._buffer else []
+
+    async def _look_again(self) -> None:
+        """Ask what is pending: what the server had for this feed may have made room for newer messages since."""
+        consumer, delivered = self._consumer, self._consumer_sequence
+        if not consumer:
+            return
+        try:
+            info = await self._connection.api(f"CONSUMER.INFO.{self._stream}.{consumer}")
+        except (ApiError, NotAnswered) as error:
+            log.debug("feed_not_told", stream=self._stream, error=str(error))
+            return
+        # Unless something is on its way.
+        if (consumer, delivered) == (self._consumer, int(info["delivered"]["consumer_seq"])):
+            self.pending = int(info["num_pending"])
 
     async def _create(self) -> None:
         # A new name each time: messages of an earlier consumer that still arrive are told apart by it.

@@ -20,6 +20,9 @@ LOG_BYTES_MAX: Final = 4 * 1024**3
 QUEUE_BYTES_MAX: Final = 1024**3
 OBJECTS_BYTES_MAX: Final = 2 * 1024**3
 STREAM_BYTES_MIN: Final = 16 * 1024**2
+#: What steps write is kept until it is this old or this much; then the oldest goes.
+TELEMETRY_AGE_S: Final = 7 * 86_400
+TELEMETRY_BYTES_MAX: Final = 256 * 1024**2
 BUCKETS: Final = ("registry", "leases")
 #: JetStream's "insufficient storage", "insufficient resources" and "name already in use".
 NO_STORAGE: Final = frozenset({10047, 10023, 10028})
@@ -33,11 +36,12 @@ class StreamNames:
     log: str
     queue: str
     objects: str
+    telemetry: str
     prefix: str
 
     @classmethod
     def of(cls, prefix: str) -> StreamNames:
-        return cls(f"{prefix}-log", f"{prefix}-queue", f"{prefix}-objects", prefix)
+        return cls(f"{prefix}-log", f"{prefix}-queue", f"{prefix}-objects", f"{prefix}-telemetry", prefix)
 
     def bucket(self, name: str) -> str:
         return f"{self.prefix}-{name}"
@@ -72,6 +76,16 @@ def stream_configs(subjects: Subjects, names: StreamNames, replicas: int) -> lis
             "allow_rollup_hdrs": True,
             "allow_direct": True,
             "max_bytes": OBJECTS_BYTES_MAX,
+        },
+        # The one stream that drops: nothing is decided by what is in it.
+        {
+            **base,
+            "name": names.telemetry,
+            "subjects": [subjects.all_telemetry],
+            "discard": "old",
+            "allow_direct": True,
+            "max_age": TELEMETRY_AGE_S * 1_000_000_000,
+            "max_bytes": TELEMETRY_BYTES_MAX,
         },
     ]
     # No limit markers: a marker would make an expired lease look like one that exists.
@@ -134,13 +148,17 @@ async def _create(connection: Connection, config: dict[str, Any]) -> None:
             if error.code in NO_STORAGE and config.get("max_bytes", 0) > STREAM_BYTES_MIN:
                 config = {**config, "max_bytes": config["max_bytes"] // 2}
                 continue
+            if error.code in NO_STORAGE and config["discard"] == "old":
+                # What it would keep may be lost: no reason to do without the rest.
+                log.warning("stream_left_out", stream=config["name"], error=str(error))
+                return
             raise BusRefused(f"stream {config['name']} cannot be made: {error}") from error
         log.debug("stream_created", stream=config["name"], max_bytes=config.get("max_bytes"))
         return
 
 
 def _check(wanted: dict[str, Any], found: dict[str, Any]) -> None:
-    """Refuse settings that break a promise; sizes and replicas are the operator's to choose."""
+    """Refuse settings that break a promise; sizes, ages and replicas are the operator's to choose."""
     must = ("subjects", "retention", "discard", "discard_new_per_subject", "max_msgs_per_subject", "allow_msg_ttl")
     for key in must:
         if key not in wanted:
@@ -150,7 +168,7 @@ def _check(wanted: dict[str, Any], found: dict[str, Any]) -> None:
                 f"stream {wanted['name']} exists with {key} = {found.get(key, False)!r}: evpipe needs {wanted[key]!r}; "
                 "change it, or choose another installation with EVPIPE_PREFIX"
             )
-    if found.get("max_age") and not wanted.get("allow_msg_ttl"):
+    if found.get("max_age") and not wanted.get("allow_msg_ttl") and not wanted.get("max_age"):
         raise BusRefused(
             f"stream {wanted['name']} exists with a max_age, which would remove events of runs that still go on: "
             "set it to 0"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextvars
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -31,7 +32,7 @@ async def run_in_thread(function: Callable[..., Any], positional: Sequence[Any],
         _notify(token, done)
 
     token = current_token()
-    threading.Thread(target=body, name="evpipe-step", daemon=True).start()
+    threading.Thread(target=contextvars.copy_context().run, args=(body,), name="evpipe-step", daemon=True).start()
     await done.wait()
     ok, value = outcome[0]
     if ok:

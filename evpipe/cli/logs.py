@@ -1,0 +1,114 @@
+"""`evpipe runs logs`: what the steps of a run write."""
+
+from __future__ import annotations
+
+import re
+import sys
+from typing import TYPE_CHECKING, Final
+
+import click
+
+from evpipe.cli.output import Command, Exit, coloured, json_text, output_option, say, url_option, write_data
+from evpipe.cli.runs import find_run, on_bus, run_argument
+
+if TYPE_CHECKING:
+    from evpipe.client.client import Client
+    from evpipe.client.logs import LogEntry
+
+#: Colours of the steps' names, in the graph's order, then again from the first.
+STEP_COLOURS: Final = ("cyan", "green", "magenta", "blue", "bright_cyan", "bright_magenta")
+
+#: Escape sequences of ECMA-48: those with parameters (CSI), those with a text (OSC and its like) and the short ones.
+_ESCAPES: Final = re.compile(
+    r"(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]?"
+    r"|(?:\x1b[\]PX^_]|[\x9d\x90\x98\x9e\x9f])[^\x07\x1b\x9c]*(?:\x07|\x9c|\x1b\\)?"
+    r"|\x1b[ -/]*[0-~]?"
+)
+#: Control characters but the tab, other ends of lines, and what turns the direction of writing.
+_CONTROLS: Final = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f\u2028\u2029\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+
+
+@click.command(cls=Command)
+@run_argument
+@click.argument("step", required=False)
+@click.option("--attempt", type=click.IntRange(min=1), metavar="N", help="Only attempts with this number.")
+@click.option("-f", "--follow", is_flag=True, help="Go on until the run has ended.")
+@url_option
+@output_option
+def logs(run_id: str, step: str | None, attempt: int | None, follow: bool, url: str | None, output: str) -> Exit:
+    """Show what the steps of a run write, or what STEP alone does.
+
+    Output is kept for 7 days, less where there is much of it. On a terminal it is shown without its escape sequences.
+
+    With -o json each line is an object: at, step, attempt, stream ("stdout", "stderr", or "evpipe" where lines were
+    left out), text.
+    """
+    from evpipe.core.names import check_name
+
+    if step is not None:
+        check_name("step", step)
+
+    async def write(client: Client) -> None:
+        from evpipe.client.logs import steps_of_run
+
+        handle = await find_run(client, run_id)
+        lines = Lines(await steps_of_run(client.bus, handle.id), alone=step is not None)
+        some = False
+        async for entry in handle.logs(step, attempt=attempt, follow=follow):
+            some = True
+            write_data(_object_line(entry) if output == "json" else lines.text(entry))
+        if not some:
+            of = f"step {step!r} of run {handle.id}" if step is not None else f"run {handle.id}"
+            say(f"no output is kept of {of}")
+
+    on_bus(url, write)
+    return Exit.SUCCEEDED
+
+
+def _object_line(entry: LogEntry) -> str:
+    return json_text(
+        {
+            "at": entry.at,
+            "step": entry.step,
+            "attempt": entry.attempt,
+            "stream": entry.stream,
+            "text": entry.text,
+        }
+    )
+
+
+class Lines:
+    """Writes entries as lines for standard output.
+
+    Args:
+        steps: the names of the run's steps, in the graph's order.
+        alone: whether they are of one step, so that its name needs no telling.
+    """
+
+    def __init__(self, steps: tuple[str, ...], *, alone: bool) -> None:
+        self._alone = alone
+        self._width = max(map(len, steps), default=0)
+        self._colours = {name: STEP_COLOURS[i % len(STEP_COLOURS)] for i, name in enumerate(steps)}
+        # There is none where whoever started us closed it.
+        self._coloured = sys.stdout is not None and coloured(sys.stdout)
+        #: What goes to a file or a program goes there as it is.
+        self._harmless = sys.stdout is not None and sys.stdout.isatty()
+
+    def text(self, entry: LogEntry) -> str:
+        text = shown(entry.text) if self._harmless else entry.text
+        if self._coloured and entry.stream != "stdout":
+            text = click.style(text, fg="yellow") if entry.stream == "stderr" else click.style(text, dim=True)
+        if self._alone:
+            return text
+        name = f"{entry.step:<{self._width}} |"
+        if self._coloured:
+            name = click.style(name, fg=self._colours.get(entry.step))
+        return f"{name} {text}"
+
+
+def shown(text: str) -> str:
+    """Give of a line what a terminal may show: no escape sequences, no control characters but tabs.
+
+    Of what was written over itself with carriage returns, as progress bars are, it is the last.
+    """
+    return _CONTROLS.sub("", _ESCAPES.sub("", text).rstrip("\r").rpartition("\r")[2])

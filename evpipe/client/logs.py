@@ -1,0 +1,128 @@
+"""What the steps of a run write, as a client reads it: from telemetry, for as long as it is kept there."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+import anyio
+import structlog
+
+from evpipe.bus.protocol import Bus, Record
+from evpipe.client.fold import RunFold
+from evpipe.core.names import check_name, nearest
+from evpipe.errors import NotFound, RemoteProtocolError, UsageError
+from evpipe.wire.messages import decode_event
+from evpipe.wire.subjects import RUN
+from evpipe.wire.telemetry import decode_log
+
+log = structlog.get_logger(__name__)
+
+#: The stream of what evpipe itself says between the lines.
+EVPIPE = "evpipe"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogEntry:
+    """One line that a step wrote."""
+
+    #: When, by its worker's clock, seconds since 1970.
+    at_s: float
+    step: str
+    attempt: int
+    #: "stdout", "stderr", or "evpipe" where lines are missing.
+    stream: str
+    #: Without the line's end, and else as the step wrote it: it may hold control characters.
+    text: str
+
+    @property
+    def at(self) -> datetime:
+        """When, UTC."""
+        return datetime.fromtimestamp(self.at_s, UTC)
+
+
+async def read_logs(
+    bus: Bus, run_id: str, pipeline: str, *, step: str | None, attempt: int | None, follow: bool
+) -> AsyncIterator[LogEntry]:
+    """Give what a run's steps write; see `RunHandle.logs`."""
+    if attempt is not None and (isinstance(attempt, bool) or not isinstance(attempt, int) or attempt < 1):
+        raise UsageError(f"attempt is {attempt!r}, it must be a whole number from 1")
+    if step is not None:
+        await _check_step(bus, run_id, step)
+    subject = bus.subjects.telemetry_of(run_id, step, attempt)
+    after = 0
+    if follow:
+        async with (
+            bus.telemetry.follow([subject]) as told,
+            bus.follow([bus.subjects.event(pipeline, run_id, None, "finished")]) as ends,
+        ):
+            ended = False
+            while not ended:
+                records, end = await _next_of(told, ends)
+                for entry in _entries(bus, records):
+                    yield entry
+                after = records[-1].sequence if records else after
+                ended = any(_is_end(bus, record) for record in end)
+    # What was told before the run's end may have arrived after the news of it.
+    async for records in bus.telemetry.replay([subject], up_to=await bus.telemetry.last_sequence(), after=after):
+        for entry in _entries(bus, records):
+            yield entry
+
+
+async def steps_of_run(bus: Bus, run_id: str) -> tuple[str, ...]:
+    """Give the names of a run's steps, in the graph's order; none if its graph is not known."""
+    fold = RunFold(bus, run_id)
+    submits = bus.replay([bus.subjects.events_of_step(run_id, RUN, "submitted")], up_to=await bus.last_sequence())
+    async for records in submits:
+        for record in records:
+            await fold.fold(record)
+    return () if fold.run.graph is None else tuple(fold.run.graph.steps)
+
+
+async def _check_step(bus: Bus, run_id: str, step: str) -> None:
+    check_name("step", step)
+    known = await steps_of_run(bus, run_id)
+    if known and step not in known:
+        raise NotFound(f"run {run_id} has no step {step!r}{nearest(step, known)}")
+
+
+async def _next_of(
+    told: AsyncIterator[list[Record]], ends: AsyncIterator[list[Record]]
+) -> tuple[list[Record], list[Record]]:
+    """Wait for the next records of one of two feeds, or of both; a feed's wait may be cancelled and begun again."""
+    found: tuple[list[Record], list[Record]] = ([], [])
+
+    async def take(feed: AsyncIterator[list[Record]], taken: list[Record]) -> None:
+        taken += await anext(feed)
+        task_group.cancel_scope.cancel()
+
+    # Nothing is given from inside it: a task group may not be left by another task, as a generator may be.
+    async with anyio.create_task_group() as task_group:
+        task_group.start_soon(take, told, found[0])
+        task_group.start_soon(take, ends, found[1])
+    return found
+
+
+def _is_end(bus: Bus, record: Record) -> bool:
+    try:
+        return decode_event(bus.subjects.parse_event(record.subject), record.payload, record.at_s) is not None
+    except RemoteProtocolError:
+        return False
+
+
+def _entries(bus: Bus, records: Iterable[Record]) -> Iterator[LogEntry]:
+    for record in records:
+        try:
+            subject = bus.subjects.parse_telemetry(record.subject)
+            batch = decode_log(record.payload)
+        except RemoteProtocolError as error:
+            log.warning("output_unreadable", subject=record.subject, sequence=record.sequence, error=str(error))
+            continue
+        step, attempt = subject.step, subject.attempt
+        if batch.left_out:
+            at_s = batch.lines[0].at_s if batch.lines else record.at_s
+            text = f"… {batch.left_out:,} {'line' if batch.left_out == 1 else 'lines'} left out"
+            yield LogEntry(at_s=at_s, step=step, attempt=attempt, stream=EVPIPE, text=text)
+        for line in batch.lines:
+            yield LogEntry(at_s=line.at_s, step=step, attempt=attempt, stream=line.stream, text=line.text)

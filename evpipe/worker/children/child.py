@@ -1,0 +1,389 @@
+"""A child as its worker sees it: a process, the channel to it, what it writes, and how it ends."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections import deque
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Final, Literal, TypeAlias
+
+import anyio
+import anyio.to_thread
+import structlog
+from anyio.abc import TaskGroup
+
+from evpipe.client.source import Source
+from evpipe.core.events import Failure
+from evpipe.errors import ProcessDied, RemoteProtocolError
+from evpipe.wire.subjects import LaunchSubject
+from evpipe.worker.children.frames import Frames, encode_frame, receive, send
+from evpipe.worker.children.guard_process import Guard
+from evpipe.worker.children.killing import kill_tree
+from evpipe.worker.children.output import Output
+from evpipe.worker.children.single import CHANNEL_CLOSED
+from evpipe.worker.conclusion import Conclusion
+from evpipe.worker.failures import types_of
+from evpipe.worker.telemetry import AttemptLog
+
+log = structlog.get_logger(__name__)
+
+Role: TypeAlias = Literal["single", "host"]
+
+#: From its start to its first word: the interpreter and this package, on a machine that is busy.
+START_S: Final = 60.0
+#: A process that has closed its channel is given this long to end by itself.
+LEAVE_S: Final = 2.0
+#: Lines of standard error that are shown with a process that died.
+TAIL_LINES: Final = 40
+
+#: Where this package was found.
+_FOLDER: Final = str(Path(__file__).parents[3])
+_BOOT: Final = """\
+import sys
+sys.path.append({package!r})
+from evpipe.worker.children.main import main
+main({descriptor})
+"""
+
+
+class ChildGone(Exception):
+    """The child ended before the attempt did."""
+
+    def __init__(self, failure: Failure, *, shared: bool) -> None:
+        super().__init__(failure.message)
+        self.failure = failure
+        #: Nobody can say that it was this attempt's doing: the child did not start, or ran others, too.
+        self.shared = shared
+
+
+class Stale(Exception):
+    """The child has loaded code that has changed since; it did not run the attempt."""
+
+
+class _Held:
+    """An attempt that the child has."""
+
+    def __init__(self, output: AttemptLog) -> None:
+        self.output = output
+        self.done = anyio.Event()
+        self.conclusion: Conclusion | None = None
+        self.error: Exception | None = None
+
+    def end(self, error: Exception | None = None) -> None:
+        self.error = error
+        self.done.set()
+
+
+class Child:
+    """One child; `serve` is its life and runs as a task of its pool.
+
+    Args:
+        role: "single" runs one attempt at a time, "host" many in one loop.
+        source: the code that it may run.
+    """
+
+    def __init__(self, role: Role, source: Source, guard: Guard) -> None:
+        self.role: Role = role
+        self.source = source
+        self._guard = guard
+        self._frames = Frames()
+        self._sock: socket.socket | None = None
+        self._process: subprocess.Popen[bytes] | None = None
+        self._outputs: list[Output] = []
+        self._tail: deque[str] = deque(maxlen=TAIL_LINES)
+        self._held: dict[int, _Held] = {}
+        self._number = 0
+        self._unsent: deque[bytes] = deque()
+        self._unsent_more = anyio.Event()
+        self._was_ready = False
+        #: Why it must run nothing more; "" while it may.
+        self.spoilt = ""
+        #: It has said that it is ready, or is gone.
+        self.settled = anyio.Event()
+        self.ended = anyio.Event()
+        #: It has said that it is ready, or is to end.
+        self._began = anyio.Event()
+        self._end_asked = anyio.Event()
+        #: When it last had something to do, by the loop's clock.
+        self.used_at = anyio.current_time()
+
+    @property
+    def usable(self) -> bool:
+        return self._was_ready and not self.spoilt and not self.ended.is_set() and not self._end_asked.is_set()
+
+    @property
+    def busy(self) -> int:
+        return len(self._held)
+
+    # ---- attempts
+
+    async def run(self, launch: LaunchSubject, payload: bytes, output: AttemptLog) -> Conclusion:
+        """Run an attempt in it.
+
+        Args:
+            payload: of the launch.
+            output: is told the lines that the attempt writes.
+
+        Raises:
+            ChildGone: if it ended first.
+            Stale: if it has old code; it must run nothing more.
+        """
+        if not self.usable:
+            raise ChildGone(self._death(), shared=True)
+        self._number += 1
+        number = self._number
+        held = self._held[number] = _Held(output)
+        try:
+            self._write({"frame": "run", "id": number, "launch": list(launch), "order": payload})
+            await held.done.wait()
+        except BaseException:
+            if self.role == "host":
+                self._write({"frame": "stop", "id": number})
+            raise
+        finally:
+            self._held.pop(number, None)
+            self.used_at = anyio.current_time()
+            output.end()
+        if held.error is not None:
+            raise held.error
+        assert held.conclusion is not None, "an attempt ends with one or the other"
+        return held.conclusion
+
+    async def kill(self) -> None:
+        """End it now, with all that it started, and wait until it is gone."""
+        if self._process is not None and not self.ended.is_set():
+            kill_tree(self._process.pid)
+        self.leave()
+        with anyio.move_on_after(LEAVE_S, shield=True):
+            await self.ended.wait()
+
+    def leave(self) -> None:
+        """Ask it to end."""
+        self._end_asked.set()
+        self._began.set()
+
+    # ---- its life
+
+    async def serve(self) -> None:
+        """Start it, hear it, and clear away after it."""
+        try:
+            await self._start()
+        except OSError as error:
+            self._tail.append(f"it could not be started: {error}")
+            self._gone()
+            return
+        assert self._process is not None
+        self._guard.add(self._process.pid)
+        try:
+            async with anyio.create_task_group() as task_group:
+                self._listen(task_group)
+                with anyio.move_on_after(START_S) as start:
+                    await self._began.wait()
+                if start.cancelled_caught:
+                    self._tail.append(f"it said nothing for {START_S:g} s")
+                    self.leave()
+                await self._end_asked.wait()
+                task_group.cancel_scope.cancel()
+        finally:
+            with anyio.CancelScope(shield=True):
+                await self._clear()
+
+    async def _start(self) -> None:
+        ours, theirs = socket.socketpair()
+        try:
+            ours.setblocking(False)
+            boot = _BOOT.format(package=_FOLDER, descriptor=theirs.fileno())
+            # In a thread: the loop must not wait for a fork and an exec.
+            process = await anyio.to_thread.run_sync(_spawn, [sys.executable, *_flags(), "-c", boot], theirs.fileno())
+        except BaseException:
+            ours.close()
+            raise
+        finally:
+            theirs.close()
+        self._process, self._sock = process, ours
+        assert process.stdout is not None
+        assert process.stderr is not None
+        for name, pipe in (("stdout", process.stdout), ("stderr", process.stderr)):
+            self._outputs.append(Output(os.dup(pipe.fileno()), self._teller(name)))
+            pipe.close()
+        self._write({"frame": "begin", "role": self.role, "source": self.source.as_map()})
+
+    def _listen(self, task_group: TaskGroup) -> None:
+        for output in self._outputs:
+            task_group.start_soon(output.read)
+        task_group.start_soon(self._hear)
+        task_group.start_soon(self._send)
+        task_group.start_soon(self._watch)
+
+    async def _hear(self) -> None:
+        """Take what it says until it closes its end."""
+        assert self._sock is not None
+        try:
+            while data := await receive(self._sock):
+                for frame in self._frames.feed(data):
+                    self._take(frame)
+        except RemoteProtocolError as error:
+            self._tail.append(f"what it said on the channel of its results is no frame: {error}")
+            self.leave()
+            return
+        # Its end is told by `_watch`, if it ends: a step may have closed what is not its own.
+        await anyio.sleep(LEAVE_S)
+        self._tail.append("it closed the descriptor on which its results travel")
+        self.leave()
+
+    async def _send(self) -> None:
+        assert self._sock is not None
+        while True:
+            while self._unsent:
+                with suppress(OSError):
+                    await send(self._sock, self._unsent.popleft())
+            self._unsent_more = anyio.Event()
+            await self._unsent_more.wait()
+
+    async def _watch(self) -> None:
+        """Wait for the end of its process; the pipes may stay open longer, if it forked."""
+        assert self._process is not None
+        if sys.platform == "linux":
+            descriptor = os.pidfd_open(self._process.pid)
+            try:
+                await anyio.wait_readable(descriptor)
+            finally:
+                os.close(descriptor)
+        else:
+            # Without reaping it: its number must stay its own until its group has been ended.
+            wait = (os.P_PID, self._process.pid, os.WEXITED | os.WNOWAIT)
+            await anyio.to_thread.run_sync(os.waitid, *wait, abandon_on_cancel=True)
+        self.leave()
+
+    async def _clear(self) -> None:
+        assert self._process is not None
+        assert self._sock is not None
+        process = self._process
+        if not self._held and not self.spoilt:
+            # An idle one may run what it has registered for its end.
+            self._sock.shutdown(socket.SHUT_RDWR)
+            with anyio.move_on_after(LEAVE_S):
+                await self._watch()
+        kill_tree(process.pid)
+        await anyio.to_thread.run_sync(process.wait)
+        self._guard.remove(process.pid)
+        for output in self._outputs:
+            output.drain()
+            output.close()
+        self._sock.close()
+        self._gone()
+
+    def _gone(self) -> None:
+        self.ended.set()
+        self.settled.set()
+        failure = self._death()
+        for held in list(self._held.values()):
+            if not held.done.is_set():
+                held.end(ChildGone(failure, shared=len(self._held) > 1))
+
+    def _death(self) -> Failure:
+        tail = "\n".join(self._tail)
+        if not self._was_ready:
+            message = f"a process for the step did not start: {self._tail[-1] if self._tail else self._how()}"
+            return Failure(message=message, types=types_of(ProcessDied), traceback=tail)
+        return Failure(message=f"its process {self._how()}", types=types_of(ProcessDied), traceback=tail)
+
+    def _how(self) -> str:
+        code = None if self._process is None else self._process.returncode
+        if code is None:
+            return "has ended"
+        if code == CHANNEL_CLOSED:
+            return "closed the descriptor on which its result travels"
+        if code >= 0:
+            return f"exited with code {code} without a result"
+        name = signal.Signals(-code).name if -code in set(signal.Signals) else "unknown"
+        hint = ", which evpipe did not send: the machine may have run out of memory" if -code == signal.SIGKILL else ""
+        return f"was killed by signal {-code} ({name}){hint}"
+
+    # ---- frames
+
+    def _write(self, fields: Mapping[str, Any]) -> None:
+        """Send a frame, in order, without waiting."""
+        assert self._sock is not None
+        data = encode_frame(fields)
+        if not self._unsent:
+            try:
+                data = data[self._sock.send(data) :]
+            except BlockingIOError:
+                pass
+            except OSError:
+                return  # it is gone, which `_watch` tells
+        if data:
+            self._unsent.append(data)
+            self._unsent_more.set()
+
+    def _take(self, frame: dict[str, Any]) -> None:
+        if frame["frame"] == "ready":
+            self._was_ready = True
+            self._began.set()
+            self.settled.set()
+            return
+        held = self._held.get(frame.get("id", 0))
+        if held is None:
+            return  # stopped meanwhile
+        match frame["frame"]:
+            case "ended":
+                if self.role == "single":
+                    # All that the attempt wrote is in the pipes by now.
+                    for output in self._outputs:
+                        output.drain()
+                self.spoilt = str(frame.get("spoilt", ""))
+                if self.spoilt:
+                    log.debug("child_spoilt", why=self.spoilt)
+                kind, payload = frame.get("kind"), frame.get("payload")
+                if kind not in {"succeeded", "failed"} or not isinstance(payload, bytes):
+                    raise RemoteProtocolError("an end that is no event")
+                held.conclusion = Conclusion(kind, payload)
+                held.end()
+            case "output":
+                held.output.tell(str(frame.get("stream")), str(frame.get("text")).split("\n"))
+            case "stale":
+                self.spoilt = "it has old code"
+                held.end(Stale())
+            case other:
+                raise RemoteProtocolError(f"there is no frame {other[:40]!r}")
+
+    def _teller(self, stream: str) -> Any:
+        def tell(lines: list[str]) -> None:
+            if stream == "stderr":
+                self._tail.extend(lines)
+            if self.role == "single" and self._held:
+                next(iter(self._held.values())).output.tell(stream, lines)
+                return
+            for line in lines:
+                # Of no attempt: written while it starts, or in a host below Python's own streams.
+                log.info("child_output", stream=stream, line=line)
+
+        return tell
+
+
+def _spawn(command: list[str], descriptor: int) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        pass_fds=(descriptor,),
+        # A group of its own, to be killed with all that is in it; and away from the terminal's Ctrl-C.
+        start_new_session=True,
+    )
+
+
+def _flags() -> list[str]:
+    """Flags of this interpreter that change what code means; never the current folder before the source's."""
+    flags = ["-P"]
+    flags += ["-" + "O" * sys.flags.optimize] if sys.flags.optimize else []
+    flags += ["-E"] if sys.flags.ignore_environment else []
+    flags += ["-s"] if sys.flags.no_user_site else []
+    return flags

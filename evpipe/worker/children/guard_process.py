@@ -1,0 +1,50 @@
+"""The worker's side of its guard: see `guard.py`."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+from evpipe.worker.children import guard
+
+
+class Guard:
+    """Tells the guard which process groups end with this worker; the guard starts with the first of them."""
+
+    def __init__(self) -> None:
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start it, if it does not run; blocks for a moment."""
+        if self._process is None or self._process.poll() is not None:
+            # Without site packages: it starts in a few milliseconds.
+            command = [sys.executable, "-S", "-E", "-P", str(Path(guard.__file__))]
+            self._process = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True
+            )
+
+    def add(self, group: int) -> None:
+        self._tell(f"+{group}\n")
+
+    def remove(self, group: int) -> None:
+        self._tell(f"-{group}\n")
+
+    def close(self) -> None:
+        """End it; blocks until it has ended."""
+        if self._process is None:
+            return
+        assert self._process.stdin is not None
+        with suppress(OSError):
+            self._process.stdin.close()
+        self._process.wait()
+        self._process = None
+
+    def _tell(self, line: str) -> None:
+        if self._process is None or self._process.stdin is None:
+            return
+        with suppress(OSError):
+            # A few bytes into a pipe that is read at once.
+            self._process.stdin.write(line.encode())
+            self._process.stdin.flush()

@@ -1,0 +1,168 @@
+"""A child that runs coroutine steps in one loop, and plain ones in threads of it, many at a time."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import io
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Mapping
+from typing import Any, TextIO
+
+import anyio
+from anyio import CancelScope
+
+from evpipe.errors import RemoteProtocolError
+from evpipe.wire.messages import LaunchOrder, decode_launch
+from evpipe.wire.subjects import LaunchSubject
+from evpipe.worker.children.frames import Channel, Frames, encode_frame, receive, send
+from evpipe.worker.children.modules import Modules
+from evpipe.worker.conclusion import conclude_error, conclude_value
+from evpipe.worker.executors.here import call_here
+
+#: The attempt that a line is of.
+_attempt: contextvars.ContextVar[int | None] = contextvars.ContextVar("attempt", default=None)
+
+
+def serve_host(channel: Channel, modules: Modules) -> None:
+    """Run what the worker sends until it closes the channel."""
+    anyio.run(Host(channel, modules).serve)
+
+
+class Host:
+    """The attempts of this process."""
+
+    def __init__(self, channel: Channel, modules: Modules) -> None:
+        self._sock = channel.sock
+        self._modules = modules
+        self._scopes: dict[int, CancelScope] = {}
+        self._unsent: deque[bytes] = deque()
+        self._wake = anyio.Event()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread = threading.get_ident()
+
+    async def serve(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._sock.setblocking(False)
+        sys.stdout = Lines(self, "stdout", sys.stdout)
+        sys.stderr = Lines(self, "stderr", sys.stderr)
+        frames = Frames()
+        async with anyio.create_task_group() as task_group:
+            task_group.start_soon(self._send)
+            while True:
+                data = await receive(self._sock)
+                if not data:
+                    break
+                for frame in frames.feed(data):
+                    if frame["frame"] == "run":
+                        task_group.start_soon(self._run, frame)
+                    elif frame["frame"] == "stop" and frame["id"] in self._scopes:
+                        self._scopes[frame["id"]].cancel()
+            # The worker has gone, or wants no more of this.
+            task_group.cancel_scope.cancel()
+
+    def write(self, fields: Mapping[str, Any]) -> None:
+        """Send a frame, in order, without waiting; from any thread."""
+        if threading.get_ident() != self._thread:
+            assert self._loop is not None, "threads come with attempts"
+            self._loop.call_soon_threadsafe(self.write, fields)
+            return
+        self._unsent.append(encode_frame(fields))
+        self._wake.set()
+
+    async def _send(self) -> None:
+        while True:
+            while self._unsent:
+                await send(self._sock, self._unsent.popleft())
+            self._wake = anyio.Event()
+            await self._wake.wait()
+
+    async def _run(self, frame: dict[str, Any]) -> None:
+        number = frame["id"]
+        launch = LaunchSubject(*frame["launch"])
+        if self._modules.stale(launch.run):
+            self.write({"frame": "stale", "id": number})
+            return
+        _attempt.set(number)
+        started_at_s = time.time()
+        with CancelScope() as scope:
+            self._scopes[number] = scope
+            try:
+                order = self._order(frame)
+                conclusion = conclude_value(launch, order, await call_here(order), started_at_s)
+            except anyio.get_cancelled_exc_class():
+                self._scopes.pop(number, None)
+                raise
+            except BaseException as error:  # noqa: BLE001 - SystemExit and KeyboardInterrupt of a step are its failure
+                conclusion = conclude_error(launch, error, started_at_s)
+        self._scopes.pop(number, None)
+        self._modules.note()
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, Lines):
+                stream.end()
+        if not scope.cancelled_caught:
+            fields = {"frame": "ended", "id": number, "kind": conclusion.kind, "payload": conclusion.payload}
+            self.write({**fields, "spoilt": ""})
+
+    def _order(self, frame: dict[str, Any]) -> LaunchOrder:
+        try:
+            order = decode_launch(frame["order"])
+        except RemoteProtocolError as error:
+            raise AssertionError("the worker has read it before") from error
+        self._modules.prepare(str(order.code.get("module")))
+        return order
+
+
+class Lines(io.TextIOBase):
+    """A standard stream of which each line goes to the attempt that wrote it."""
+
+    def __init__(self, host: Host, name: str, below: TextIO) -> None:
+        self._host = host
+        self._name = name
+        self._below = below
+        self._parts: dict[int, str] = {}
+
+    def write(self, text: str) -> int:
+        number = _attempt.get()
+        if number is None:
+            return self._below.write(text)
+        *lines, rest = (self._parts.pop(number, "") + text).split("\n")
+        if rest:
+            self._parts[number] = rest
+        if lines:
+            self._tell(number, lines)
+        return len(text)
+
+    def end(self) -> None:
+        """Send what was written without an end of line."""
+        number = _attempt.get()
+        rest = self._parts.pop(number, "") if number is not None else ""
+        if number is not None and rest:
+            self._tell(number, [rest])
+
+    def _tell(self, number: int, lines: list[str]) -> None:
+        text = "\n".join(lines).encode(errors="backslashreplace").decode()
+        self._host.write({"frame": "output", "id": number, "stream": self._name, "text": text})
+
+    def flush(self) -> None:
+        self._below.flush()
+
+    def fileno(self) -> int:
+        return self._below.fileno()
+
+    def writable(self) -> bool:
+        return True
+
+    def isatty(self) -> bool:
+        return False
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]  # a property there, too, without a type
+        return self._below.encoding
+
+    @property
+    def buffer(self) -> Any:
+        return getattr(self._below, "buffer", None)

@@ -1,0 +1,153 @@
+"""The children of one worker: kept warm per source, started when there is none, ended when nobody needs them."""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import Final, Self
+
+import anyio
+import anyio.to_thread
+import structlog
+from anyio.abc import TaskGroup
+
+from evpipe.client.source import Source
+from evpipe.wire.subjects import LaunchSubject
+from evpipe.worker.children.child import Child, ChildGone, Role, Stale
+from evpipe.worker.children.guard_process import Guard
+from evpipe.worker.conclusion import Conclusion
+from evpipe.worker.telemetry import AttemptLog
+
+log = structlog.get_logger(__name__)
+
+#: A child that nobody needed for this long is ended.
+IDLE_S: Final = 60.0
+LOOK_S: Final = 5.0
+
+
+class Pool:
+    """Runs attempts in children.
+
+    Args:
+        slots: of the worker: the number of children that run one attempt each.
+    """
+
+    def __init__(self, slots: int) -> None:
+        self._slots = slots
+        self._guard = Guard()
+        self._guarded = False
+        self._guard_lock = anyio.Lock()
+        self._task_group: TaskGroup | None = None
+        #: Children that run one attempt at a time and have none, the one used last at the end.
+        self._idle: list[Child] = []
+        self._singles = 0
+        self._hosts: dict[tuple[object, ...], Child] = {}
+
+    async def __aenter__(self) -> Self:
+        self._task_group = await anyio.create_task_group().__aenter__()
+        self._task_group.start_soon(self._retire)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        assert self._task_group is not None
+        self._task_group.cancel_scope.cancel()
+        await self._task_group.__aexit__(None, None, None)
+        with anyio.CancelScope(shield=True):
+            await anyio.to_thread.run_sync(self._guard.close)
+
+    async def run(
+        self, role: Role, source: Source, launch: LaunchSubject, payload: bytes, output: AttemptLog
+    ) -> Conclusion:
+        """Run an attempt in a child of its own for that time, or in the source's host.
+
+        A cancelled one's child is killed with all that it started, before this returns.
+
+        Raises:
+            ChildGone: if the child ended first.
+        """
+        while True:
+            child = await (self._single(source) if role == "single" else self._host(source))
+            try:
+                return await child.run(launch, payload, output)
+            except Stale:
+                log.debug("child_stale", role=role)
+            except ChildGone:
+                raise
+            except BaseException:
+                if role == "single":
+                    await child.kill()
+                raise
+            finally:
+                self._give_back(child)
+
+    async def _single(self, source: Source) -> Child:
+        for i in range(len(self._idle) - 1, -1, -1):
+            if self._idle[i].source.key == source.key:
+                child = self._idle.pop(i)
+                if child.usable:
+                    return child
+                child.leave()
+        while self._idle and self._singles >= self._slots:
+            # Of another source, and used longest ago.
+            self._idle.pop(0).leave()
+        child = await self._start("single", source)
+        await self._settled(child)
+        return child
+
+    async def _settled(self, child: Child) -> None:
+        try:
+            await child.settled.wait()
+        except BaseException:
+            # The attempt is stopped; the child will be there for the next.
+            self._idle.append(child)
+            raise
+
+    async def _host(self, source: Source) -> Child:
+        child = self._hosts.get(source.key)
+        if child is None or child.ended.is_set() or child.spoilt:
+            child = self._hosts[source.key] = await self._start("host", source)
+        await child.settled.wait()
+        return child
+
+    async def _start(self, role: Role, source: Source) -> Child:
+        assert self._task_group is not None
+        if not self._guarded:
+            async with self._guard_lock:
+                if not self._guarded:
+                    await anyio.to_thread.run_sync(self._guard.start)
+                    self._guarded = True
+        child = Child(role, source, self._guard)
+        self._task_group.start_soon(self._serve, child)
+        return child
+
+    async def _serve(self, child: Child) -> None:
+        single = child.role == "single"
+        self._singles += single
+        try:
+            await child.serve()
+        finally:
+            self._singles -= single
+            if child in self._idle:
+                self._idle.remove(child)
+
+    def _give_back(self, child: Child) -> None:
+        if child.role == "host":
+            if child.spoilt and not child.busy:
+                child.leave()
+        elif child.usable:
+            self._idle.append(child)
+        else:
+            child.leave()
+
+    async def _retire(self) -> None:
+        while True:
+            await anyio.sleep(LOOK_S)
+            until = anyio.current_time() - IDLE_S
+            for child in [child for child in self._idle if child.used_at < until]:
+                child.leave()
+                self._idle.remove(child)
+            for key, child in list(self._hosts.items()):
+                if child.ended.is_set() or (not child.busy and child.used_at < until):
+                    child.leave()
+                    del self._hosts[key]

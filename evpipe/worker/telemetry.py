@@ -1,0 +1,110 @@
+"""What attempts write, on its way to the telemetry stream: gathered for a moment, bounded, never waited for."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Iterable
+from typing import Final
+
+import anyio
+
+from evpipe.bus.protocol import Bus
+from evpipe.wire.limits import LOG_BATCH_BYTES
+from evpipe.wire.subjects import LaunchSubject
+from evpipe.wire.telemetry import LogBatch, LogLine, encode_log
+
+#: Lines are gathered for this long, so that a chatty step costs few messages.
+GATHER_S: Final = 0.1
+#: What one attempt may write in that time; more is left out, and counted.
+BATCHES_PER_GATHERING: Final = 4
+#: What is kept of one attempt, so that it does not push out what others wrote; of the rest its last lines.
+ATTEMPT_BYTES_MAX: Final = 8 * 1024 * 1024
+LAST_LINES: Final = 200
+
+
+class LogBook:
+    """The output of all attempts of one worker.
+
+    Its `run` sends what has gathered; it is a task of the worker.
+    """
+
+    def __init__(self, bus: Bus) -> None:
+        self._bus = bus
+        self._waiting: set[AttemptLog] = set()
+        self._wake = anyio.Event()
+
+    def of(self, launch: LaunchSubject) -> AttemptLog:
+        return AttemptLog(self, self._bus.subjects.telemetry(launch.run, launch.step, launch.attempt))
+
+    async def run(self) -> None:
+        while True:
+            await self._wake.wait()
+            self._wake = anyio.Event()
+            await anyio.sleep(GATHER_S)
+            waiting, self._waiting = self._waiting, set()
+            for log in waiting:
+                log.flush()
+
+    def gather(self, log: AttemptLog) -> None:
+        self._waiting.add(log)
+        self._wake.set()
+
+    def send(self, subject: str, batch: LogBatch) -> None:
+        self._bus.telemetry.tell(subject, encode_log(batch))
+
+
+class AttemptLog:
+    """The output of one attempt."""
+
+    def __init__(self, book: LogBook, subject: str) -> None:
+        self._book = book
+        self._subject = subject
+        self._lines: list[LogLine] = []
+        self._size = 0
+        self._batches = 0
+        self._left_out = 0
+        self._total = 0
+        self._last: deque[LogLine] = deque(maxlen=LAST_LINES)
+
+    def tell(self, stream: str, texts: Iterable[str]) -> None:
+        """Take lines that the attempt wrote now to "stdout" or "stderr"."""
+        now_s = time.time()
+        for text in texts:
+            line = LogLine(now_s, stream, text)
+            size = len(text) + 16
+            if self._batches >= BATCHES_PER_GATHERING or self._total > ATTEMPT_BYTES_MAX:
+                self._left_out += 1
+                self._last.append(line)
+                continue
+            if self._last:
+                # There is room again: the last of what was left out are no longer the last.
+                self._last.clear()
+            self._lines.append(line)
+            self._size += size
+            self._total += size
+            if self._size >= LOG_BATCH_BYTES // 2:
+                self._send()
+        self._book.gather(self)
+
+    def flush(self) -> None:
+        """Send what has gathered."""
+        if self._lines:
+            self._send()
+        self._batches = 0
+
+    def end(self) -> None:
+        """Send the rest: the attempt has ended."""
+        if self._last:
+            self._left_out -= len(self._last)
+            if self._lines:
+                self._send()
+            self._lines.extend(self._last)
+        if self._lines or self._left_out:
+            self._send()
+        self._last.clear()
+
+    def _send(self) -> None:
+        self._book.send(self._subject, LogBatch(lines=tuple(self._lines), left_out=self._left_out))
+        self._lines, self._size, self._left_out = [], 0, 0
+        self._batches += 1
