@@ -9,6 +9,7 @@ disconnect, a server that comes back having forgotten its acknowledgements.
 from __future__ import annotations
 
 import hashlib
+import math
 import time
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
@@ -26,6 +27,7 @@ from evpipe.bus.memory_stream import MemoryFeed, MemoryStream, matches, replayed
 from evpipe.bus.outbox import Message, Outbox, Verdict
 from evpipe.bus.protocol import (
     ACK_WAIT_S,
+    SETTLE_S,
     Answer,
     Bucket,
     BusInfo,
@@ -173,7 +175,7 @@ class MemoryServer:
 class MemoryDelivery:
     """See `bus.protocol.Delivery`."""
 
-    __slots__ = ("_bus", "_kept", "_lane", "arrived_at", "payload", "redelivered", "subject")
+    __slots__ = ("_bus", "_kept", "_lane", "arrived_at", "examine_at", "payload", "redelivered", "subject")
 
     def __init__(self, bus: MemoryBus, lane: _Lane, kept: _Kept, *, redelivered: bool) -> None:
         self._bus = bus
@@ -183,6 +185,7 @@ class MemoryDelivery:
         self.payload = kept.payload
         self.redelivered = redelivered
         self.arrived_at = anyio.current_time()
+        self.examine_at = bus.examine_at
 
     def ack(self) -> None:
         if not self._bus.connected:
@@ -345,6 +348,7 @@ class MemoryBus:
         self.subjects = self.server.subjects
         self.fault = fault
         self.connected = True
+        self.examine_at = -math.inf
         self._reached = anyio.Event()
         #: The queue's last sequence when this connection was made: launches up to it may have been given before.
         self.noted_sequence = self.server.launch_sequence
@@ -374,6 +378,7 @@ class MemoryBus:
     def reconnect(self) -> None:
         """Come back: note where the queue is, send what is unanswered again."""
         self.connected = True
+        self.examine_at = anyio.current_time() + SETTLE_S
         self._reached.set()
         self._reached = anyio.Event()
         self.noted_sequence = self.server.launch_sequence

@@ -26,6 +26,8 @@ from evpipe.wire.subjects import Subjects
 
 #: How long a launch may lie with a worker without a sign of life.
 ACK_WAIT_S: Final = 2.0
+#: After an outage everybody is given this long to connect again and say what they have to say.
+SETTLE_S: Final = 1.0
 #: The server's default lets 1,000 launches be under way per consumer, and stalls there.
 ACK_PENDING_MAX: Final = 100_000
 
@@ -77,6 +79,8 @@ class Delivery(Protocol):
     redelivered: bool
     #: When it arrived here, by `anyio.current_time()`.
     arrived_at: float
+    #: Before this time, by the same clock, the log may lack what was said of it while the server was away.
+    examine_at: float
 
     def ack(self) -> None:
         """Let it go for good."""

@@ -236,6 +236,7 @@ class Worker:
     async def _may_run(self, attempt: Attempt) -> bool:
         """Look into a launch that may have been given before; heartbeats keep it meanwhile."""
         launch = attempt.launch
+        await anyio.sleep_until(attempt.delivery.examine_at)
         verdict = await examine(self._bus, launch)
         log.debug("launch_came_again", run_id=launch.run, step_id=launch.step, verdict=verdict.value)
         if verdict is Verdict.RUN:

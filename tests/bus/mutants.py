@@ -17,8 +17,8 @@ from evpipe.bus.memory import (
     MemoryObjects,
     MemoryPull,
     MemoryServer,
-    matches,
 )
+from evpipe.bus.memory_stream import matches
 from evpipe.bus.outbox import Fatal, Message, Outbox, Verdict
 from evpipe.bus.protocol import Answer, Delivery, Entry, Outcome, Record, Refused, Stored
 

@@ -12,7 +12,9 @@ from typing import Any
 
 import anyio
 import anyio.abc
+import anyio.lowlevel
 import pytest
+from nats.aio.client import Client
 
 from evpipe.bus.nats.bus import NatsBus
 from evpipe.bus.server import CONFIG_NAME, ServerProcess
@@ -274,20 +276,44 @@ def test_a_server_that_is_frozen_is_noticed_and_comes_back(nats_server: ServerPr
 def test_a_connection_that_breaks_at_every_moment_breaks_nothing(nats_server: ServerProcess) -> None:
     """The socket is cut again and again under signals, pulls, new subscriptions and appends: the bus lives on."""
     world = NatsWorld(nats_server)
+    #: Signals that came, to whichever of the listeners.
+    heard: list[str] = []
+    done: list[object] = []
 
     async def chatter(bus: FaultyNatsBus) -> None:
         while True:
             for _ in range(20):
                 bus.signal(world.subjects.stop, b"x" * 1_000)
-            async with bus.listen(world.subjects.stop, lambda *_: None):
-                await anyio.sleep(0.001)
+            # A subscription lives for as long as a message takes to come back to the listeners.
+            before, generation = len(heard), bus._connection.generation
+            async with bus.listen(world.subjects.stop, lambda subject, _: heard.append(subject)):
+                bus.signal(world.subjects.stop, b"")
+                await until(
+                    lambda: len(heard) > before or bus._connection.generation > generation,  # noqa: B023
+                    poll_s=0.001,
+                )
+
+    async def moment(bus: FaultyNatsBus, number: int, cut: Client | None) -> None:
+        """Wait for one of the moments in a connection's life, the next one each time."""
+        answered, said = len(done), len(heard)
+        moments: tuple[Callable[[], object], ...] = (
+            lambda: True,
+            lambda: bus._connection._client is not cut,  # its loss is noticed
+            lambda: bus._connection._client not in (cut, None),  # the next one is there, and has no subscriptions
+            lambda: bus.connected and bus._connection._ready.is_set(),
+            lambda: len(heard) > said,
+            lambda: len(done) > answered or len(done) > number,
+        )
+        await until(moments[number % len(moments)], poll_s=0, what=f"moment {number}")
+        for _ in range(number % 5):
+            await anyio.lowlevel.checkpoint()
 
     async def main() -> None:
         with anyio.fail_after(90):
             async with world:
                 bus = await world.bus()
                 assert isinstance(bus, FaultyNatsBus)
-                done: list[object] = []
+                cut: Client | None = None
                 async with anyio.create_task_group() as task_group, bus.pull("default", 5, lambda _: None) as pull:
                     for _ in range(3):
                         task_group.start_soon(chatter, bus)
@@ -295,7 +321,8 @@ def test_a_connection_that_breaks_at_every_moment_breaks_nothing(nats_server: Se
                         subject = world.subjects.event("churn", "aaaaaaaa", f"s{i}", "progress")
                         bus.append(subject, b"", expected=0, done=done.append)
                         pull.ask(1)
-                        await anyio.sleep(0.01 * (i % 7))
+                        await moment(bus, i, cut)
+                        cut = bus._connection._client
                         bus.cut()
                     # A cut in the middle of a connect costs its time-out, one right after it two missed pings.
                     await until(lambda: len(done) == 25, timeout_s=60)

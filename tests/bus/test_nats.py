@@ -5,9 +5,11 @@ from __future__ import annotations
 from contextlib import AsyncExitStack
 
 import anyio
+import pytest
 
+from evpipe.bus.nats.lane import Lane
 from evpipe.bus.server import ServerProcess
-from tests.support.worlds import Hands, NatsWorld, api, pulling, until
+from tests.support.worlds import FaultyNatsBus, Hands, NatsWorld, pulling, until
 
 RUN = "aaaaaaaa"
 
@@ -31,7 +33,7 @@ def test_a_pull_that_was_full_while_its_consumer_was_made_again_marks_what_it_ge
                     await until(lambda: len(mine) == 6)
                     for delivery in mine:
                         delivery.ack()
-                    await anyio.sleep(0.2)
+                    await world.until_acked()
                     await world.delete_consumers()
                     # The other worker makes it again, and takes nothing.
                     await stack.enter_async_context(pulling(other))
@@ -54,36 +56,51 @@ def test_six_hundred_idle_workers_all_get_launches(nats_server: ServerProcess) -
                 hands: list[Hands] = []
                 for _ in range(600):
                     hands.append(await stack.enter_async_context(pulling(bus, ask=1)))  # noqa: PERF401
-                await anyio.sleep(0.3)
+                # A pull past the limit is refused, and never waits beside the others.
+                await world.until_lane(lambda info: info["num_waiting"] == 600)
                 for subject in launches(world, 600):
                     bus.launch(subject, b"")
-                await until(lambda: all(len(one) == 1 for one in hands), timeout_s=1.5)
+                await until(lambda: all(len(one) == 1 for one in hands))
 
     anyio.run(main)
 
 
-def test_a_lane_and_a_feed_ask_for_no_more_after_many_reconnects(nats_server: ServerProcess) -> None:
-    """Requests of a lost connection are not sent on the next one beside the new ones."""
+@pytest.mark.parametrize("reconnects", [1, 4])
+def test_a_lane_asks_for_no_more_after_reconnects(nats_server: ServerProcess, reconnects: int) -> None:
+    """Requests of a lost connection are not sent on the next one, nor served, beside the new ones."""
     world = NatsWorld(nats_server)
 
     async def main() -> None:
         with anyio.fail_after(30):
             async with world:
                 bus, other = await world.bus(), await world.bus()
+                assert isinstance(bus, FaultyNatsBus)
                 async with pulling(bus) as hands:
-                    for _ in range(4):
-                        bus.cut()  # type: ignore[attr-defined]  # a FaultyNatsBus
+                    connection, lane = bus._connection, hands.pull
+                    assert isinstance(lane, Lane)
+
+                    def is_open() -> bool:
+                        return bus.connected and lane._open and lane._generation == connection.generation
+
+                    for _ in range(reconnects):
+                        generation = connection.generation
+                        bus.cut()
+                        # Into the socket that is cut, and where there is none.
                         hands.ask(1)
-                        await until(lambda: bus.connected)
-                    await until(lambda: bus.connected)
-                    await anyio.sleep(1.0)
-                    for subject in launches(world, 10):
-                        other.launch(subject, b"")
-                    await until(lambda: len(hands) >= 4)
-                    await anyio.sleep(0.5)
-                    assert len(hands) == 4
+                        await until(lambda: connection._client is None, poll_s=0)
+                        hands.ask(1)
+                        await until(lambda before=generation: is_open() and connection.generation > before)  # type: ignore[misc]
+                    asked = 2 * reconnects
+                    done: list[object] = []
+                    for subject in launches(world, asked + 20):
+                        other.launch(subject, b"", done=done.append)
+                    await until(lambda: len(hands) >= asked and len(done) == asked + 20)
+                    # Whatever this connection had to send is with the server when it answers ...
+                    await bus.info()
+                    # ... which has then given what it was asked for: no request is left.
+                    await world.until_lane(lambda info: info["num_waiting"] == 0 and info["num_pending"] <= 20)
                     async with world.raw() as raw:
-                        info = await api(raw, f"CONSUMER.INFO.{world.prefix}-queue.default-5")
-                        assert info["num_waiting"] == 0
+                        assert (await world.lane(raw))["delivered"]["consumer_seq"] == asked
+                    assert len(hands) == asked
 
     anyio.run(main)

@@ -9,10 +9,11 @@ import anyio
 import pytest
 
 from evpipe.bus.memory import Fault
+from evpipe.bus.outbox import Message
 from evpipe.bus.protocol import ACK_WAIT_S, Bus, Delivery, Outcome, Record, Refused, Stored
 from evpipe.errors import BusClosed
 from tests.support.contract import contract
-from tests.support.worlds import World, once, pulling, stays, until
+from tests.support.worlds import World, once, pass_time, pulling, put_off, stays, until, until_answer
 
 RUN, OTHER = "aaaaaaaa", "bbbbbbbb"
 
@@ -92,16 +93,11 @@ async def test_rule_03_a_lease_is_taken_by_one_and_falls_free_by_itself(world: W
     renewed = await one.put("shards", b"one", expected=revision, ttl_s=1)
     assert renewed is not None
     assert renewed > revision
-    taken: list[int] = []
-    with anyio.fail_after(5):
-        while not taken:
-            found = await two.put("shards", b"two", expected=0, ttl_s=1)
-            taken += [found] if found is not None else []
-            await anyio.sleep(0.05)
+    taken = await until_answer(lambda: two.put("shards", b"two", expected=0, ttl_s=1), timeout_s=5)
     assert await one.put("shards", b"one", expected=renewed, ttl_s=1) is None, "the deposed one knows it"
     entry = await one.get("shards")
     assert entry is not None
-    assert (entry.value, entry.revision) == (b"two", taken[0])
+    assert (entry.value, entry.revision) == (b"two", taken)
 
 
 @contract
@@ -186,7 +182,7 @@ async def test_rule_06_a_launch_subject_stays_taken_after_its_ack(world: World) 
     async with pulling(bus, ask=1) as hands:
         await until(lambda: len(hands) == 1)
         hands[0].ack()
-        await anyio.sleep(0.2)
+        await world.until_acked()
         assert await launched(bus, launch(world, "a")) is Refused.LAUNCHED
         hands.ask(5)
         assert isinstance(await launched(bus, launch(world, "a", 2)), Stored)
@@ -514,7 +510,7 @@ async def test_rule_08_a_consumer_made_again_gives_launches_again_as_redelivered
         await until(lambda: len(hands) + len(others) == 6)
         for delivery in (*hands, *others):
             delivery.ack()
-        await anyio.sleep(0.1)
+        await world.until_acked()
         before = (len(hands), len(others))
         await world.delete_consumers()
         await until(lambda: len(hands) + len(others) == 12)
@@ -603,7 +599,7 @@ async def test_rule_11_who_is_asked_answers_and_silence_takes_its_time(world: Wo
     assert await asker.ask(question, b"", timeout_s=0.4) is None
     assert anyio.current_time() - started_at >= 0.38, "the asker's patience is part of the question"
     async with owner.listen(world.subjects.all_who, answer):
-        await anyio.sleep(0.05)
+        await owner.info()  # answered after the server knows who listens
         assert await asker.ask(question, b"?", timeout_s=5) == b"me"
         assert await asker.ask(world.subjects.who(RUN, "load", 2), b"", timeout_s=0.3) is None
     assert asked == [(question, b"?"), (world.subjects.who(RUN, "load", 2), b"")]
@@ -626,13 +622,18 @@ async def test_rule_13_a_launch_that_has_not_left_can_be_held_back(world: World)
     done: list[Outcome] = []
     async with world.full("queue"):
         sendings = [bus.launch(launch(world, f"s{i}"), b"", done=done.append) for i in range(3)]
-        await anyio.sleep(0.4)
+        await until(lambda: put_off(bus) >= len(sendings), what="all of them are refused for now")
         for sending in sendings:
             sending.drop()
         at_once = bus.launch(launch(world, "s3"), b"", done=done.append)
         at_once.drop()
-        await anyio.sleep(0.4)
-    assert isinstance(await launched(bus, launch(world, "last")), Stored)
+        # Behind them; when it is sent again, they would have been.
+        last: list[Outcome] = []
+        before = put_off(bus)
+        bus.launch(launch(world, "last"), b"", done=last.append)
+        await until(lambda: put_off(bus) >= before + 2, what="the last one is refused twice")
+    await until(lambda: last, what="there is room for the last one")
+    assert isinstance(last[0], Stored)
     await stays(lambda: not done, for_s=0.8)
     assert await bus.first_launch_of(RUN) == await bus.last_launch_sequence()
 
@@ -647,7 +648,8 @@ async def test_rule_13_a_signal_reaches_everybody_who_listens(world: World) -> N
         two.listen(world.subjects.stop, lambda _, p: heard.append(("two", p))),
         two.listen(world.subjects.all_who, lambda _, p: heard.append(("who", p))),
     ):
-        await anyio.sleep(0.05)
+        for bus in (one, two):
+            await bus.info()  # answered after the server knows who listens
         sender.signal(world.subjects.stop, b"\x00\xff")
         await until(lambda: len(heard) == 2)
         assert sorted(heard) == [("one", b"\x00\xff"), ("two", b"\x00\xff")]
@@ -659,7 +661,7 @@ async def test_rule_15_records_carry_the_servers_clock(world: World) -> None:
     one, two = await world.bus(), await world.bus()
     for i in range(4):
         await (one, two)[i % 2].append_wait(event(world, "progress"), b"%d" % i)
-        await anyio.sleep(0.05)
+        await pass_time(0.05)
     records = await all_of(one.replay([world.subjects.all_events], up_to=4))
     times = [r.at_s for r in records]
     assert times == sorted(times)
@@ -897,7 +899,13 @@ async def test_objects_survive_lost_messages_and_connections(world: World) -> No
 @contract
 async def test_close_says_so_to_whoever_waits_for_an_outcome(world: World) -> None:
     """A bus that is closed raises BusClosed in those whose messages were never answered; no `done` lies."""
-    bus = await world.bus(lambda _: Fault.LOST)
+    lost: list[Message] = []
+
+    def lose(message: Message) -> Fault:
+        lost.append(message)
+        return Fault.LOST
+
+    bus = await world.bus(lose)
     done: list[Outcome] = []
     errors: list[BaseException] = []
     bus.append(event(world, "progress"), b"", done=done.append)
@@ -910,7 +918,7 @@ async def test_close_says_so_to_whoever_waits_for_an_outcome(world: World) -> No
 
     async with anyio.create_task_group() as task_group:
         task_group.start_soon(wait)
-        await anyio.sleep(0.1)
+        await until(lambda: len({message.subject for message in lost}) == 2, what="both are on their way")
         await world.close(bus)
     assert [str(error) for error in errors] == ["the bus was closed before the message was answered"]
     assert not done

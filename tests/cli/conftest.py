@@ -13,9 +13,14 @@ from tests.e2e.helpers import Witness
 
 
 @pytest.fixture
-def evpipe(tmp_path: Path) -> CommandLine:
-    """The command line, in the repository's folder, without a configured bus and with a data folder of its own."""
-    return CommandLine({**clean_environment(), "EVPIPE_DATA_DIR": str(tmp_path / "data")}, REPOSITORY)
+def evpipe(tmp_path: Path) -> Iterator[CommandLine]:
+    """The command line, in the repository's folder, without a configured bus and with a data folder of its own.
+
+    What it started, and what was made of it, ends with the test.
+    """
+    line = CommandLine({**clean_environment(), "EVPIPE_DATA_DIR": str(tmp_path / "data")}, REPOSITORY)
+    yield line
+    line.clean()
 
 
 @pytest.fixture

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -43,19 +45,26 @@ class Done:
 class CommandLine:
     env: dict[str, str]
     cwd: Path
+    #: All that was started, by this one and those made of it: the fixture cleans it up, however the test ends.
+    started: list[subprocess.Popen[str]] = field(default_factory=list)
+    #: What runs the command line.
+    program: tuple[str | Path, ...] = (PROGRAM,)
 
     def with_env(self, **more: str) -> CommandLine:
-        return CommandLine({**self.env, **more}, self.cwd)
+        return replace(self, env={**self.env, **more})
 
     def without(self, *names: str) -> CommandLine:
-        return CommandLine({key: value for key, value in self.env.items() if key not in names}, self.cwd)
+        return replace(self, env={key: value for key, value in self.env.items() if key not in names})
 
     def at(self, cwd: Path) -> CommandLine:
-        return CommandLine(self.env, cwd)
+        return replace(self, cwd=cwd)
+
+    def by(self, *program: str | Path) -> CommandLine:
+        return replace(self, program=program)
 
     def start(self, *args: str) -> subprocess.Popen[str]:
-        return subprocess.Popen(
-            [PROGRAM, *args],
+        process = subprocess.Popen(
+            [*self.program, *args],
             env=self.env,
             cwd=self.cwd,
             stdin=subprocess.DEVNULL,
@@ -63,6 +72,13 @@ class CommandLine:
             stderr=subprocess.PIPE,
             text=True,
         )
+        self.started.append(process)
+        return process
+
+    def clean(self) -> None:
+        """Kill what was started and still runs, and close its pipes."""
+        for process in self.started:
+            clean(process)
 
     def __call__(self, *args: str) -> Done:
         return finish(self.start(*args))
@@ -72,21 +88,53 @@ def finish(process: subprocess.Popen[str]) -> Done:
     """Wait for the end of a command line."""
     try:
         out, err = process.communicate(timeout=PATIENCE_S)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        out, err = process.communicate()
-        raise AssertionError(f"{process.args!r} does not end; it said {out!r} and {err!r}") from None
+    except subprocess.TimeoutExpired as late:
+        # What it started may hold its pipes open for longer than it lives: nothing is read to the end here.
+        clean(process)
+        raise AssertionError(f"{process.args!r} does not end; it said {late.stdout!r} and {late.stderr!r}") from None
     return Done(process.returncode, out, err)
+
+
+def clean(process: subprocess.Popen[str]) -> None:
+    """End a process that has not ended, and close what is open of it."""
+    if process.poll() is None:
+        process.kill()
+        process.wait()
+    for pipe in (process.stdin, process.stdout, process.stderr):
+        if pipe is not None:
+            with suppress(BrokenPipeError):
+                pipe.close()
+
+
+def until_said(process: subprocess.Popen[str], text: str) -> str:
+    """Wait until a process has said a line with this text on its standard error, and give what it has said.
+
+    It is up then: a Python that is still importing may swallow a Ctrl-C, or end by it in silence. What was read here
+    is no longer part of what `finish` gives.
+    """
+    assert process.stderr is not None
+    pipe = process.stderr.fileno()
+    said = b""
+
+    def has_said() -> bool:
+        nonlocal said
+        # Not by `readline`: what a text file has read ahead, a look at the descriptor does not show.
+        if select.select([pipe], [], [], 0)[0]:
+            read = os.read(pipe, 65_536)
+            assert read, f"it ended, and said {said.decode()!r}"
+            said += read
+        return any(text.encode() in line and line.endswith(b"\n") for line in said.splitlines(keepends=True))
+
+    until(has_said, f"{text!r} is said")
+    return said.decode()
 
 
 def leave(process: subprocess.Popen[str]) -> None:
     """End a process that ends with its standard input."""
     try:
         process.communicate(timeout=PATIENCE_S)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.communicate()
-        raise
+    finally:
+        clean(process)
 
 
 class Host:
@@ -122,6 +170,7 @@ class Host:
         return self.process.wait(PATIENCE_S)
 
     def clean(self) -> None:
+        """End it if it has not ended."""
         if self.process.poll() is None:
             self.process.kill()
             self.process.wait()

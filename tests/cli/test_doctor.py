@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from evpipe.bus.server import find_server
-from tests.cli.helpers import MODULE, PROGRAM, CommandLine, Done, finish, until
+from tests.cli.helpers import MODULE, PROGRAM, CommandLine, Done, finish, until, until_said
 
 
 def checks(done: Done) -> dict[str, list[tuple[str, str]]]:
@@ -50,7 +50,7 @@ def test_everything_right(hosted_bus: CommandLine) -> None:
     ]  # fmt: skip
     url = hosted_bus.env["EVPIPE_NATS_URL"]
     assert f"url = {url} from EVPIPE_NATS_URL" in found["settings"][0][1]
-    assert len(found["stream"]) == 5
+    assert len(found["stream"]) == 6
     assert found["stream"][0][1].startswith("lab-log: 0 messages, 0 B of ")
     assert found["publish"][0][1].endswith(" ms until a message is stored and acknowledged")
 
@@ -76,6 +76,7 @@ def test_fresh_server(bus: CommandLine) -> None:
 def test_embedded_server_that_runs(evpipe: CommandLine, tmp_path: Path) -> None:
     """A running embedded server is looked at like any other."""
     watching = evpipe.start("events", "--since", "1h")
+    until_said(watching, "bus: ")
     assert evpipe("run", f"{MODULE}:churn").code == 0
     done = evpipe("doctor", "-o", "json")
     watching.terminate()

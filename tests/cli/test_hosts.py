@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from evpipe.controller.lease import TTL_S
-from tests.cli.helpers import MODULE, CommandLine, Host, finish, until
+from tests.cli.helpers import MODULE, CommandLine, Host, finish, until, until_said
 from tests.e2e.helpers import Witness
 from tests.e2e.pipelines import begins_of_fan, value_of_fan
 
@@ -101,6 +101,7 @@ def test_second_signal(bus: CommandLine, host: Start, witness: Witness, gate: Pa
     leaving.until_logged("worker_drains")
     leaving.signal(second)
     assert leaving.finish() == 130
+    until_said(running, "run: ")
     running.send_signal(signal.SIGINT)
     assert finish(running).code == 130
 
@@ -132,9 +133,11 @@ def test_embedded(evpipe: CommandLine, host: Start, tmp_path: Path) -> None:
     assert evpipe("run", f"{MODULE}:churn").out == "6.0\n"
     started = tmp_path / "started"
     script = evpipe.start("run", f"{MODULE}:waiting", "-p", f"started={started}")
+    said = until_said(script, "run: ")
     until(started.exists, "the step runs")
     script.kill()
-    run = re.search(r"^run: (\w+)", finish(script).err, re.MULTILINE)
+    finish(script)
+    run = re.search(r"^run: (\w+)", said, re.MULTILINE)
     assert run is not None
     watched = evpipe("runs", "watch", run[1], "-o", "json")
     assert (watched.code, watched.json["error"]) == (4, "the script that ran it is gone")

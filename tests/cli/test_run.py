@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.helpers import MODULE, PIPELINES, CommandLine, finish, until
+from tests.cli.helpers import MODULE, PIPELINES, CommandLine, finish, until, until_said
 
 MODES = ["local", "debug", "bus"]
 
@@ -97,6 +97,7 @@ def test_interrupt(evpipe: CommandLine, tmp_path: Path) -> None:
     """Ctrl-C cancels a run on the embedded bus, ends with 130, and the log has its end."""
     started = tmp_path / "started"
     process = evpipe.start("run", f"{MODULE}:waiting", "-p", f"started={started}", "-o", "json")
+    until_said(process, "run: ")
     until(started.exists, "the step runs")
     process.send_signal(signal.SIGINT)
     done = finish(process)
@@ -137,6 +138,7 @@ def test_interrupt_on_a_configured_bus(hosted_bus: CommandLine, tmp_path: Path) 
     """On a configured bus Ctrl-C only stops watching."""
     started = tmp_path / "started"
     process = hosted_bus.start("run", f"{MODULE}:waiting", "-p", f"started={started}", "-o", "json")
+    until_said(process, "run: ")
     until(started.exists, "the step runs")
     process.send_signal(signal.SIGINT)
     done = finish(process)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 from datetime import datetime
 from pathlib import Path
@@ -13,7 +12,7 @@ import anyio
 import pytest
 
 from evpipe import connect
-from tests.cli.helpers import MODULE, CommandLine, Done, finish, until
+from tests.cli.helpers import MODULE, CommandLine, Done, finish, until, until_said
 from tests.cli.pipelines import churn
 
 
@@ -35,6 +34,7 @@ def submit(bus: CommandLine, *keys: str) -> list[str]:
 def start_waiting(bus: CommandLine, started: Path) -> Done:
     """Start a run whose step does not end, and leave it to itself."""
     process = bus.start("run", f"{MODULE}:waiting", "-p", f"started={started}", "-o", "json")
+    until_said(process, "run: ")
     until(started.exists, "the step runs")
     process.send_signal(signal.SIGINT)
     return finish(process)
@@ -99,8 +99,8 @@ def test_watch(hosted_bus: CommandLine, tmp_path: Path) -> None:
     left = start_waiting(hosted_bus, tmp_path / "started").json["id"]
     process = hosted_bus.start("runs", "watch", left, "-o", "json")
     other = hosted_bus.start("runs", "watch", left)
-    assert other.stderr is not None
-    until(lambda: "run: " in os.read(other.stderr.fileno(), 4096).decode() if other.stderr else False, "it watches")
+    for watching in (process, other):
+        until_said(watching, "run: ")
     process.send_signal(signal.SIGINT)
     assert finish(process).code == 130
     assert hosted_bus("runs", "cancel", left).code == 0

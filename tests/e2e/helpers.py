@@ -8,8 +8,10 @@ import signal
 import subprocess
 import sys
 import time
+import venv
 from collections import Counter
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +49,12 @@ def clean_environment(**more: object) -> dict[str, str]:
     """This process's environment without any setting of evpipe's, and with some others."""
     found = {name: value for name, value in os.environ.items() if not name.startswith(("EVPIPE_", "NATS_URL"))}
     return {**found, "PYTHONPATH": str(REPOSITORY), **{name: str(value) for name, value in more.items()}}
+
+
+def bare_environment(folder: Path) -> Path:
+    """Make a virtual environment with nothing installed, and give its scripts folder."""
+    venv.create(folder, symlinks=True)
+    return folder / "bin"
 
 
 def is_running(pid: int) -> bool:
@@ -125,7 +133,8 @@ class Program:
         if self.alive:
             self.kill()
         if self._process.stdin is not None:
-            self._process.stdin.close()
+            with suppress(BrokenPipeError):
+                self._process.stdin.close()
 
 
 class Witness:

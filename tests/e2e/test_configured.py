@@ -49,7 +49,7 @@ def test_interrupt_detaches(bus: ConfiguredBus, witness: Witness, gate: Path) ->
     """On a configured bus Ctrl-C leaves the run alone and says how to watch it."""
     bus.host("controller,worker")
     parameters = {"witness": str(witness.path), "gate": str(gate), "width": 1}
-    program = bus.run("fan", parameters, key="x")
+    program = bus.run("fan", parameters, key="x").until_said("run: ")
     until(lambda: witness.has_begun("held0"), "the step runs")
     program.signal(signal.SIGINT)
     assert program.finish() in (130, -signal.SIGINT)
@@ -121,7 +121,7 @@ def test_a_worker_is_killed(bus: ConfiguredBus, witness: Witness, gate: Path) ->
     until(lambda: all(witness.has_begun(f"held{i}") for i in range(WIDTH)), "the steps run")
     observer = bus.observer()
     # A body that runs for 50 ms is announced; before that its loss is no loss, and the launch just comes again.
-    until(lambda: observer.out.count('.started"') == WIDTH, "the log shows that they started")
+    until(lambda: len(re.findall(r'held[-0-9]*\.started"', observer.out)) == WIDTH, "the log shows that they started")
     doomed.kill()
     gate.touch()
     other = bus.host("worker")

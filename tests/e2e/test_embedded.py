@@ -61,6 +61,7 @@ def test_interrupt_cancels(tmp_path: Path, spawn: Spawn, embedded_data: Path, ki
     """Ctrl-C cancels an embedded run: the log has its end, and the script ends as an interrupted one does."""
     witness = Witness(tmp_path / "witness")
     script = spawn(clean_environment(EVPIPE_DATA_DIR=embedded_data), SCRIPT, witness.path, tmp_path / "gate", kind)
+    script.until_said("run: ")
     until(lambda: witness.has_begun("hold"), "the step runs")
     script.signal(signal.SIGINT)
     # Python itself ends by the signal when a KeyboardInterrupt is not caught; a shell shows it as 130.

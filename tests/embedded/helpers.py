@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -105,7 +106,11 @@ class User:
             [sys.executable, "-c", SCRIPT], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
         )
         options = {"data_dir": str(data_dir), "grace_s": GRACE_S, "poll_s": POLL_S, "no_writes": no_writes}
-        self.send(json.dumps(options))
+        try:
+            self.send(json.dumps(options))
+        except BaseException:
+            self.kill()
+            raise
 
     @property
     def pid(self) -> int:
@@ -129,8 +134,12 @@ class User:
     def kill(self) -> None:
         """End it as a crash would, so that it closes nothing."""
         self._process.send_signal(signal.SIGKILL)
-        with self._process:
-            pass
+        self._process.wait()
+        for pipe in (self._process.stdin, self._process.stdout):
+            if pipe is not None:
+                # What was still to be written has no reader any more.
+                with suppress(BrokenPipeError):
+                    pipe.close()
 
 
 class Place:

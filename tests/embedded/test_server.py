@@ -162,7 +162,10 @@ def test_the_server_ends_when_its_parent_is_killed(tmp_path: Path) -> None:
         "print(server.pid, flush=True); signal.pause()"
     )
     with subprocess.Popen([sys.executable, "-c", script, tmp_path], stdout=subprocess.PIPE) as parent:
-        assert parent.stdout is not None
-        pid = int(parent.stdout.readline())
-        parent.send_signal(signal.SIGKILL)
+        try:
+            assert parent.stdout is not None
+            pid = int(parent.stdout.readline())
+        finally:
+            # Also where it said something else: it would wait for ever, and so would this test for it.
+            parent.send_signal(signal.SIGKILL)
     wait_until(lambda: not is_running(pid), "the server ends")

@@ -142,7 +142,7 @@ def test_the_graph_is_that_of_the_calls() -> None:
     }
     # An index of declared outputs is the name: the value may come as a tuple or as a dict.
     assert graph.steps["join"].arguments["parts"][3:5] == [OutputRef("bounds", ("high",)), OutputRef("load", (2,))]
-    assert (graph.steps["sum"].executor, graph.steps["load"].executor) == ("inline", "thread")
+    assert (graph.steps["sum"].executor, graph.steps["load"].executor) == ("inline", "process")
     assert repr(churn) == "<pipeline 'churn' 1.0.0: 7 steps>"
 
 

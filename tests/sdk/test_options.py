@@ -27,14 +27,14 @@ WRONG: list[tuple[Any, dict[str, Any], str]] = [
     (
         plain,
         {"executor": "inline"},
-        "step 'plain': executor 'inline' is for `async def`, and this is a `def`: use 'thread'",
+        "step 'plain': executor 'inline' is for `async def`, and this is a `def`: use 'process' or 'thread'",
     ),
     (
         coroutine,
         {"executor": "thread"},
         "step 'coroutine': executor 'thread' is for `def`, and this is an `async def`: use 'inline'",
     ),
-    (plain, {"executor": "gpu"}, "step 'plain': executor must be one of inline, thread, not 'gpu'"),
+    (plain, {"executor": "gpu"}, "step 'plain': executor must be one of inline, thread, process, not 'gpu'"),
     (
         plain,
         {"outputs": "ab"},
@@ -135,7 +135,7 @@ def test_options_reach_the_graph() -> None:
     steps = graph.steps
     assert (graph.version, graph.fail_fast, graph.deadline_s, graph.description) == ("2", True, 9, "daily")
     assert [s.queue for s in steps.values()] == ["cpu", "gpu", "cpu", "cpu"]
-    assert [s.executor for s in steps.values()] == ["thread", "thread", "thread", "inline"]
+    assert [s.executor for s in steps.values()] == ["process", "process", "process", "inline"]
     second = steps["train-2"]
     assert (second.timeout_s, second.on_failure, second.description) == (5.0, OnFailure.SKIP, "d")
     assert steps["fetch"].retries == RetryPolicy(count=2, on=("builtins.OSError", "evpipe.errors.UsageError"))

@@ -14,7 +14,7 @@ import signal
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from typing import Any, Self, TypeAlias
+from typing import Any, Self, TypeAlias, TypeVar
 
 import anyio
 import anyio.lowlevel
@@ -36,17 +36,57 @@ FaultOf: TypeAlias = Callable[[Message], Fault | None]
 
 POLL_S = 0.01
 UNTIL_S = 12.0
+#: In virtual time: how long a connection to a server in memory stays lost.
+OUTAGE_S = 0.5
 _prefixes = itertools.count(1)
 
 
-async def until(condition: Callable[[], object], *, timeout_s: float | None = None, what: str = "") -> None:
-    """Wait until a condition holds; the only waiting on the clock in these tests."""
+Found = TypeVar("Found")
+
+
+async def until(
+    condition: Callable[[], object], *, timeout_s: float | None = None, what: str = "", poll_s: float = POLL_S
+) -> None:
+    """Wait until a condition holds; the only waiting on the clock in these tests.
+
+    Args:
+        poll_s: 0: look at every turn of the loop, for a moment that is short. Never on virtual time, which would
+            stand still.
+    """
     timeout_s = UNTIL_S if timeout_s is None else timeout_s
     end = anyio.current_time() + timeout_s
     while not condition():
         if anyio.current_time() > end:
             raise AssertionError(f"not so within {timeout_s:g} s: {what or condition}")
+        await anyio.sleep(poll_s)
+
+
+async def until_answer(
+    ask: Callable[[], Awaitable[Found | None]], *, timeout_s: float | None = None, what: str = ""
+) -> Found:
+    """Ask again and again until the answer is not None, and give it; for conditions that only a server knows."""
+    timeout_s = UNTIL_S if timeout_s is None else timeout_s
+    end = anyio.current_time() + timeout_s
+    while (found := await ask()) is None:
+        if anyio.current_time() > end:
+            raise AssertionError(f"no answer within {timeout_s:g} s: {what or ask}")
         await anyio.sleep(POLL_S)
+    return found
+
+
+async def pass_time(seconds: float) -> None:
+    """Let time pass where time itself is what the test is about: nothing that could be seen would end the wait.
+
+    On memory it is virtual and costs nothing.
+    """
+    end = anyio.current_time() + seconds
+    await until(lambda: anyio.current_time() >= end, timeout_s=seconds + UNTIL_S)
+
+
+def put_off(bus: Bus) -> int:
+    """How often the server told this connection to send something later, because a stream is full."""
+    assert isinstance(bus, MemoryBus | NatsBus)
+    return bus._outbox.statistics()["full"]
 
 
 async def stays(condition: Callable[[], object], *, for_s: float, what: str = "") -> None:
@@ -196,6 +236,10 @@ class World(ABC):
         """Delete every consumer of both streams, as an operator may."""
 
     @abstractmethod
+    async def until_acked(self, queue: str = "default", priority: int = 5) -> None:
+        """Wait until the server has an ack of everything that it gave in a lane. Acks are not answered."""
+
+    @abstractmethod
     def full(self, stream: str) -> Any:
         """While this async context is open, `log` or `queue` takes nothing more."""
 
@@ -209,6 +253,10 @@ class World(ABC):
     @abstractmethod
     async def publish(self, subject: str, payload: bytes) -> None:
         """Publish as anybody can, past everything that checks."""
+
+    @abstractmethod
+    def slip_in(self, bus: Bus, subject: str, payload: bytes) -> None:
+        """Publish as anybody can, just before a message that this connection is about to send (from its fault)."""
 
 
 class MemoryWorld(World):
@@ -242,7 +290,7 @@ class MemoryWorld(World):
     async def blink(self, bus: Bus) -> None:
         assert isinstance(bus, MemoryBus)
         bus.disconnect()
-        await anyio.sleep(0.5)
+        await pass_time(OUTAGE_S)
         bus.reconnect()
 
     async def crash(self) -> None:
@@ -250,7 +298,7 @@ class MemoryWorld(World):
             assert isinstance(bus, MemoryBus)
             bus.disconnect()
         self.server.forget_acks()
-        await anyio.sleep(0.5)
+        await pass_time(OUTAGE_S)
         for bus in self.buses:
             assert isinstance(bus, MemoryBus)
             bus.reconnect()
@@ -258,6 +306,10 @@ class MemoryWorld(World):
     async def delete_consumers(self) -> None:
         # Memory has no consumers; what their loss means for a lane is the same as a server that forgets.
         await self.crash()
+
+    async def until_acked(self, queue: str = "default", priority: int = 5) -> None:
+        lane = self.server.lane((queue, priority))
+        await until(lambda: not lane.held, what="all is acked")
 
     @asynccontextmanager
     async def full(self, stream: str) -> AsyncIterator[None]:
@@ -279,9 +331,14 @@ class MemoryWorld(World):
             self.server.append(subject, payload, None)
         elif subject.startswith(f"{prefix}.queue."):
             self.server.launch(subject, payload)
+        elif subject.startswith(f"{prefix}.telemetry."):
+            self.server.telemetry.append(subject, payload, self.server.now_s())
         else:
             bus = MemoryBus(self.server)
             bus.signal(subject, payload)
+
+    def slip_in(self, bus: Bus, subject: str, payload: bytes) -> None:
+        self.server.append(subject, payload, None)
 
 
 class FaultyNatsBus(NatsBus):
@@ -342,8 +399,9 @@ class NatsWorld(World):
     async def _remove_streams(self) -> None:
         # Streams reserve their bytes: what stays would leave less for the next world.
         async with self.raw() as raw:
-            for name in (f"{self.prefix}-log", f"{self.prefix}-queue", f"OBJ_{self.prefix}-objects"):
-                await api(raw, f"STREAM.DELETE.{name}")
+            for name in ("log", "queue", "telemetry"):
+                await api(raw, f"STREAM.DELETE.{self.prefix}-{name}")
+            await api(raw, f"STREAM.DELETE.OBJ_{self.prefix}-objects")
             for name in ("registry", "leases"):
                 await api(raw, f"STREAM.DELETE.KV_{self.prefix}-{name}")
 
@@ -388,6 +446,30 @@ class NatsWorld(World):
                 for name in (await api(raw, f"CONSUMER.NAMES.{stream}", {})).get("consumers") or []:
                     await api(raw, f"CONSUMER.DELETE.{stream}.{name}")
 
+    async def lane(self, raw: RawClient, queue: str = "default", priority: int = 5) -> dict[str, Any]:
+        """What the server says of a lane's consumer."""
+        return await api(raw, f"CONSUMER.INFO.{self.prefix}-queue.{queue}-{priority}")
+
+    async def until_lane(
+        self, is_so: Callable[[dict[str, Any]], bool], queue: str = "default", priority: int = 5
+    ) -> None:
+        """Wait until what the server says of a lane's consumer is as wanted."""
+        info: dict[str, Any] = {}
+
+        async def ask() -> bool | None:
+            nonlocal info
+            info = await self.lane(raw, queue, priority)
+            return is_so(info) or None
+
+        async with self.raw() as raw:
+            try:
+                await until_answer(ask)
+            except AssertionError as error:
+                raise AssertionError(f"{error}: {info}") from None
+
+    async def until_acked(self, queue: str = "default", priority: int = 5) -> None:
+        await self.until_lane(lambda info: info.get("num_ack_pending") == 0, queue, priority)
+
     @asynccontextmanager
     async def full(self, stream: str) -> AsyncIterator[None]:
         name = f"{self.prefix}-{stream}"
@@ -412,6 +494,10 @@ class NatsWorld(World):
         async with self.raw() as raw:
             await raw.publish(subject, payload)
             await raw.flush()
+
+    def slip_in(self, bus: Bus, subject: str, payload: bytes) -> None:
+        # What is posted is written before what is sent.
+        bus.signal(subject, payload)
 
     @asynccontextmanager
     async def raw(self) -> AsyncIterator[RawClient]:

@@ -56,7 +56,12 @@ LAUNCH = LaunchOrder(
 
 GRAPH = Graph.of(
     [
-        Step(name="load", code={"kind": "path", "name": "m:load"}, arguments={"rows": ParameterRef("rows")}),
+        Step(
+            name="load",
+            code={"kind": "path", "name": "m:load"},
+            arguments={"rows": ParameterRef("rows")},
+            executor="thread",
+        ),
         Step(
             name="train",
             code={"kind": "path", "name": "m:train"},

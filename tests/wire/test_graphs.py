@@ -58,7 +58,7 @@ def wire_graphs(draw: st.DrawFn) -> Graph:
             after=draw(st.sampled_from([(), ("a",)])) if name == "c" else (),
             outputs=draw(st.none() | st.just(("x", "y"))) if name == "c" else None,
             queue=draw(st.sampled_from(["default", "gpu"])),
-            executor=draw(st.sampled_from(["inline", "thread"])),
+            executor=draw(st.sampled_from(["inline", "thread", "process"])),
             retries=draw(policies),
             timeout_s=draw(SECONDS),
             on_failure=draw(st.sampled_from(OnFailure)),

@@ -15,6 +15,7 @@ from evpipe.wire.subjects import (
     EventSubject,
     LaunchSubject,
     Subjects,
+    TelemetrySubject,
     check_run_id,
     shard_of,
 )
@@ -66,6 +67,14 @@ def test_a_launch_subject_comes_apart_as_it_was_built(
     assert S.parse_launch(subject) == LaunchSubject(queue, priority, run, step, attempt)
 
 
+@given(RUN_IDS, NAMES, st.integers(0, 10**9 - 1), st.just("log") | NAMES)
+@examples(100)
+def test_a_telemetry_subject_comes_apart_as_it_was_built(run: str, step: str, attempt: int, kind: str) -> None:
+    subject = S.telemetry(run, step, attempt, kind)
+    assert S.parse_telemetry(subject) == TelemetrySubject(run, step, attempt, kind)
+    assert len(subject) <= 512
+
+
 @given(st.text(st.sampled_from("evpiqu.*>_05aZ٣ \n"), max_size=60) | st.text(max_size=30))
 @examples(200)
 def test_other_text_is_refused_and_what_is_taken_is_built_again_the_same(text: str) -> None:
@@ -78,6 +87,12 @@ def test_other_text_is_refused_and_what_is_taken_is_built_again_the_same(text: s
         try:
             launch = S.parse_launch(subject)
             assert S.launch(launch.queue, launch.run, launch.step, launch.attempt, launch.priority) == subject
+        except RemoteProtocolError:
+            pass
+    for subject in (text, f"evpipe.telemetry.{text}", f"evpipe.telemetry.{RUN}.s.{text}"):
+        try:
+            told = S.parse_telemetry(subject)
+            assert S.telemetry(told.run, told.step, told.attempt, told.kind) == subject
         except RemoteProtocolError:
             pass
 
@@ -133,6 +148,26 @@ def test_what_is_no_subject_of_a_launch_is_refused(tail: str) -> None:
 
 
 @pytest.mark.parametrize(
+    "tail",
+    [
+        f"telemetry.{RUN}.s.1",
+        f"telemetry.{RUN}.s.1.log.more",
+        f"telemetry.{RUN}.s.1.",
+        f"telemetry.{RUN}.*.1.log",
+        f"telemetry.{RUN}.s.*.log",
+        f"telemetry.{RUN}.s.01.log",
+        f"telemetry.{RUN}.s.1.log\n",
+        f"telemetry.{RUN}.._.log",
+        "telemetry.UPPERCASE.s.1.log",
+        f"event.{RUN}.s.1.log",
+    ],
+)
+def test_what_is_no_subject_of_telemetry_is_refused(tail: str) -> None:
+    with pytest.raises(RemoteProtocolError, match="is not the subject of telemetry"):
+        S.parse_telemetry(f"evpipe.{tail}")
+
+
+@pytest.mark.parametrize(
     "run_id", ["", "short", "x" * 33, "UPPERCASE", "with.dot1", "with*star", "ümlaute1", "a" * 8 + "\n"]
 )
 def test_another_run_id_is_refused(run_id: str) -> None:
@@ -171,6 +206,12 @@ def test_the_subjects_of_the_public_protocol() -> None:
     assert S.launch("gpu", RUN, "train", 2) == f"evpipe.queue.gpu.5.{RUN}.train.2"
     assert S.launches_of_lane("gpu") == "evpipe.queue.gpu.5.>"
     assert S.launches_of_run(RUN) == f"evpipe.queue.*.*.{RUN}.>"
+    assert S.telemetry(RUN, "train", 2) == f"evpipe.telemetry.{RUN}.train.2.log"
+    assert S.telemetry_of(RUN) == f"evpipe.telemetry.{RUN}.*.*.log"
+    assert S.telemetry_of(RUN, "train") == f"evpipe.telemetry.{RUN}.train.*.log"
+    assert S.telemetry_of(RUN, attempt=2) == f"evpipe.telemetry.{RUN}.*.2.log"
+    assert S.telemetry_of(RUN, "train", 2) == S.telemetry(RUN, "train", 2)
+    assert S.all_telemetry == "evpipe.telemetry.>"
     assert S.who(RUN, "train", 2) == f"evpipe.who.{RUN}.train.2"
     assert (S.all_events, S.all_launches, S.all_who) == ("evpipe.event.>", "evpipe.queue.>", "evpipe.who.>")
     assert (S.stop, S.ping_controller, S.ping_worker("gpu")) == (

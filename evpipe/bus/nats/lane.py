@@ -15,7 +15,7 @@ from nats.aio.msg import Msg
 from evpipe.bus.clock import loop_clock
 from evpipe.bus.nats.connection import ApiError, Connection
 from evpipe.bus.nats.pulling import HEARTBEAT_S, SILENCE_MAX_S, origin_of, pull_body, status_of
-from evpipe.bus.protocol import ACK_PENDING_MAX, ACK_WAIT_S, Delivery
+from evpipe.bus.protocol import ACK_PENDING_MAX, ACK_WAIT_S, SETTLE_S, Delivery
 from evpipe.errors import BusRefused
 
 log = structlog.get_logger(__name__)
@@ -56,15 +56,18 @@ def lane_config(queue: str, priority: int, filter_subject: str, *, transient: bo
 class LaneDelivery:
     """See `bus.protocol.Delivery`."""
 
-    __slots__ = ("_connection", "_reply", "arrived_at", "payload", "redelivered", "subject")
+    __slots__ = ("_connection", "_reply", "arrived_at", "examine_at", "payload", "redelivered", "subject")
 
-    def __init__(self, connection: Connection, message: Msg, *, redelivered: bool, arrived_at: float) -> None:
+    def __init__(
+        self, connection: Connection, message: Msg, *, redelivered: bool, arrived_at: float, examine_at: float
+    ) -> None:
         self._connection = connection
         self._reply = message.reply
         self.subject = message.subject
         self.payload = message.data
         self.redelivered = redelivered
         self.arrived_at = arrived_at
+        self.examine_at = examine_at
 
     def ack(self) -> None:
         self._connection.post(self._reply, b"+ACK")
@@ -103,8 +106,10 @@ class Lane:
         self.opened = anyio.Event()
         self._broken = anyio.Event()
         self._heard_at = -math.inf
+        self._examine_at = -math.inf
         self._now = loop_clock()
-        self._inbox = f"{connection.inbox}.lane.{secrets.token_hex(4)}"
+        #: Where its launches come, of this opening only.
+        self._inbox = ""
         #: Launches up to this sequence of the queue may have been given to somebody before: a server that was
         #: killed, or a consumer that was made again, has forgotten what was acked.
         self._noted_sequence = 0
@@ -123,33 +128,43 @@ class Lane:
 
     async def run(self) -> None:
         """Keep the pull open until cancelled."""
-        async with self._connection.subscribed(self._inbox, self._received):
-            while True:
-                self._open = False
-                await self._connection.wait_ready()
-                self._generation = self._connection.generation
-                self._broken = anyio.Event()
-                try:
-                    await self._create()
-                except (ApiError, BusRefused) as error:
-                    log.warning("lane_refused", consumer=self._consumer, error=str(error))
-                    await anyio.sleep(HEARTBEAT_S)
-                    continue
-                self._open = True
-                self.opened.set()
-                self._heard_at = self._now()
-                if self.asked and self._live:
-                    self._request(self.asked)
-                while not self._broken.is_set() and self._connection.generation == self._generation:
-                    with anyio.move_on_after(HEARTBEAT_S / 2):
-                        await self._broken.wait()
-                    if not self._connection.connected:
-                        break
-                    if self._noted_sequence == UNKNOWN:
-                        await self._note()
-                    if self.asked and self._now() - self._heard_at > SILENCE_MAX_S:
-                        log.warning("lane_silent", consumer=self._consumer)
-                        break
+        while True:
+            self._open = False
+            await self._connection.wait_ready()
+            self._generation = self._connection.generation
+            # Requests of before may still be open at the server. Where nobody listens they end; what they were
+            # given meanwhile comes again.
+            self._inbox = f"{self._connection.inbox}.lane.{secrets.token_hex(4)}"
+            async with self._connection.subscribed(self._inbox, self._received):
+                await self._serve()
+
+    async def _serve(self) -> None:
+        """Keep the pull open until it breaks."""
+        self._broken = anyio.Event()
+        try:
+            await self._create()
+        except (ApiError, BusRefused) as error:
+            log.warning("lane_refused", consumer=self._consumer, error=str(error))
+            await anyio.sleep(HEARTBEAT_S)
+            return
+        if self.opened.is_set():
+            # A launch that comes again now may be somebody's who is only later to connect, with its result in hand.
+            self._examine_at = self._now() + SETTLE_S
+        self._open = True
+        self.opened.set()
+        self._heard_at = self._now()
+        if self.asked and self._live:
+            self._request(self.asked)
+        while not self._broken.is_set() and self._connection.generation == self._generation:
+            with anyio.move_on_after(HEARTBEAT_S / 2):
+                await self._broken.wait()
+            if not self._connection.connected:
+                return
+            if self._noted_sequence == UNKNOWN:
+                await self._note()
+            if self.asked and self._now() - self._heard_at > SILENCE_MAX_S:
+                log.warning("lane_silent", consumer=self._consumer)
+                return
 
     async def _create(self) -> None:
         body = {"stream_name": self._stream, "config": self._config, "action": ""}
@@ -182,7 +197,10 @@ class Lane:
             # Where the end of the queue was noted on an earlier client, nothing is known of this message.
             noted = self._connection.generation == self._generation
             redelivered = origin.deliveries > 1 or not noted or origin.sequence <= self._noted_sequence
-            self._deliver(LaneDelivery(self._connection, message, redelivered=redelivered, arrived_at=now))
+            delivery = LaneDelivery(
+                self._connection, message, redelivered=redelivered, arrived_at=now, examine_at=self._examine_at
+            )
+            self._deliver(delivery)
             return
         status = status_of(message)
         if status is None or status.heartbeat:
