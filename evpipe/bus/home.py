@@ -66,6 +66,12 @@ class ServerInfo(NamedTuple):
         return f"ServerInfo(url={self.url!r}, server_pid={self.server_pid}, keeper_pid={self.keeper_pid})"
 
     @property
+    def url_with_token(self) -> str:
+        """What a program of this user may be given to reach it."""
+        scheme, _, address = self.url.partition("://")
+        return f"{scheme}://{self.token}@{address}"
+
+    @property
     def port(self) -> int:
         """Where it listens on 127.0.0.1."""
         return int(self.url.rpartition(":")[2])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import sys
 from typing import TYPE_CHECKING, Final
 
@@ -10,6 +9,7 @@ import click
 
 from evpipe.cli.output import Command, Exit, coloured, json_text, output_option, say, url_option, write_data
 from evpipe.cli.runs import find_run, on_bus, run_argument
+from evpipe.hosting.terminal import shown
 
 if TYPE_CHECKING:
     from evpipe.client.client import Client
@@ -17,15 +17,6 @@ if TYPE_CHECKING:
 
 #: Colours of the steps' names, in the graph's order, then again from the first.
 STEP_COLOURS: Final = ("cyan", "green", "magenta", "blue", "bright_cyan", "bright_magenta")
-
-#: Escape sequences of ECMA-48: those with parameters (CSI), those with a text (OSC and its like) and the short ones.
-_ESCAPES: Final = re.compile(
-    r"(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]?"
-    r"|(?:\x1b[\]PX^_]|[\x9d\x90\x98\x9e\x9f])[^\x07\x1b\x9c]*(?:\x07|\x9c|\x1b\\)?"
-    r"|\x1b[ -/]*[0-~]?"
-)
-#: Control characters but the tab, other ends of lines, and what turns the direction of writing.
-_CONTROLS: Final = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f\u2028\u2029\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 
 
 @click.command(cls=Command)
@@ -104,11 +95,3 @@ class Lines:
         if self._coloured:
             name = click.style(name, fg=self._colours.get(entry.step))
         return f"{name} {text}"
-
-
-def shown(text: str) -> str:
-    """Give of a line what a terminal may show: no escape sequences, no control characters but tabs.
-
-    Of what was written over itself with carriage returns, as progress bars are, it is the last.
-    """
-    return _CONTROLS.sub("", _ESCAPES.sub("", text).rstrip("\r").rpartition("\r")[2])

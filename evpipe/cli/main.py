@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 import click
 
 from evpipe.cli.controller import controller
+from evpipe.cli.dev import dev
 from evpipe.cli.doctor import doctor
 from evpipe.cli.events import events
 from evpipe.cli.logs import logs
@@ -52,6 +53,7 @@ cli.add_command(run)
 runs.add_command(logs)
 cli.add_command(runs)
 cli.add_command(events)
+cli.add_command(dev)
 cli.add_command(controller)
 cli.add_command(worker)
 cli.add_command(doctor)

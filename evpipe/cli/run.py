@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 )
 @click.option("--key", help="Makes it idempotent: the same key, graph and parameters are the same run.")
 @click.option("--timeout", "timeout_s", metavar="S", callback=seconds, help="Seconds to wait for the end.")
+@click.option("--watch", is_flag=True, help="Show what the steps write also on a configured bus.")
 @url_option
 @output_option
 @click.option("-q", "--quiet", is_flag=True, help="Say nothing but warnings and errors.")
@@ -42,6 +43,7 @@ def run(
     mode: Mode,
     key: str | None,
     timeout_s: float | None,
+    watch: bool,
     url: str | None,
     output: str,
     quiet: bool,
@@ -54,13 +56,13 @@ def run(
     -p depths='[3, 5]'.
 
     The value goes to standard output, as JSON where that shows it as it is. What the steps print goes to standard
-    error. On the embedded bus, and with --mode local, Ctrl-C and --timeout cancel the run, because this process runs
+    error, each line with the step's name (with --watch also on a configured bus; `evpipe runs logs` shows it later). On the embedded bus, and with --mode local, Ctrl-C and --timeout cancel the run, because this process runs
     its steps; on a configured bus it goes on.
     """
     as_json = output == "json"
     with data_apart() as data:
         try:
-            talk, result, code = _run(target, params, mode, key, timeout_s, url, quiet=quiet)
+            talk, result, code = _run(target, params, mode, key, timeout_s, url, watch=watch, quiet=quiet)
         except Exception as error:
             if not as_json:
                 raise
@@ -78,6 +80,7 @@ def _run(
     timeout_s: float | None,
     url: str | None,
     *,
+    watch: bool,
     quiet: bool,
 ) -> tuple[Talk, RunResult[Any], Exit]:
     """Run it; errors before the submit are raised, what comes after it is told and has a result and a code."""
@@ -96,7 +99,7 @@ def _run(
     talk = Talk(sys.stderr, quiet=quiet)
     if note and mode == "bus":
         talk.note(note)
-    result, code = conclude(talk, lambda: _to_end(built, mode, key, timeout_s, url, talk), quiet=quiet)
+    result, code = conclude(talk, lambda: _to_end(built, mode, key, timeout_s, url, talk, watch=watch), quiet=quiet)
     return talk, result, code
 
 
@@ -133,7 +136,7 @@ def read_parameters(pipeline: AnyPipeline[..., Any], params: Sequence[str]) -> d
 
 
 def _to_end(
-    built: Built, mode: Mode, key: str | None, timeout_s: float | None, url: str | None, talk: Talk
+    built: Built, mode: Mode, key: str | None, timeout_s: float | None, url: str | None, talk: Talk, *, watch: bool
 ) -> RunResult[Any]:
     if mode == "debug":
         from evpipe.hosting.debug import run_debug
@@ -145,5 +148,5 @@ def _to_end(
     from evpipe.hosting.session import Session
 
     settings = load_settings(url=url) if mode == "bus" else None
-    session = Session(built, mode=mode, key=key, timeout_s=timeout_s, display=talk, settings=settings)
+    session = Session(built, mode=mode, key=key, timeout_s=timeout_s, display=talk, watch=watch, settings=settings)
     return anyio.run(session.run)

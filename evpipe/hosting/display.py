@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING, Any, Final, TextIO
 
 from evpipe.core.machine import Run, StepState
 from evpipe.core.states import RunStatus, StepStatus
+from evpipe.hosting.terminal import shown
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.live import Live
 
     from evpipe.client.handle import RunHandle
+    from evpipe.client.logs import LogEntry
 
 #: Rows of the table: what is under way first, then what ended last.
 ROWS_MAX: Final = 16
@@ -66,6 +68,21 @@ class Display:
         else:
             self._stream.write(f"note: {text}\n")
             self._stream.flush()
+
+    def output(self, entry: LogEntry) -> None:
+        """Show a line that a step wrote."""
+        if self._quiet:
+            return
+        if self._live is None:
+            text = shown(entry.text) if self._stream.isatty() else entry.text
+            self._say(f"{entry.step} | {text}")
+            return
+        from rich.text import Text
+
+        # Above the table, which stays below.
+        style = "yellow" if entry.stream == "stderr" else ""
+        line = Text.assemble((f"{entry.step} | ", "cyan"), (shown(entry.text), style))
+        self._live.console.print(line, highlight=False, soft_wrap=True)
 
     @contextmanager
     def live(self, run_id: str) -> Iterator[None]:

@@ -80,6 +80,38 @@ async def serve_worker(
     return await _serve(settings, host)
 
 
+async def serve_all(
+    settings: BusSettings, queues: Sequence[str], slots: int | None, ready: Callable[[str], None]
+) -> signal.Signals:
+    """Run the embedded bus, a controller and a worker until a signal comes; attempts that run then are cancelled.
+
+    Args:
+        settings: without a URL.
+        ready: is called with the URL of the bus, token included, when all are there.
+
+    Returns:
+        The signal.
+
+    Raises:
+        BusError, UsageError: as `serve_worker`.
+    """
+
+    async def host(client: Client, leave: Leave) -> None:
+        assert client.embedded is not None, "no URL is configured"
+        async with (
+            Controller(client) as controller,
+            Worker(client, queues, slots, local_code=False) as worker,
+            anyio.create_task_group() as task_group,
+        ):
+            task_group.start_soon(cancel_orphans, client, controller, client.embedded)
+            log.info("dev_serves", queues=list(worker.queues), slots=worker.slots)
+            ready(client.embedded.info.url_with_token)
+            await leave.wait()
+            task_group.cancel_scope.cancel()
+
+    return await _serve(settings, host)
+
+
 class Leave:
     """The request to leave, from its first signal to the second."""
 

@@ -32,6 +32,8 @@ log = structlog.get_logger(__name__)
 
 #: How long the absence of a controller, or of a worker for a queue, stays unsaid.
 PATIENCE_S: Final = 4.0
+#: The last lines of the steps may come after the news of the run's end.
+OUTPUT_WAIT_S: Final = 2.0
 #: After Ctrl-C the steps of an embedded run are given this long to end.
 CANCEL_WAIT_S: Final = 10.0
 
@@ -41,6 +43,7 @@ class Session:
 
     Args:
         mode: "bus" or "local".
+        watch: show what the steps write also where other processes run them.
         settings: of the bus; None: as configured.
     """
 
@@ -52,6 +55,7 @@ class Session:
         key: str | None,
         timeout_s: float | None,
         display: Display | None = None,
+        watch: bool = False,
         settings: BusSettings | None = None,
     ) -> None:
         self._built = built
@@ -60,6 +64,7 @@ class Session:
         self._timeout_s = timeout_s
         self._display = display or Display(sys.stderr)
         self._settings = settings
+        self._watch = watch
         #: Whether steps of the run are executed by this process.
         self._hosts = True
         self._interrupted = False
@@ -105,7 +110,13 @@ class Session:
                 if not self._hosts:
                     task_group.start_soon(self._say_who_is_missing, client, handle)
                 task_group.start_soon(self._on_interrupt, handle, task_group.cancel_scope)
+                shown = anyio.Event()
+                if self._hosts or self._watch:
+                    task_group.start_soon(self._show_output, handle, shown)
                 run = await self._wait(handle)
+                if run.ended and (self._hosts or self._watch):
+                    with anyio.move_on_after(OUTPUT_WAIT_S):
+                        await shown.wait()
                 task_group.cancel_scope.cancel()
             if self._interrupted:
                 if self._run is not None and self._run.ended:
@@ -146,6 +157,12 @@ class Session:
                 task_group.start_soon(cancel_orphans, client, controller, client.embedded)
                 yield client, queue
                 task_group.cancel_scope.cancel()
+
+    async def _show_output(self, handle: RunHandle[Any], shown: anyio.Event) -> None:
+        """Show what its steps write, as it comes."""
+        async for entry in handle.logs():
+            self._display.output(entry)
+        shown.set()
 
     async def _wait(self, handle: RunHandle[Any]) -> Run:
         run = Run(handle.id)

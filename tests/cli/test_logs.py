@@ -17,7 +17,7 @@ import anyio
 import pytest
 
 from evpipe import Client, connect
-from evpipe.cli.logs import shown
+from evpipe.hosting.terminal import shown
 from evpipe.core.events import Finished
 from evpipe.core.states import RunStatus
 from evpipe.wire.messages import encode_event
