@@ -10,6 +10,30 @@ async def no_op(i: int) -> int:
     return i + 1
 
 
+@step
+def no_op_process(i: int) -> int:
+    return i + 1
+
+
+@step(executor="thread")
+def no_op_thread(i: int) -> int:
+    return i + 1
+
+
+@pipeline
+def fan_process(steps: int) -> None:
+    """Steps that do not need each other, each in a process."""
+    for i in range(steps):
+        no_op_process(i)
+
+
+@pipeline
+def fan_thread(steps: int) -> None:
+    """Steps that do not need each other, each in a thread."""
+    for i in range(steps):
+        no_op_thread(i)
+
+
 @pipeline
 def fan(steps: int) -> None:
     """Steps that do not need each other."""

@@ -27,8 +27,8 @@ from evpipe.bus.server import ServerProcess
 SLOTS = 1_000
 
 
-async def host_worker(url: str, ready: Any, stop: Any, out: Any, steps: int) -> None:
-    async with connect(url) as client, Worker(client, ["default"], slots=SLOTS):
+async def host_worker(url: str, ready: Any, stop: Any, out: Any, steps: int, slots: int, local_code: bool) -> None:
+    async with connect(url) as client, Worker(client, ["default"], slots=slots, local_code=local_code):
         ready.set()
         start_s = cpu_s()
         await anyio.to_thread.run_sync(stop.wait)
@@ -36,7 +36,7 @@ async def host_worker(url: str, ready: Any, stop: Any, out: Any, steps: int) -> 
 
 
 async def submit_and_wait(client: Client, shape: str, steps: int) -> float:
-    target = {"fan": pipelines.fan, "chain": pipelines.chain}[shape]
+    target = getattr(pipelines, shape)
     last = await client.bus.last_sequence()
     handle = await client.submit(target, {"steps": steps})
     at: dict[str, Any] = {}
@@ -64,9 +64,9 @@ def _quiet() -> None:
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(30))
 
 
-def _worker_process(url: str, ready: Any, stop: Any, out: Any, steps: int) -> None:
+def _worker_process(url: str, ready: Any, stop: Any, out: Any, steps: int, slots: int, local_code: bool) -> None:
     _quiet()
-    run_loop(lambda: host_worker(url, ready, stop, out, steps))
+    run_loop(lambda: host_worker(url, ready, stop, out, steps, slots, local_code))
 
 
 def _controller_process(url: str, shape: str, steps: int, out: Any) -> None:
@@ -74,11 +74,18 @@ def _controller_process(url: str, shape: str, steps: int, out: Any) -> None:
     run_loop(lambda: host_controller(url, shape, steps, out))
 
 
-def measure_evpipe(url: str, shape: str, steps: int) -> dict[str, float]:
-    """Run one pipeline in separate processes; gives what `measure_floor` gives."""
+def measure_evpipe(
+    url: str, shape: str, steps: int, *, slots: int = SLOTS, local_code: bool = True
+) -> dict[str, float]:
+    """Run one pipeline in separate processes; gives what `measure_floor` gives.
+
+    Args:
+        shape: name of the pipeline in `benchmarks.steps`.
+        local_code: as of `Worker`.
+    """
     context = multiprocessing.get_context("spawn")
     out, ready, stop = context.Queue(), context.Event(), context.Event()
-    worker = context.Process(target=_worker_process, args=(url, ready, stop, out, steps))
+    worker = context.Process(target=_worker_process, args=(url, ready, stop, out, steps, slots, local_code))
     controller = context.Process(target=_controller_process, args=(url, shape, steps, out))
     worker.start()
     assert ready.wait(30), "the worker did not start"
@@ -105,8 +112,8 @@ def main() -> None:
         ratios: list[float] = []
         for pair in range(options.pairs):
             # A server of its own for each side: neither pays for what the other stored.
-            floor = _on_new_server(options.sync, lambda url: measure_floor(url, steps, in_flight))  # noqa: B023
-            evpipe = _on_new_server(options.sync, lambda url: measure_evpipe(url, shape, steps))  # noqa: B023
+            floor = on_new_server(options.sync, lambda url: measure_floor(url, steps, in_flight))  # noqa: B023
+            evpipe = on_new_server(options.sync, lambda url: measure_evpipe(url, shape, steps))  # noqa: B023
             ratio = evpipe["steps_per_s"] / floor["steps_per_s"]
             ratios.append(ratio if shape == "fan" else 1 / ratio)
             print(
@@ -119,7 +126,7 @@ def main() -> None:
         print(f"{shape}, sync {options.sync}: {spread(ratios)} {what}", flush=True)
 
 
-def _on_new_server(sync: Any, measure: Any) -> dict[str, float]:
+def on_new_server(sync: Any, measure: Any) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as directory, ServerProcess(Path(directory), sync=sync) as server:
         found: dict[str, float] = measure(server.url)
         return found

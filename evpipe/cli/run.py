@@ -56,8 +56,10 @@ def run(
     -p depths='[3, 5]'.
 
     The value goes to standard output, as JSON where that shows it as it is. What the steps print goes to standard
-    error, each line with the step's name (with --watch also on a configured bus; `evpipe runs logs` shows it later). On the embedded bus, and with --mode local, Ctrl-C and --timeout cancel the run, because this process runs
-    its steps; on a configured bus it goes on.
+    error, each line with the step's name; on a configured bus only with --watch. `evpipe runs logs` shows it later.
+
+    On the embedded bus, and with --mode local, Ctrl-C and --timeout cancel the run, because this process runs its
+    steps; on a configured bus it goes on.
     """
     as_json = output == "json"
     with data_apart() as data:
