@@ -160,6 +160,20 @@ async def submit(client: Client, file: str, scale: float, queue: str) -> RunResu
     return await handle.result()
 
 
+def report(file: str, tasks: Sequence[Task], result: RunResult[int], limits: Bounds, scale: float, slots: int) -> None:
+    """Check a run and print its time beside its bounds."""
+    print(f"{file}: {len(tasks):,} steps, {result.value:,} deep: {result.status}")
+    check_order(tasks, result)
+    steps = [result.steps[f"t{i}"] for i in range(len(tasks))]
+    began_at = min(step.queued_at for step in steps if step.queued_at)
+    took_s = (max(step.ended_at for step in steps if step.ended_at) - began_at).total_seconds()
+    lower_s, upper_s = limits.lower_s * scale, limits.upper_s * scale
+    print(f"took {took_s:.2f} s; on {slots} slots at least {lower_s:.2f} s, at most {upper_s:.2f} s (Graham)")
+    print(
+        f"{took_s / lower_s:.3f} of the lower bound, {took_s / upper_s:.3f} of Graham's" if lower_s else "no run time"
+    )
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Replay a file from the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -180,16 +194,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UsageError as error:
         print(f"replay: {error}", file=sys.stderr)
         return 2
-    print(f"{options.file}: {len(tasks):,} steps, {result.value:,} deep: {result.status}")
-    check_order(tasks, result)
-    steps = [result.steps[f"t{i}"] for i in range(len(tasks))]
-    began_at = min(step.queued_at for step in steps if step.queued_at)
-    took_s = (max(step.ended_at for step in steps if step.ended_at) - began_at).total_seconds()
-    lower_s, upper_s = limits.lower_s * scale, limits.upper_s * scale
-    print(f"took {took_s:.2f} s; on {options.slots} slots at least {lower_s:.2f} s, at most {upper_s:.2f} s (Graham)")
-    print(
-        f"{took_s / lower_s:.3f} of the lower bound, {took_s / upper_s:.3f} of Graham's" if lower_s else "no run time"
-    )
+    report(options.file, tasks, result, limits, scale, options.slots)
     return 0
 
 

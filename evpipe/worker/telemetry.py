@@ -10,7 +10,7 @@ from typing import Final
 import anyio
 
 from evpipe.bus.protocol import Bus
-from evpipe.wire.limits import LOG_BATCH_BYTES
+from evpipe.wire.limits import LINE_CHARS_MAX, LOG_BATCH_BYTES
 from evpipe.wire.subjects import LaunchSubject
 from evpipe.wire.telemetry import LogBatch, LogLine, encode_log
 
@@ -21,6 +21,9 @@ BATCHES_PER_GATHERING: Final = 4
 #: What is kept of one attempt, so that it does not push out what others wrote; of the rest its last lines.
 ATTEMPT_BYTES_MAX: Final = 8 * 1024 * 1024
 LAST_LINES: Final = 200
+LAST_BYTES_MAX: Final = 1024 * 1024
+#: Of a line beside its text: its time, its stream, and that it was cut.
+LINE_BYTES: Final = 24
 
 
 class LogBook:
@@ -55,7 +58,7 @@ class LogBook:
 
 
 class AttemptLog:
-    """The output of one attempt."""
+    """The output of one attempt: every line is sent, in order, or counted in the next batch as left out."""
 
     def __init__(self, book: LogBook, subject: str) -> None:
         self._book = book
@@ -63,28 +66,23 @@ class AttemptLog:
         self._lines: list[LogLine] = []
         self._size = 0
         self._batches = 0
+        #: Lines that were written after the last that was sent or is in `_lines`, and are not kept.
         self._left_out = 0
         self._total = 0
-        self._last: deque[LogLine] = deque(maxlen=LAST_LINES)
+        #: The newest of those that are left out; counted there, too.
+        self._last: deque[tuple[LogLine, int]] = deque()
+        self._last_size = 0
 
     def tell(self, stream: str, texts: Iterable[str]) -> None:
         """Take lines that the attempt wrote now to "stdout" or "stderr"."""
         now_s = time.time()
         for text in texts:
-            line = LogLine(now_s, stream, text)
-            size = len(text) + 16
+            line = LogLine(now_s, stream, text[: LINE_CHARS_MAX + 1])
+            size = _size(line)
             if self._batches >= BATCHES_PER_GATHERING or self._total > ATTEMPT_BYTES_MAX:
-                self._left_out += 1
-                self._last.append(line)
-                continue
-            if self._last:
-                # There is room again: the last of what was left out are no longer the last.
-                self._last.clear()
-            self._lines.append(line)
-            self._size += size
-            self._total += size
-            if self._size >= LOG_BATCH_BYTES // 2:
-                self._send()
+                self._leave_out(line, size)
+            else:
+                self._take(line, size)
         self._book.gather(self)
 
     def flush(self) -> None:
@@ -95,16 +93,46 @@ class AttemptLog:
 
     def end(self) -> None:
         """Send the rest: the attempt has ended."""
-        if self._last:
-            self._left_out -= len(self._last)
-            if self._lines:
-                self._send()
-            self._lines.extend(self._last)
+        last = list(self._last)
+        self._left_out -= len(last)
+        self._forget_last()
+        for line, size in last:
+            self._take(line, size)
         if self._lines or self._left_out:
             self._send()
+
+    def _take(self, line: LogLine, size: int) -> None:
+        # There is room again: the last of what was left out are no longer the last.
+        self._forget_last()
+        if self._lines and self._size + size > LOG_BATCH_BYTES:
+            self._send()
+        self._lines.append(line)
+        self._size += size
+        self._total += size
+        if self._size >= LOG_BATCH_BYTES // 2:
+            self._send()
+
+    def _leave_out(self, line: LogLine, size: int) -> None:
+        if self._lines:
+            # A batch tells what is missing before its lines, and this is missing after them.
+            self._send()
+        self._left_out += 1
+        self._last.append((line, size))
+        self._last_size += size
+        while len(self._last) > LAST_LINES or self._last_size > LAST_BYTES_MAX:
+            self._last_size -= self._last.popleft()[1]
+
+    def _forget_last(self) -> None:
         self._last.clear()
+        self._last_size = 0
 
     def _send(self) -> None:
         self._book.send(self._subject, LogBatch(lines=tuple(self._lines), left_out=self._left_out))
         self._lines, self._size, self._left_out = [], 0, 0
         self._batches += 1
+
+
+def _size(line: LogLine) -> int:
+    """Give no less than what a line takes on the wire."""
+    text = line.text
+    return LINE_BYTES + (len(text) if text.isascii() else len(text.encode(errors="backslashreplace")))

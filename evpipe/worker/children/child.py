@@ -102,6 +102,8 @@ class Child:
         self._unsent: deque[bytes] = deque()
         self._unsent_more = anyio.Event()
         self._was_ready = False
+        #: Why this worker ended it; "" if that was not for anything it did.
+        self._why = ""
         #: Why it must run nothing more; "" while it may.
         self.spoilt = ""
         #: It has said that it is ready, or is gone.
@@ -115,7 +117,11 @@ class Child:
 
     @property
     def usable(self) -> bool:
-        return self._was_ready and not self.spoilt and not self.ended.is_set() and not self._end_asked.is_set()
+        return self._was_ready and not self.spoilt and not self.leaving
+
+    @property
+    def leaving(self) -> bool:
+        return self.ended.is_set() or self._end_asked.is_set()
 
     @property
     def busy(self) -> int:
@@ -145,6 +151,9 @@ class Child:
         except BaseException:
             if self.role == "host":
                 self._write({"frame": "stop", "id": number})
+            else:
+                # While the attempt is still its own: what it wrote until then is read when it is gone.
+                await self.kill()
             raise
         finally:
             self._held.pop(number, None)
@@ -163,8 +172,14 @@ class Child:
         with anyio.move_on_after(LEAVE_S, shield=True):
             await self.ended.wait()
 
-    def leave(self) -> None:
-        """Ask it to end."""
+    def leave(self, why: str = "") -> None:
+        """Ask it to end.
+
+        Args:
+            why: what it did that it must end for.
+        """
+        if not self._end_asked.is_set():
+            self._why = why
         self._end_asked.set()
         self._began.set()
 
@@ -173,10 +188,16 @@ class Child:
     async def serve(self) -> None:
         """Start it, hear it, and clear away after it."""
         try:
+            await self._live()
+        finally:
+            # Whatever happens: somebody may wait for it.
+            self._gone()
+
+    async def _live(self) -> None:
+        try:
             await self._start()
         except OSError as error:
-            self._tail.append(f"it could not be started: {error}")
-            self._gone()
+            self.leave(str(error))
             return
         assert self._process is not None
         self._guard.add(self._process.pid)
@@ -186,8 +207,7 @@ class Child:
                 with anyio.move_on_after(START_S) as start:
                     await self._began.wait()
                 if start.cancelled_caught:
-                    self._tail.append(f"it said nothing for {START_S:g} s")
-                    self.leave()
+                    self.leave(f"it said nothing for {START_S:g} s")
                 await self._end_asked.wait()
                 task_group.cancel_scope.cancel()
         finally:
@@ -229,13 +249,11 @@ class Child:
                 for frame in self._frames.feed(data):
                     self._take(frame)
         except RemoteProtocolError as error:
-            self._tail.append(f"what it said on the channel of its results is no frame: {error}")
-            self.leave()
+            self.leave(f"what it wrote where its result travels is none: {error}")
             return
         # Its end is told by `_watch`, if it ends: a step may have closed what is not its own.
         await anyio.sleep(LEAVE_S)
-        self._tail.append("it closed the descriptor on which its results travel")
-        self.leave()
+        self.leave("it closed the descriptor on which its result travels")
 
     async def _send(self) -> None:
         assert self._sock is not None
@@ -267,7 +285,8 @@ class Child:
         process = self._process
         if not self._held and not self.spoilt:
             # An idle one may run what it has registered for its end.
-            self._sock.shutdown(socket.SHUT_RDWR)
+            with suppress(OSError):
+                self._sock.shutdown(socket.SHUT_RDWR)
             with anyio.move_on_after(LEAVE_S):
                 await self._watch()
         kill_tree(process.pid)
@@ -277,7 +296,6 @@ class Child:
             output.drain()
             output.close()
         self._sock.close()
-        self._gone()
 
     def _gone(self) -> None:
         self.ended.set()
@@ -290,11 +308,14 @@ class Child:
     def _death(self) -> Failure:
         tail = "\n".join(self._tail)
         if not self._was_ready:
-            message = f"a process for the step did not start: {self._tail[-1] if self._tail else self._how()}"
+            why = self._why or (self._tail[-1] if self._tail else self._how())
+            message = f"a process for the step did not start: {why}"
             return Failure(message=message, types=types_of(ProcessDied), traceback=tail)
         return Failure(message=f"its process {self._how()}", types=types_of(ProcessDied), traceback=tail)
 
     def _how(self) -> str:
+        if self._why:
+            return f"was ended: {self._why}"
         code = None if self._process is None else self._process.returncode
         if code is None:
             return "has ended"
@@ -329,7 +350,8 @@ class Child:
             self._began.set()
             self.settled.set()
             return
-        held = self._held.get(frame.get("id", 0))
+        number = frame.get("id")
+        held = self._held.get(number) if isinstance(number, int) else None
         if held is None:
             return  # stopped meanwhile
         match frame["frame"]:

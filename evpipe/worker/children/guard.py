@@ -1,22 +1,23 @@
 """A tiny program that outlives its worker by a moment, to end the children that the worker left.
 
-It is told of process groups on its standard input ("+123", "-123", a line each) and kills those that are left when
-its input ends, which it does when the worker is killed, however that happened. Run as a file, without evpipe.
+It is told of children on its standard input ("+123", "-123", a line each) and kills those that are left, with all that
+they started, when its input ends, which it does when the worker is killed, however that happened. Run as a file,
+without evpipe, and therefore soon there.
 """
 
-import contextlib
 import os
+import runpy
 import signal
 import sys
 
 
 def main() -> None:
-    groups: set[int] = set()
+    kill_tree = runpy.run_path(os.path.join(os.path.dirname(__file__), "killing.py"))["kill_tree"]  # noqa: PTH118, PTH120
+    children: set[int] = set()
     for line in sys.stdin:
-        (groups.add if line[0] == "+" else groups.discard)(int(line[1:]))
-    for group in groups:
-        with contextlib.suppress(OSError):
-            os.killpg(group, signal.SIGKILL)
+        (children.add if line[0] == "+" else children.discard)(int(line[1:]))
+    for pid in children:
+        kill_tree(pid)
 
 
 if __name__ == "__main__":

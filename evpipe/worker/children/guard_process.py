@@ -11,7 +11,7 @@ from evpipe.worker.children import guard
 
 
 class Guard:
-    """Tells the guard which process groups end with this worker; the guard starts with the first of them."""
+    """Tells the guard which children end with this worker; the guard starts with the first of them."""
 
     def __init__(self) -> None:
         self._process: subprocess.Popen[bytes] | None = None
@@ -25,11 +25,11 @@ class Guard:
                 command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True
             )
 
-    def add(self, group: int) -> None:
-        self._tell(f"+{group}\n")
+    def add(self, pid: int) -> None:
+        self._tell(f"+{pid}\n")
 
-    def remove(self, group: int) -> None:
-        self._tell(f"-{group}\n")
+    def remove(self, pid: int) -> None:
+        self._tell(f"-{pid}\n")
 
     def close(self) -> None:
         """End it; blocks until it has ended."""

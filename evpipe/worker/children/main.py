@@ -12,6 +12,7 @@ import os
 import socket
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -66,11 +67,10 @@ def _lines_at_once() -> Callable[[], None]:
         pass  # another C library: what C code prints comes when its buffer is full, or at the end of the step
 
     def flush() -> None:
-        for stream in (sys.stdout, sys.stderr):
-            try:
-                stream.flush()
-            except (OSError, ValueError, AttributeError):
-                continue  # the step closed it
+        # Also what a step has put in their place, which may be anything.
+        for stream in (sys.stdout, sys.stderr, sys.__stdout__, sys.__stderr__):
+            with suppress(Exception):
+                stream.flush()  # type: ignore[union-attr]  # or None
         if libc is not None:
             libc.fflush(None)
 

@@ -12,7 +12,7 @@ from anyio.abc import TaskGroup
 
 from evpipe.client.source import Source
 from evpipe.wire.subjects import LaunchSubject
-from evpipe.worker.children.child import Child, ChildGone, Role, Stale
+from evpipe.worker.children.child import Child, Role, Stale
 from evpipe.worker.children.guard_process import Guard
 from evpipe.worker.conclusion import Conclusion
 from evpipe.worker.telemetry import AttemptLog
@@ -39,7 +39,8 @@ class Pool:
         self._task_group: TaskGroup | None = None
         #: Children that run one attempt at a time and have none, the one used last at the end.
         self._idle: list[Child] = []
-        self._singles = 0
+        #: All of that kind that have not gone.
+        self._singles: set[Child] = set()
         self._hosts: dict[tuple[object, ...], Child] = {}
 
     async def __aenter__(self) -> Self:
@@ -72,62 +73,78 @@ class Pool:
                 return await child.run(launch, payload, output)
             except Stale:
                 log.debug("child_stale", role=role)
-            except ChildGone:
-                raise
-            except BaseException:
-                if role == "single":
-                    await child.kill()
-                raise
             finally:
                 self._give_back(child)
 
     async def _single(self, source: Source) -> Child:
-        for i in range(len(self._idle) - 1, -1, -1):
-            if self._idle[i].source.key == source.key:
-                child = self._idle.pop(i)
-                if child.usable:
-                    return child
-                child.leave()
-        while self._idle and self._singles >= self._slots:
+        while (child := self._take_idle(source)) is not None:
+            await self._settled(child)
+            if child.usable:
+                return child
+            child.leave()
+        await self._be_guarded()
+        staying = sum(not child.leaving for child in self._singles)
+        while self._idle and staying >= self._slots:
             # Of another source, and used longest ago.
             self._idle.pop(0).leave()
-        child = await self._start("single", source)
+            staying -= 1
+        child = self._start("single", source)
         await self._settled(child)
         return child
+
+    def _take_idle(self, source: Source) -> Child | None:
+        for i in range(len(self._idle) - 1, -1, -1):
+            if self._idle[i].source.key == source.key:
+                return self._idle.pop(i)
+        return None
 
     async def _settled(self, child: Child) -> None:
         try:
             await child.settled.wait()
         except BaseException:
             # The attempt is stopped; the child will be there for the next.
-            self._idle.append(child)
+            if not child.leaving:
+                self._idle.append(child)
             raise
 
     async def _host(self, source: Source) -> Child:
+        await self._be_guarded()
+        # Nothing waits between the look and the start: attempts that come at once share one.
         child = self._hosts.get(source.key)
-        if child is None or child.ended.is_set() or child.spoilt:
-            child = self._hosts[source.key] = await self._start("host", source)
+        if child is None or child.leaving or child.spoilt:
+            child = self._hosts[source.key] = self._start("host", source)
         await child.settled.wait()
         return child
 
-    async def _start(self, role: Role, source: Source) -> Child:
-        assert self._task_group is not None
-        if not self._guarded:
-            async with self._guard_lock:
-                if not self._guarded:
+    async def _be_guarded(self) -> None:
+        if self._guarded:
+            return
+        async with self._guard_lock:
+            if not self._guarded:
+                try:
                     await anyio.to_thread.run_sync(self._guard.start)
-                    self._guarded = True
+                except OSError as error:
+                    # No child will start either, and says why.
+                    log.warning("guard_not_started", error=str(error))
+                    return
+                self._guarded = True
+
+    def _start(self, role: Role, source: Source) -> Child:
+        assert self._task_group is not None
         child = Child(role, source, self._guard)
+        if role == "single":
+            self._singles.add(child)
         self._task_group.start_soon(self._serve, child)
         return child
 
     async def _serve(self, child: Child) -> None:
-        single = child.role == "single"
-        self._singles += single
         try:
             await child.serve()
+        except Exception:
+            # A bug, or no descriptors left: the others are not to end with it.
+            log.exception("child_broken")
         finally:
-            self._singles -= single
+            self._singles.discard(child)
             if child in self._idle:
                 self._idle.remove(child)
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import gc
+import locale
 import os
+import resource
 import signal
 import sys
 import time
@@ -31,6 +33,7 @@ _SIGNALS: Final = (
     signal.SIGUSR2,
     signal.SIGPIPE,
 )
+_LIMITS: Final = [name for name in dir(resource) if name.startswith("RLIMIT_")]
 
 
 def serve_single(channel: Channel, modules: Modules, flush: Callable[[], None]) -> None:
@@ -68,6 +71,8 @@ def _run(
         order = decode_launch(frame["order"])
         modules.prepare(str(order.code.get("module")))
         function = find_function(order.code)
+        # Before it runs, which may take long: a file that changes meanwhile is another than was loaded.
+        modules.note()
         named = dict(order.arguments)
         positional = named.pop("*", ())
         # What the modules set when they were loaded stays.
@@ -98,8 +103,10 @@ class Surroundings:
         self._streams = (sys.stdin, sys.stdout, sys.stderr)
         self._pipes = tuple(_identity(i) for i in range(3))
         self._handlers = [(number, signal.getsignal(number)) for number in _SIGNALS]
+        self._blocked = signal.pthread_sigmask(signal.SIG_BLOCK, ())
         self._limit = sys.getrecursionlimit()
-        self._locale = _locale()
+        self._limits = _limits()
+        self._locale = locale.setlocale(locale.LC_ALL)
 
     def restore(self) -> str:
         """Put back what can be; gives why the process is of no use any more, or nothing."""
@@ -120,14 +127,18 @@ class Surroundings:
             os.environ.update(self._environ)
         sys.argv[:] = self._argv
         os.umask(self._umask)
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        for timer in (signal.ITIMER_REAL, signal.ITIMER_VIRTUAL, signal.ITIMER_PROF):
+            signal.setitimer(timer, 0)
         for number, handler in self._handlers:
             if signal.getsignal(number) is not handler:
                 signal.signal(number, handler)
+        signal.pthread_sigmask(signal.SIG_SETMASK, self._blocked)
         if sys.getrecursionlimit() != self._limit:
             sys.setrecursionlimit(self._limit)
-        if _locale() != self._locale:
+        if locale.setlocale(locale.LC_ALL) != self._locale:
             return "it changed the locale"
+        if _limits() != self._limits:
+            return "it changed its resource limits"
         if sys.gettrace() is not None or sys.getprofile() is not None:
             sys.settrace(None)
             sys.setprofile(None)
@@ -156,9 +167,8 @@ def _identity(descriptor: int) -> tuple[int, int] | None:
     return (found.st_dev, found.st_ino)
 
 
-def _locale() -> str:
-    module = sys.modules.get("locale")
-    return str(module.setlocale(module.LC_ALL)) if module is not None else ""
+def _limits() -> list[tuple[int, int]]:
+    return [resource.getrlimit(getattr(resource, name)) for name in _LIMITS]
 
 
 def _has_processes() -> bool:

@@ -39,6 +39,8 @@ class Executors:
         self._pool = Pool(slots)
         self._book = LogBook(bus)
         self._stack = AsyncExitStack()
+        #: Of the run that the last attempt was of.
+        self._source = ("", Source())
         self._cancelled: type[BaseException] = GeneratorExit
 
     async def __aenter__(self) -> Self:
@@ -65,7 +67,7 @@ class Executors:
         if self._local_code and role == "host":
             return await self._execute_here(launch, order)
         try:
-            source = Source.of_process() if self._local_code else Source.from_map(order.source)
+            source = self._source_of(launch, order)
         except RemoteProtocolError as error:
             return conclude_error(launch, CodeNotFound(str(error)), time.time())
         started_at_s = time.time()
@@ -75,6 +77,13 @@ class Executors:
             # Where nobody can say that it was the step, the attempt is lost, which is not charged to its retries.
             reason = Reason.LOST if gone.shared else Reason.ERROR
             return conclude_failure(launch, gone.failure, started_at_s, reason)
+
+    def _source_of(self, launch: LaunchSubject, order: LaunchOrder) -> Source:
+        """Give where the step's code is; looked up once for all that follow of its run."""
+        if launch.run != self._source[0]:
+            source = Source.of_process() if self._local_code else Source.from_map(order.source)
+            self._source = (launch.run, source)
+        return self._source[1]
 
     async def _execute_here(self, launch: LaunchSubject, order: LaunchOrder) -> Conclusion:
         started_at_s = time.time()
