@@ -85,6 +85,10 @@ class AttemptLog:
                 self._take(line, size)
         self._book.gather(self)
 
+    def miss(self, count: int) -> None:
+        """Take note of lines that were dropped on their way here."""
+        self._left_out += count
+
     def flush(self) -> None:
         """Send what has gathered."""
         if self._lines:

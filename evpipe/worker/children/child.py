@@ -39,8 +39,8 @@ Role: TypeAlias = Literal["single", "host"]
 START_S: Final = 60.0
 #: A process that has closed its channel is given this long to end by itself.
 LEAVE_S: Final = 2.0
-#: Lines of standard error that are shown with a process that died.
-TAIL_LINES: Final = 40
+#: Lines of standard error that are shown with a process that died: Python tells up to 100 frames, and what happened.
+TAIL_LINES: Final = 120
 
 #: Where this package was found.
 _FOLDER: Final = str(Path(__file__).parents[3])
@@ -145,6 +145,9 @@ class Child:
         self._number += 1
         number = self._number
         held = self._held[number] = _Held(output)
+        if self.role == "single":
+            # What earlier attempts wrote is none of this one's.
+            self._tail.clear()
         try:
             self._write({"frame": "run", "id": number, "launch": list(launch), "order": payload})
             await held.done.wait()
@@ -195,6 +198,7 @@ class Child:
 
     async def _live(self) -> None:
         try:
+            await self._guard.start()
             await self._start()
         except OSError as error:
             self.leave(str(error))
@@ -369,6 +373,7 @@ class Child:
                 held.conclusion = Conclusion(kind, payload)
                 held.end()
             case "output":
+                held.output.miss(int(frame.get("left_out", 0)))
                 held.output.tell(str(frame.get("stream")), str(frame.get("text")).split("\n"))
             case "stale":
                 self.spoilt = "it has old code"

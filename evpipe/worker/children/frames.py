@@ -4,7 +4,7 @@
                        run     id, launch, order: run an attempt
                        stop    id: end an attempt, its result is not wanted (role host)
     child ──▶ worker   ready   it has begun
-                       output  id, stream, text: what an attempt wrote, where no descriptor is its own (role host)
+                       output  id, stream, text, left_out: what an attempt wrote, and what of it was dropped (role host)
                        ended   id, kind, payload, spoilt: how an attempt ended, as an event of the log;
                                `spoilt` says why this child must run no other, or is empty
                        stale   id: it did not run it, for it has code that has changed since it was loaded

@@ -7,6 +7,9 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
+import anyio
+import anyio.to_thread
+
 from evpipe.worker.children import guard
 
 
@@ -15,15 +18,17 @@ class Guard:
 
     def __init__(self) -> None:
         self._process: subprocess.Popen[bytes] | None = None
+        self._starting = anyio.Lock()
 
-    def start(self) -> None:
-        """Start it, if it does not run; blocks for a moment."""
-        if self._process is None or self._process.poll() is not None:
-            # Without site packages: it starts in a few milliseconds.
-            command = [sys.executable, "-S", "-E", "-P", str(Path(guard.__file__))]
-            self._process = subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True
-            )
+    async def start(self) -> None:
+        """Start it, if it has not been started.
+
+        Raises:
+            OSError: if that cannot be done.
+        """
+        async with self._starting:
+            if self._process is None:
+                self._process = await anyio.to_thread.run_sync(_spawn)
 
     def add(self, pid: int) -> None:
         self._tell(f"+{pid}\n")
@@ -31,14 +36,14 @@ class Guard:
     def remove(self, pid: int) -> None:
         self._tell(f"-{pid}\n")
 
-    def close(self) -> None:
-        """End it; blocks until it has ended."""
+    async def close(self) -> None:
+        """End it."""
         if self._process is None:
             return
         assert self._process.stdin is not None
         with suppress(OSError):
             self._process.stdin.close()
-        self._process.wait()
+        await anyio.to_thread.run_sync(self._process.wait)
         self._process = None
 
     def _tell(self, line: str) -> None:
@@ -48,3 +53,9 @@ class Guard:
             # A few bytes into a pipe that is read at once.
             self._process.stdin.write(line.encode())
             self._process.stdin.flush()
+
+
+def _spawn() -> subprocess.Popen[bytes]:
+    # Without site packages: it starts in a few milliseconds.
+    command = [sys.executable, "-S", "-E", "-P", str(Path(guard.__file__))]
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True)

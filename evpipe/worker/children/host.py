@@ -10,7 +10,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Mapping
-from typing import Any, TextIO
+from typing import Any, Final, TextIO
 
 import anyio
 from anyio import CancelScope
@@ -20,8 +20,15 @@ from evpipe.wire.messages import LaunchOrder, decode_launch
 from evpipe.wire.subjects import LaunchSubject
 from evpipe.worker.children.frames import Channel, Frames, encode_frame, receive, send
 from evpipe.worker.children.modules import Modules
+from evpipe.worker.children.output import Lines
+from evpipe.worker.code import find_function
 from evpipe.worker.conclusion import conclude_error, conclude_value
 from evpipe.worker.executors.here import call_here
+
+#: A frame takes them, however long they are: each has up to 32 KiB.
+LINES_PER_FRAME: Final = 20
+#: Frames that wait for the worker before lines are left out.
+BACKLOG_MAX: Final = 1_000
 
 #: The attempt that a line is of.
 _attempt: contextvars.ContextVar[int | None] = contextvars.ContextVar("attempt", default=None)
@@ -47,8 +54,8 @@ class Host:
     async def serve(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._sock.setblocking(False)
-        sys.stdout = Lines(self, "stdout", sys.stdout)
-        sys.stderr = Lines(self, "stderr", sys.stderr)
+        sys.stdout = Stream(self, "stdout", sys.stdout)
+        sys.stderr = Stream(self, "stderr", sys.stderr)
         frames = Frames()
         async with anyio.create_task_group() as task_group:
             task_group.start_soon(self._send)
@@ -63,6 +70,11 @@ class Host:
                         self._scopes[frame["id"]].cancel()
             # The worker has gone, or wants no more of this.
             task_group.cancel_scope.cancel()
+
+    @property
+    def backlog(self) -> int:
+        """Frames that the worker has not taken yet."""
+        return len(self._unsent)
 
     def write(self, fields: Mapping[str, Any]) -> None:
         """Send a frame, in order, without waiting; from any thread."""
@@ -101,7 +113,7 @@ class Host:
         self._scopes.pop(number, None)
         self._modules.note()
         for stream in (sys.stdout, sys.stderr):
-            if isinstance(stream, Lines):
+            if isinstance(stream, Stream):
                 stream.end()
         if not scope.cancelled_caught:
             fields = {"frame": "ended", "id": number, "kind": conclusion.kind, "payload": conclusion.payload}
@@ -113,39 +125,47 @@ class Host:
         except RemoteProtocolError as error:
             raise AssertionError("the worker has read it before") from error
         self._modules.prepare(str(order.code.get("module")))
+        find_function(order.code)
+        # Before it runs, which may take long: a file that changes meanwhile is another than was loaded.
+        self._modules.note()
         return order
 
 
-class Lines(io.TextIOBase):
+class Stream(io.TextIOBase):
     """A standard stream of which each line goes to the attempt that wrote it."""
 
     def __init__(self, host: Host, name: str, below: TextIO) -> None:
         self._host = host
         self._name = name
         self._below = below
-        self._parts: dict[int, str] = {}
+        self._lines: dict[int, Lines] = {}
+        self._left_out: dict[int, int] = {}
 
     def write(self, text: str) -> int:
         number = _attempt.get()
         if number is None:
             return self._below.write(text)
-        *lines, rest = (self._parts.pop(number, "") + text).split("\n")
-        if rest:
-            self._parts[number] = rest
-        if lines:
-            self._tell(number, lines)
+        lines = self._lines.setdefault(number, Lines())
+        self._tell(number, lines.feed(text.encode(errors="backslashreplace")))
         return len(text)
 
     def end(self) -> None:
         """Send what was written without an end of line."""
         number = _attempt.get()
-        rest = self._parts.pop(number, "") if number is not None else ""
-        if number is not None and rest:
-            self._tell(number, [rest])
+        lines = self._lines.pop(number, None) if number is not None else None
+        if number is not None and lines is not None:
+            self._tell(number, lines.end())
 
     def _tell(self, number: int, lines: list[str]) -> None:
-        text = "\n".join(lines).encode(errors="backslashreplace").decode()
-        self._host.write({"frame": "output", "id": number, "stream": self._name, "text": text})
+        for i in range(0, len(lines), LINES_PER_FRAME):
+            some = lines[i : i + LINES_PER_FRAME]
+            if self._host.backlog > BACKLOG_MAX:
+                # A step is not held up by what it writes, nor may that fill the memory.
+                self._left_out[number] = self._left_out.get(number, 0) + len(some)
+                continue
+            left_out = self._left_out.pop(number, 0)
+            fields = {"frame": "output", "id": number, "stream": self._name, "text": "\n".join(some)}
+            self._host.write({**fields, "left_out": left_out})
 
     def flush(self) -> None:
         self._below.flush()

@@ -8,9 +8,12 @@ import os
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Final
 
 from evpipe.client.source import Source
 from evpipe.worker.code import CodeNotFound
+
+RUNS_KEPT: Final = 1_000
 
 
 class Modules:
@@ -22,7 +25,8 @@ class Modules:
         #: Time and size of every file of the source's own that was loaded, as they were then.
         self._loaded: dict[str, tuple[int, int]] = {}
         self._seen: set[str] = set()
-        self._run = ""
+        #: Runs that were looked at; a few of them.
+        self._runs: dict[str, None] = {}
 
     def install(self) -> None:
         """Let imports find the source's modules first."""
@@ -42,9 +46,11 @@ class Modules:
 
     def stale(self, run: str) -> bool:
         """Say whether a file that is loaded has changed since; looked at once per run."""
-        if run == self._run:
+        if run in self._runs:
             return False
-        self._run = run
+        self._runs[run] = None
+        if len(self._runs) > RUNS_KEPT:
+            del self._runs[next(iter(self._runs))]
         self._note()
         return any(_stamp(file) != stamp for file, stamp in self._loaded.items())
 
@@ -77,6 +83,8 @@ class Modules:
             taken = stem in sys.stdlib_module_names or (stem in sys.modules and sys.modules[stem].__file__ != path)
             # Under its file's name, as other modules of the program may import it; so the guard is false.
             main = self._load("evpipe_main" if taken or not stem.isidentifier() else stem, path)
+            # As of any script: who starts processes (multiprocessing) takes it for one by this.
+            main.__spec__ = None
         else:
             return
         main.__dict__["__evpipe_main__"] = True

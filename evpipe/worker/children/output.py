@@ -12,6 +12,8 @@ import anyio
 from evpipe.wire.limits import LINE_CHARS_MAX
 
 READ_BYTES: Final = 64 * 1024
+#: Characters have up to 4 bytes; one more than is told shows that the line goes on.
+_LINE_BYTES_MAX: Final = 4 * (LINE_CHARS_MAX + 1)
 
 
 class Output:
@@ -25,9 +27,7 @@ class Output:
         os.set_blocking(descriptor, False)
         self._descriptor = descriptor
         self._tell = tell
-        self._rest = b""
-        #: The line that is being read is longer than is kept.
-        self._cut = False
+        self._lines = Lines()
 
     async def read(self) -> None:
         """Read until the pipe ends."""
@@ -37,9 +37,9 @@ class Output:
     def drain(self) -> None:
         """Read what is in the pipe now, and give a last line that has no end."""
         self._read_once(bytes_max=1024 * READ_BYTES)
-        if self._rest:
-            self._tell([_text(self._rest)])
-        self._rest, self._cut = b"", False
+        lines = self._lines.end()
+        if lines:
+            self._tell(lines)
 
     def close(self) -> None:
         with suppress(OSError):
@@ -57,32 +57,54 @@ class Output:
             if not data:
                 return False
             bytes_max -= len(data)
-            self._take(data)
+            lines = self._lines.feed(data)
+            if lines:
+                self._tell(lines)
         return True
 
-    def _take(self, data: bytes) -> None:
+
+class Lines:
+    """Makes lines of what is written piece by piece; keeps no more of one than is told of it."""
+
+    def __init__(self) -> None:
+        self._rest = b""
+        #: The line that is being read is longer than is kept.
+        self._cut = False
+
+    def feed(self, data: bytes) -> list[str]:
+        """Take what was written and give the lines that are whole now."""
         first, *others = data.split(b"\n")
-        if not others:
-            self._keep(first)
-            return
-        *whole, rest = others
         self._keep(first)
-        lines = [self._rest, *whole]
+        if not others:
+            return []
+        *whole, rest = others
+        lines = [_text(self._rest), *(_text(line) for line in whole)]
         self._rest, self._cut = b"", False
         self._keep(rest)
-        self._tell([_text(line) for line in lines])
+        return lines
+
+    def end(self) -> list[str]:
+        """Give a last line that has no end."""
+        rest, self._rest, self._cut = self._rest, b"", False
+        return [_text(rest)] if rest else []
 
     def _keep(self, part: bytes) -> None:
-        if self._cut:
+        if not part:
             return
-        self._rest += part
-        if len(self._rest) > 4 * LINE_CHARS_MAX:
-            # Characters have up to 4 bytes; what is over the limit is cut when it is told.
-            self._rest, self._cut = self._rest[: 4 * LINE_CHARS_MAX + 4], True
+        # What goes back to the start of its line takes the place of what was there; at a line's end it is nothing.
+        back = part.rfind(b"\r", 0, len(part) - 1) + 1
+        if back or self._rest.endswith(b"\r"):
+            self._rest, self._cut, part = b"", False, part[back:]
+        if not self._cut:
+            self._rest += part
+            self._cut = len(self._rest) > _LINE_BYTES_MAX
+            self._rest = self._rest[:_LINE_BYTES_MAX]
+        if self._cut and part.endswith(b"\r"):
+            self._rest += b"\r"
 
 
 def _text(line: bytes) -> str:
-    text = line[: 4 * LINE_CHARS_MAX + 4].decode(errors="replace").removesuffix("\r")
     # A bar of progress goes back to the start of its line: what is seen is what was written last.
-    text = text.rpartition("\r")[2]
+    line = line.removesuffix(b"\r").rpartition(b"\r")[2]
+    text = line[:_LINE_BYTES_MAX].decode(errors="replace")
     return text if len(text) <= LINE_CHARS_MAX else text[: LINE_CHARS_MAX - 1] + "…"

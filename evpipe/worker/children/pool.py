@@ -6,7 +6,6 @@ from types import TracebackType
 from typing import Final, Self
 
 import anyio
-import anyio.to_thread
 import structlog
 from anyio.abc import TaskGroup
 
@@ -34,8 +33,6 @@ class Pool:
     def __init__(self, slots: int) -> None:
         self._slots = slots
         self._guard = Guard()
-        self._guarded = False
-        self._guard_lock = anyio.Lock()
         self._task_group: TaskGroup | None = None
         #: Children that run one attempt at a time and have none, the one used last at the end.
         self._idle: list[Child] = []
@@ -55,7 +52,7 @@ class Pool:
         self._task_group.cancel_scope.cancel()
         await self._task_group.__aexit__(None, None, None)
         with anyio.CancelScope(shield=True):
-            await anyio.to_thread.run_sync(self._guard.close)
+            await self._guard.close()
 
     async def run(
         self, role: Role, source: Source, launch: LaunchSubject, payload: bytes, output: AttemptLog
@@ -82,7 +79,6 @@ class Pool:
             if child.usable:
                 return child
             child.leave()
-        await self._be_guarded()
         staying = sum(not child.leaving for child in self._singles)
         while self._idle and staying >= self._slots:
             # Of another source, and used longest ago.
@@ -108,26 +104,12 @@ class Pool:
             raise
 
     async def _host(self, source: Source) -> Child:
-        await self._be_guarded()
         # Nothing waits between the look and the start: attempts that come at once share one.
         child = self._hosts.get(source.key)
         if child is None or child.leaving or child.spoilt:
             child = self._hosts[source.key] = self._start("host", source)
         await child.settled.wait()
         return child
-
-    async def _be_guarded(self) -> None:
-        if self._guarded:
-            return
-        async with self._guard_lock:
-            if not self._guarded:
-                try:
-                    await anyio.to_thread.run_sync(self._guard.start)
-                except OSError as error:
-                    # No child will start either, and says why.
-                    log.warning("guard_not_started", error=str(error))
-                    return
-                self._guarded = True
 
     def _start(self, role: Role, source: Source) -> Child:
         assert self._task_group is not None
