@@ -7,23 +7,13 @@ from functools import partial
 import click
 
 from evpipe.cli.output import Command, Exit, exit_of_signal, say, write_data
+from evpipe.cli.worker import queues_option, slots_option
 from evpipe.errors import UsageError
 
 
 @click.command(cls=Command)
-@click.option(
-    "-q",
-    "--queue",
-    "queues",
-    metavar="QUEUE",
-    multiple=True,
-    default=("default",),
-    show_default=True,
-    help="May be repeated: a queue is served when those before it are empty.",
-)
-@click.option(
-    "--slots", type=click.IntRange(1, 10_000), help="Attempts that may run at once; else as many as there are CPUs."
-)
+@queues_option
+@slots_option
 def dev(queues: tuple[str, ...], slots: int | None) -> Exit:
     """Run all that pipelines need until Ctrl-C: the embedded bus, a controller and a worker.
 

@@ -10,11 +10,7 @@ import click
 from evpipe.cli.output import Command, Exit, exit_of_signal, seconds, url_option
 from evpipe.errors import UsageError
 
-_CODE_FORMS = "write --code local:my_package or --code local:my_package.steps"
-
-
-@click.command(cls=Command)
-@click.option(
+queues_option = click.option(
     "-q",
     "--queue",
     "queues",
@@ -24,12 +20,19 @@ _CODE_FORMS = "write --code local:my_package or --code local:my_package.steps"
     show_default=True,
     help="May be repeated: a queue is served when those before it are empty.",
 )
-@click.option(
+slots_option = click.option(
     "--slots",
     # The worker's own limit; what it is made of takes long to import.
     type=click.IntRange(1, 10_000),
     help="Attempts that may run at once; else as many as there are CPUs.",
 )
+
+_CODE_FORMS = "write --code local:my_package or --code local:my_package.steps"
+
+
+@click.command(cls=Command)
+@queues_option
+@slots_option
 @click.option(
     "--code",
     "codes",

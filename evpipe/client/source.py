@@ -47,7 +47,13 @@ class Source:
 
     def as_map(self) -> dict[str, Any]:
         """Give it as it travels."""
-        return {"kind": KIND, "paths": list(self.paths), "files": dict(self.files), "main": self.main}
+        found: dict[str, Any] = {"kind": KIND, "paths": list(self.paths)}
+        # It is in every launch: what is empty is left out.
+        if self.files:
+            found["files"] = dict(self.files)
+        if self.main:
+            found["main"] = self.main
+        return found
 
     @classmethod
     def from_map(cls, found: Mapping[str, Any]) -> Source:

@@ -42,12 +42,12 @@ from evpipe.core.states import Reason
 from evpipe.errors import EvpipeError, RemoteProtocolError, UsageError
 from evpipe.wire.graphs import decode_graph
 from evpipe.wire.messages import (
-    LaunchOrder,
     Submission,
     decode_event,
     decode_submission,
     encode_event,
     encode_launch,
+    order_of,
 )
 from evpipe.wire.registry import RunEntry
 from evpipe.wire.subjects import EventSubject
@@ -276,15 +276,7 @@ class Desk:
         graph = case.run.graph
         assert graph is not None
         step = graph.steps[command.step]
-        order = LaunchOrder(
-            pipeline=case.pipeline,
-            code=step.code,
-            source=case.source,
-            executor=step.executor,
-            arguments=command.arguments,
-            outputs=step.outputs,
-            timeout_s=step.timeout_s,
-        )
+        order = order_of(step, command.arguments, pipeline=case.pipeline, source=case.source)
         try:
             payload = encode_launch(order, f"step {command.step!r}")
         except EvpipeError as error:

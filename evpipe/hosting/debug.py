@@ -27,13 +27,13 @@ from evpipe.sdk.pipeline import Built
 from evpipe.sdk.result import RunResult
 from evpipe.wire.graphs import decode_graph, encode_graph
 from evpipe.wire.messages import (
-    LaunchOrder,
     Submission,
     decode_event,
     decode_launch,
     encode_event,
     encode_launch,
     encode_submission,
+    order_of,
 )
 from evpipe.wire.subjects import DEFAULT_PRIORITY, EventSubject, LaunchSubject
 from evpipe.worker.code import find_function
@@ -103,14 +103,7 @@ def _call(run: str, graph: Graph, launch: Launch) -> Conclusion:
     """Run one attempt to its end."""
     step = graph.steps[launch.step]
     subject = LaunchSubject(step.queue, DEFAULT_PRIORITY, run, launch.step, launch.attempt)
-    order = LaunchOrder(
-        pipeline=graph.pipeline,
-        code=step.code,
-        executor=step.executor,
-        arguments=launch.arguments,
-        outputs=step.outputs,
-        timeout_s=step.timeout_s,
-    )
+    order = order_of(step, launch.arguments, pipeline=graph.pipeline)
     began_s = time.time()
     try:
         # Through the same encode and decode as on the bus: a step cannot see what another did to an argument.

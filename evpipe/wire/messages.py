@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 from evpipe.core.events import (
@@ -26,6 +27,7 @@ from evpipe.core.events import (
     StepStarted,
     StepSucceeded,
 )
+from evpipe.core.graph import Step
 from evpipe.core.names import check_name
 from evpipe.core.states import Reason, RunStatus
 from evpipe.errors import LimitExceeded, RemoteProtocolError, UsageError
@@ -311,6 +313,21 @@ class LaunchOrder:
     source: Mapping[str, Any] = field(default_factory=dict)
     outputs: tuple[str, ...] | None = None
     timeout_s: float | None = None
+
+
+def order_of(
+    step: Step, arguments: Mapping[str, Any], *, pipeline: str, source: Mapping[str, Any] = MappingProxyType({})
+) -> LaunchOrder:
+    """Make the order for an attempt of a step of a graph."""
+    return LaunchOrder(
+        pipeline=pipeline,
+        code=step.code,
+        source=source,
+        executor=step.executor,
+        arguments=arguments,
+        outputs=step.outputs,
+        timeout_s=step.timeout_s,
+    )
 
 
 def encode_launch(order: LaunchOrder, what: str) -> bytes:

@@ -18,10 +18,11 @@ from evpipe.wire.telemetry import LogBatch, LogLine, encode_log
 GATHER_S: Final = 0.1
 #: What one attempt may write in that time; more is left out, and counted.
 BATCHES_PER_GATHERING: Final = 4
-#: What is kept of one attempt, so that it does not push out what others wrote; of the rest its last lines.
+#: What is kept of one attempt, so that it does not push out what others wrote.
 ATTEMPT_BYTES_MAX: Final = 8 * 1024 * 1024
+#: Of what is left out the last lines are sent after all: when there is room again, and at the end.
 LAST_LINES: Final = 200
-LAST_BYTES_MAX: Final = 1024 * 1024
+LAST_BYTES_MAX: Final = 4 * LOG_BATCH_BYTES
 #: Of a line beside its text: its time, its stream, and that it was cut.
 LINE_BYTES: Final = 24
 
@@ -87,27 +88,27 @@ class AttemptLog:
 
     def miss(self, count: int) -> None:
         """Take note of lines that were dropped on their way here."""
-        self._left_out += count
+        if count:
+            if self._lines:
+                self._send()
+            self._forget_last()
+            self._left_out += count
 
     def flush(self) -> None:
         """Send what has gathered."""
+        if self._total <= ATTEMPT_BYTES_MAX:
+            self._take_last()
         if self._lines:
             self._send()
         self._batches = 0
 
     def end(self) -> None:
         """Send the rest: the attempt has ended."""
-        last = list(self._last)
-        self._left_out -= len(last)
-        self._forget_last()
-        for line, size in last:
-            self._take(line, size)
+        self._take_last()
         if self._lines or self._left_out:
             self._send()
 
     def _take(self, line: LogLine, size: int) -> None:
-        # There is room again: the last of what was left out are no longer the last.
-        self._forget_last()
         if self._lines and self._size + size > LOG_BATCH_BYTES:
             self._send()
         self._lines.append(line)
@@ -125,6 +126,14 @@ class AttemptLog:
         self._last_size += size
         while len(self._last) > LAST_LINES or self._last_size > LAST_BYTES_MAX:
             self._last_size -= self._last.popleft()[1]
+
+    def _take_last(self) -> None:
+        """Send the newest of what was left out after all: they are what somebody looks for."""
+        last = list(self._last)
+        self._left_out -= len(last)
+        self._forget_last()
+        for line, size in last:
+            self._take(line, size)
 
     def _forget_last(self) -> None:
         self._last.clear()

@@ -252,7 +252,8 @@ class Child:
             while data := await receive(self._sock):
                 for frame in self._frames.feed(data):
                     self._take(frame)
-        except RemoteProtocolError as error:
+        except (RemoteProtocolError, TypeError, ValueError) as error:
+            # The last two: a field that is not what it should be.
             self.leave(f"what it wrote where its result travels is none: {error}")
             return
         # Its end is told by `_watch`, if it ends: a step may have closed what is not its own.
@@ -374,7 +375,8 @@ class Child:
                 held.end()
             case "output":
                 held.output.miss(int(frame.get("left_out", 0)))
-                held.output.tell(str(frame.get("stream")), str(frame.get("text")).split("\n"))
+                if "text" in frame:
+                    held.output.tell(_stream(frame.get("stream")), str(frame["text"]).split("\n"))
             case "stale":
                 self.spoilt = "it has old code"
                 held.end(Stale())
@@ -393,6 +395,12 @@ class Child:
                 log.info("child_output", stream=stream, line=line)
 
         return tell
+
+
+def _stream(name: object) -> str:
+    if name not in {"stdout", "stderr"}:
+        raise RemoteProtocolError(f"there is no stream {str(name)[:40]!r}")
+    return str(name)
 
 
 def _spawn(command: list[str], descriptor: int) -> subprocess.Popen[bytes]:

@@ -153,8 +153,12 @@ class Stream(io.TextIOBase):
         """Send what was written without an end of line."""
         number = _attempt.get()
         lines = self._lines.pop(number, None) if number is not None else None
-        if number is not None and lines is not None:
-            self._tell(number, lines.end())
+        if number is None or lines is None:
+            return
+        self._tell(number, lines.end())
+        left_out = self._left_out.pop(number, 0)
+        if left_out:
+            self._host.write({"frame": "output", "id": number, "stream": self._name, "left_out": left_out})
 
     def _tell(self, number: int, lines: list[str]) -> None:
         for i in range(0, len(lines), LINES_PER_FRAME):
