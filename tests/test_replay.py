@@ -14,7 +14,7 @@ LAYERS = str(WORKFLOWS / "layers.json")
 DIAMOND = [Task("a", (), 1.0), Task("b", (0,), 2.0), Task("c", (0,), 3.0), Task("d", (1, 2), 1.0)]
 
 
-@pytest.mark.parametrize("inline_from", [1, 1_000], ids=["inline", "thread"])
+@pytest.mark.parametrize("inline_from", [1, 1_000], ids=["inline", "process"])
 def test_a_workflow_runs_in_order(
     inline_from: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -19,12 +19,13 @@ import structlog
 from evpipe.bus.protocol import Bus, Refused
 from evpipe.bus.settings import BusSettings, load_settings
 from evpipe.client.events import RunEvent, run_event
+from evpipe.client.graphs import graph_bytes
 from evpipe.client.handle import RunHandle
 from evpipe.client.source import Source
 from evpipe.core.names import check_name
 from evpipe.errors import Conflict, NotFound, RemoteProtocolError, UsageError
 from evpipe.sdk.definition import AnyPipeline, Built
-from evpipe.wire.graphs import encode_graph, graph_digest
+from evpipe.wire.graphs import graph_digest
 from evpipe.wire.messages import Submission, decode_submission, encode_submission
 from evpipe.wire.registry import BUCKET, RunEntry, decode_run_entry
 from evpipe.wire.subjects import RUN_KINDS, STEP_KINDS, check_run_id
@@ -179,7 +180,7 @@ class Client:
         bus = self.bus
         if queue:
             check_name("queue", queue)
-        data = encode_graph(built.graph)
+        data = await graph_bytes(built.graph)
         source = Source.of_process().as_map()
         submission = Submission(graph=graph_digest(data), parameters=built.parameters, queue=queue, source=source)
         payload = encode_submission(submission)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from evpipe.bus.protocol import Bus, Record
+from evpipe.client.graphs import fetch_graph
 from evpipe.core.events import Event, Submitted
 from evpipe.core.machine import Run
 from evpipe.core.parameters import check_parameters
 from evpipe.errors import RemoteProtocolError, UsageError
-from evpipe.wire.graphs import decode_graph
 from evpipe.wire.messages import decode_event, decode_submission
 
 
@@ -48,10 +48,7 @@ class RunFold:
     async def _submitted(self, record: Record) -> Submitted:
         try:
             submission = decode_submission(record.payload)
-            data = await self._bus.objects.get(submission.graph)
-            if data is None:
-                raise UsageError(f"the graph {submission.graph} is not in the object store")
-            graph = decode_graph(data)
+            graph = await fetch_graph(self._bus, submission.graph)
             parameters = check_parameters(graph.parameters, submission.parameters, of=graph.pipeline)
         except (UsageError, RemoteProtocolError) as error:
             return Submitted(at_s=record.at_s, graph=None, parameters={}, rejection=str(error))

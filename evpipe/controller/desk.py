@@ -10,7 +10,7 @@ other runs go on.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final, TypeAlias
 
 import anyio.lowlevel
@@ -19,6 +19,7 @@ import structlog
 from anyio.abc import TaskGroup
 
 from evpipe.bus.protocol import Bus, Outcome, Record, Refused, Sending
+from evpipe.client.graphs import fetch_graph
 from evpipe.controller.chores import Chores
 from evpipe.controller.timers import Timers
 from evpipe.core.commands import Command, Decide, Launch, Quarantine, StopAttempt, WakeAt
@@ -40,7 +41,6 @@ from evpipe.core.machine import Run
 from evpipe.core.parameters import check_parameters
 from evpipe.core.states import Reason
 from evpipe.errors import EvpipeError, RemoteProtocolError, UsageError
-from evpipe.wire.graphs import decode_graph
 from evpipe.wire.messages import (
     Submission,
     decode_event,
@@ -60,6 +60,8 @@ LiveRun: TypeAlias = list[tuple[Record, EventSubject]]
 GRAPHS_KEPT: Final = 64
 #: Commands carried out before others get a turn on the loop.
 TURN: Final = 256
+#: More commands than this of one event are carried out in turns with everything else.
+MANY: Final = 1_024
 ENDED_KEPT: Final = 100_000
 #: Pause before a refused `due` is looked at again: by then the log has shown what took its place.
 DUE_AGAIN_S: Final = 0.5
@@ -87,7 +89,8 @@ class Case:
         self.queue = ""
         #: Where the code of its steps is, as its submit says.
         self.source: Mapping[str, Any] = {}
-        #: Records that wait for the run's graph; None when it is there.
+        #: Records that wait for the run's graph, or for what came before them to be done; None when there is nothing
+        #: to wait for.
         self.waiting: list[tuple[Record, EventSubject]] | None = []
         #: Sequence of the newest event folded.
         self.sequence = 0
@@ -148,7 +151,11 @@ class Desk:
                 case = self.cases[subject.run] = Case(subject.run, subject.pipeline)
                 self._task_group.start_soon(self._open_live, case, record)
             # Anything else is about a run that has ended, or never was.
-        elif case.waiting is not None:
+        else:
+            self._take(case, record, subject)
+
+    def _take(self, case: Case, record: Record, subject: EventSubject) -> None:
+        if case.waiting is not None:
             case.waiting.append((record, subject))
         else:
             self._apply(case, record, subject)
@@ -160,26 +167,40 @@ class Desk:
         case.waiting = None
         case.sequence = records[0][0].sequence
         self._step(case, await self._submitted(case, records[0][0]))
-        for record, of in records[1:]:
+        for i, (record, of) in enumerate(records[1:]):
             self._apply(case, record, of, silent=True)
+            if i % TURN == TURN - 1:
+                await anyio.lowlevel.checkpoint()
         if case.run.ended:
             self._close(case)
         elif not case.broken:
-            self._carry_out(case, case.run.outstanding())
+            await self._carry_out_in_turns(case, case.run.outstanding())
             self._show(case)
 
     async def _open_live(self, case: Case, record: Record) -> None:
         submitted = await self._submitted(case, record)
         case.sequence = record.sequence
         commands = self._step(case, submitted)
+        await self._carry_out_in_turns(case, commands)
+        self._show(case)
+        self._resume(case)
+
+    async def _carry_out_in_turns(self, case: Case, commands: Sequence[Command]) -> None:
+        """Carry out many commands: the first launches leave while the rest is still being encoded."""
         for i in range(0, len(commands), TURN):
-            # The first launches leave while the rest of a large graph is still being encoded.
             self._carry_out(case, commands[i : i + TURN])
             await anyio.lowlevel.checkpoint()
+
+    async def _carry_out_many(self, case: Case, commands: Sequence[Command]) -> None:
+        await self._carry_out_in_turns(case, commands)
+        self._resume(case)
+
+    def _resume(self, case: Case) -> None:
+        """Go on with the records that have come meanwhile."""
         waiting, case.waiting = case.waiting or [], None
-        self._show(case)
-        for later, subject in waiting:
-            self._apply(case, later, subject)
+        for record, subject in waiting:
+            # One of them may make so much to do that the rest has to wait again.
+            self._take(case, record, subject)
 
     def _apply(self, case: Case, record: Record, subject: EventSubject, *, silent: bool = False) -> None:
         if case.broken:
@@ -188,7 +209,7 @@ class Desk:
         if subject.kind not in ("succeeded", "started"):
             case.last[subject.step or "", subject.kind] = record.sequence
         pending = self._pending(case, subject)
-        commands: Iterable[Command] = ()
+        commands: Sequence[Command] = ()
         try:
             event = decode_event(subject, record.payload, record.at_s)
         except RemoteProtocolError as error:
@@ -206,7 +227,12 @@ class Desk:
         if isinstance(event, CancelRequested):
             # A launch that has not left must not leave any more: its attempt is about to be ended by decree.
             _hold_back(case)
-        self._carry_out(case, commands)
+        if len(commands) > MANY:
+            # Others get their turns meanwhile: the lease has to be renewed.
+            case.waiting = []
+            self._task_group.start_soon(self._carry_out_many, case, commands)
+        else:
+            self._carry_out(case, commands)
         if case.run.status != case.shown:
             self._show(case)
         if case.run.ended:
@@ -241,10 +267,7 @@ class Desk:
     async def _graph(self, case: Case, submission: Submission) -> Graph:
         graph = self._graphs.get(submission.graph)
         if graph is None:
-            data = await self._bus.objects.get(submission.graph)
-            if data is None:
-                raise UsageError(f"the graph {submission.graph} is not in the object store")
-            graph = self._graphs[submission.graph] = decode_graph(data)
+            graph = self._graphs[submission.graph] = await fetch_graph(self._bus, submission.graph)
             if len(self._graphs) > GRAPHS_KEPT:
                 self._graphs.popitem(last=False)
         else:
@@ -310,7 +333,11 @@ class Desk:
 
     def _due(self, run_id: str, step: str | None, attempt: int) -> None:
         case = self.cases.get(run_id)
-        if case is None or case.waiting is not None or case.broken or case.run.cancel is not None:
+        if case is None or case.broken or case.run.cancel is not None:
+            return
+        if case.waiting is not None:
+            # Not all that has happened is folded; then it is looked at again.
+            self.timers.add(DUE_AGAIN_S, run_id, step, attempt)
             return
         if step is not None:
             state = case.run.steps[step]

@@ -53,9 +53,20 @@ class Lease:
             await anyio.sleep(RENEW_EVERY_S)
             revision = await self._bucket.put(KEY, self._holder, expected=self._revision, ttl_s=TTL_S)
             if revision is None:
-                log.warning("controller_deposed")
+                # Late. If nobody has it, it is taken again: what is folded here is as good as ever, and whoever led
+                # meanwhile has said so in the log.
+                revision = await self._retaken()
+                log.warning("controller_deposed" if revision is None else "lease_renewed_late")
+            if revision is None:
                 return
             self._revision = revision
+
+    async def _retaken(self) -> int | None:
+        entry = await self._bucket.get(KEY)
+        if entry is None:
+            return await self._bucket.put(KEY, self._holder, expected=0, ttl_s=TTL_S)
+        # A renewal that was answered too late is ours all the same.
+        return entry.revision if entry.value == self._holder else None
 
     async def release(self) -> None:
         """Let another have it at once, if it is still held."""

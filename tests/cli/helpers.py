@@ -129,6 +129,12 @@ def until_said(process: subprocess.Popen[str], text: str) -> str:
     return said.decode()
 
 
+def story(out: str) -> list[tuple[str | None, str]]:
+    """Give step and kind of each event (`-o json`) but `started`, which a body has that takes longer than others."""
+    events = [(event["step"], event["kind"]) for event in map(json.loads, out.splitlines())]
+    return [(step, kind) for step, kind in events if kind != "started"]
+
+
 def leave(process: subprocess.Popen[str]) -> None:
     """End a process that ends with its standard input."""
     try:

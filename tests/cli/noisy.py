@@ -1,4 +1,4 @@
-"""A pipeline whose steps do not stop talking."""
+"""Pipelines whose steps do not stop talking."""
 
 from __future__ import annotations
 
@@ -12,5 +12,10 @@ def talk(index: int) -> None:
 
 
 @pipeline
-def noisy() -> list[None]:
+def noisy_threads() -> list[None]:
+    return [talk.options(executor="thread")(i) for i in range(2)]
+
+
+@pipeline
+def noisy_processes() -> list[None]:
     return [talk(i) for i in range(2)]

@@ -5,17 +5,14 @@ from __future__ import annotations
 import json
 import signal
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from evpipe.cli.events import Since, text_line
 from evpipe.client.events import RunEvent
-from tests.cli.helpers import MODULE, CommandLine, finish
-
-
-def kinds(out: str) -> list[tuple[str | None, str]]:
-    return [(event["step"], event["kind"]) for event in map(json.loads, out.splitlines())]
+from tests.cli.helpers import MODULE, CommandLine, finish, story
 
 
 def test_another_process_sees_them(hosted_bus: CommandLine) -> None:
@@ -38,13 +35,13 @@ def test_selection(hosted_bus: CommandLine) -> None:
     hosted_bus("run", f"{MODULE}:failing", "-o", "json")
     whole = [(None, "submitted"), ("load", "succeeded"), ("total", "succeeded"), (None, "finished")]
     of_run = hosted_bus("events", "--run", churn["id"], "-o", "json")
-    assert (of_run.code, kinds(of_run.out)) == (0, whole)
+    assert (of_run.code, story(of_run.out)) == (0, whole)
     there = ("events", "--no-follow", "-o", "json")
-    assert kinds(hosted_bus(*there, "--pipeline", "churn").out) == whole
-    assert kinds(hosted_bus(*there, "--kind", "failed").out) == [("break_down", "failed")]
-    sequence = str(json.loads(of_run.out.splitlines()[1])["sequence"])
-    assert kinds(hosted_bus(*there, "--since", sequence, "--pipeline", "churn").out) == whole[2:]
-    assert len(kinds(hosted_bus(*there, "--since", "10m").out)) == 8
+    assert story(hosted_bus(*there, "--pipeline", "churn").out) == whole
+    assert story(hosted_bus(*there, "--kind", "failed").out) == [("break_down", "failed")]
+    loaded = next(event for event in map(json.loads, of_run.out.splitlines()) if event["kind"] == "succeeded")
+    assert story(hosted_bus(*there, "--since", str(loaded["sequence"]), "--pipeline", "churn").out) == whole[2:]
+    assert len(story(hosted_bus(*there, "--since", "10m").out)) == 8
     assert hosted_bus(*there, "--since", "2999-01-01").out == ""
     ended = hosted_bus("events", "--run", churn["id"], "--since", "2999-01-01")
     assert (ended.code, ended.out) == (0, "")
@@ -54,7 +51,7 @@ def test_lines(hosted_bus: CommandLine) -> None:
     """In text each event is one line, whatever its message holds, and without colours where no terminal is."""
     ran = hosted_bus("run", f"{MODULE}:failing", "-o", "json").json
     out = hosted_bus("events", "--run", ran["id"]).out
-    found = [line.split(maxsplit=5)[2:] for line in out.splitlines()]
+    found = [line for line in (line.split(maxsplit=5)[2:] for line in out.splitlines()) if line[2] != "started"]
     assert [line[:3] for line in found] == [
         [ran["id"], "-", "submitted"],
         [ran["id"], "break_down", "failed"],
@@ -63,6 +60,18 @@ def test_lines(hosted_bus: CommandLine) -> None:
     ]
     assert found[1][3] == "#1  error: ValueError: no such file"
     assert "\x1b" not in out
+
+
+def test_started(hosted_bus: CommandLine, tmp_path: Path) -> None:
+    """That a step has started is told while it runs, with the worker that runs it."""
+    watching = hosted_bus.start("events", "--kind", "started", "-o", "json", "--since", "1h")
+    running = hosted_bus.start("run", f"{MODULE}:waiting", "-p", f"started={tmp_path / 'started'}", "-o", "json")
+    assert watching.stdout is not None
+    event = json.loads(watching.stdout.readline())
+    assert (event["step"], event["kind"], event["attempt"]) == ("wait_long", "started", 1)
+    assert event["data"]["worker"].startswith("worker-")
+    assert hosted_bus("runs", "cancel", event["run"]).code == 0
+    assert finish(running).code == 4
 
 
 def test_no_such_run(bus: CommandLine) -> None:

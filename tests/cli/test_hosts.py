@@ -20,6 +20,33 @@ from tests.e2e.pipelines import begins_of_fan, value_of_fan
 
 FAN = "tests.e2e.pipelines:fan"
 Start = Callable[..., Host]
+MINE = """
+import os
+from pathlib import Path
+
+from evpipe import pipeline, step
+
+print("mine is here", flush=True)
+
+
+def where():
+    return [os.getpid(), str(Path.cwd())]
+
+
+@step(executor="thread")
+def in_thread():
+    return where()
+
+
+@step
+def in_process():
+    return where()
+
+
+@pipeline
+def both():
+    return [in_thread(), in_process()]
+"""
 
 
 def fan(witness: Witness, gate: Path | None = None, width: int = 3) -> list[str]:
@@ -146,13 +173,33 @@ def test_embedded(evpipe: CommandLine, host: Start, tmp_path: Path) -> None:
 
 
 def test_code_of_the_folder(bus: CommandLine, host: Start, tmp_path: Path) -> None:
-    """A worker finds modules in the folder where it was started, and imports those of --code at its start."""
-    (tmp_path / "mine.py").write_text("print('mine is here', flush=True)\n")
+    """A worker with --code finds modules in its folder, imports them at its start, and runs steps itself."""
+    (tmp_path / "mine.py").write_text(MINE)
     line = bus.at(tmp_path)
-    worker = host("worker", "--code", "mine", line=line).until_logged("worker_serves")
-    assert (tmp_path / "host0" / "out").read_text() == "mine is here\n"
+    host("controller").until_logged("controller_leads")
+    worker = host("worker", "--code", "local:mine", line=line).until_logged("worker_serves")
+    assert (tmp_path / "host1" / "out").read_text() == "mine is here\n"
+    done = line("run", "mine:both", "-o", "json")
+    assert done.code == 0, done
+    in_thread, in_process = done.json["value"]
+    assert in_thread == [worker.process.pid, str(tmp_path)]
+    assert in_process[0] != worker.process.pid
     worker.signal(signal.SIGINT)
     assert worker.finish() == 130
+
+
+def test_code_of_the_submitter(bus: CommandLine, host: Start, tmp_path: Path) -> None:
+    """A worker without --code imports nothing itself: children do, from the folder of who submitted."""
+    theirs, elsewhere = tmp_path / "theirs", tmp_path / "elsewhere"
+    theirs.mkdir()
+    elsewhere.mkdir()
+    (theirs / "mine.py").write_text(MINE)
+    host("controller").until_logged("controller_leads")
+    worker = host("worker", line=bus.at(elsewhere)).until_logged("worker_serves")
+    done = bus.at(theirs)("run", "mine.py:both", "-o", "json")
+    assert done.code == 0, done
+    assert worker.process.pid not in [pid for pid, _ in done.json["value"]]
+    assert (tmp_path / "host1" / "out").read_text() == ""
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])

@@ -17,9 +17,9 @@ import anyio
 import pytest
 
 from evpipe import Client, connect
-from evpipe.hosting.terminal import shown
 from evpipe.core.events import Finished
 from evpipe.core.states import RunStatus
+from evpipe.hosting.terminal import shown
 from evpipe.wire.messages import encode_event
 from evpipe.wire.telemetry import LogBatch, LogLine, encode_log
 from tests.cli.helpers import PROGRAM, CommandLine, finish

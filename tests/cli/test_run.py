@@ -21,7 +21,7 @@ def test_value(evpipe: CommandLine, mode: str) -> None:
     assert (done.code, done.out) == (0, "5.0\n"), done
     lines = done.err.splitlines()
     assert lines[0].startswith("bus: ")
-    assert "loading 5" in lines
+    assert ("loading 5" if mode == "debug" else "load | loading 5") in lines
     assert lines[-1].startswith("succeeded: 2 succeeded in ")
 
 
@@ -164,8 +164,9 @@ def test_unreachable(evpipe: CommandLine) -> None:
     assert looked.out.splitlines()[-1] == f"fail  bus          {done.json['error']}"
 
 
-def test_steps_that_go_on_writing(evpipe: CommandLine) -> None:
-    """Threads of steps that cannot be stopped do not spoil the exit code, though they write to the end."""
+@pytest.mark.parametrize("kind", ["threads", "processes"])
+def test_steps_that_go_on_writing(evpipe: CommandLine, kind: str) -> None:
+    """Steps that write to the end do not spoil the exit code: threads, which cannot be stopped, and processes."""
     buffered = evpipe.without("PYTHONUNBUFFERED")
     for _ in range(3):
-        assert buffered("run", "tests.cli.noisy:noisy", "--mode", "local", "--timeout", "0.3").code == 124
+        assert buffered("run", f"tests.cli.noisy:noisy_{kind}", "--mode", "local", "--timeout", "0.3").code == 124

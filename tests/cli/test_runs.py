@@ -12,7 +12,7 @@ import anyio
 import pytest
 
 from evpipe import connect
-from tests.cli.helpers import MODULE, CommandLine, Done, finish, until, until_said
+from tests.cli.helpers import MODULE, CommandLine, Done, finish, story, until, until_said
 from tests.cli.pipelines import churn
 
 
@@ -112,8 +112,7 @@ def test_events(hosted_bus: CommandLine) -> None:
     ran = hosted_bus("run", f"{MODULE}:churn", "-o", "json").json["id"]
     out = hosted_bus("runs", "events", ran, "-o", "json")
     assert out.code == 0
-    kinds = [(event["step"], event["kind"]) for event in map(json.loads, out.out.splitlines())]
-    assert kinds == [(None, "submitted"), ("load", "succeeded"), ("total", "succeeded"), (None, "finished")]
+    assert story(out.out) == [(None, "submitted"), ("load", "succeeded"), ("total", "succeeded"), (None, "finished")]
     assert out.out == hosted_bus("events", "--run", ran, "-o", "json").out
     assert hosted_bus("runs", "events", ran).out == hosted_bus("events", "--run", ran).out
 

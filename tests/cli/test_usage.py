@@ -19,7 +19,7 @@ SINCE = "a duration (90s, 10m, 2h, 1d) or a time (2025-11-23T14:30, 2025-11-23T1
 HELP = "(see `evpipe run --help`)"
 NOT_THERE = f"in {REPOSITORY} or among the installed packages: {FORMS}"
 NAME = "1 to 64 letters, digits, '_' and '-', the first a letter or digit"
-CODE = "write --code my_package or --code my_package.steps"
+CODE = "write --code local:my_package or --code local:my_package.steps"
 CODE_THERE = f"or among the installed packages: {CODE}"
 PREFIX = "is not the beginning of a run id: 4 or more of a-z and 0-9"
 STATUSES = "'submitted', 'running', 'succeeded', 'failed', 'cancelled'"
@@ -90,12 +90,15 @@ WRONG = [
         "Invalid value for '--drain-timeout': '-1' is not a number of seconds above 0 (see `evpipe worker --help`)",
     ),
     (
-        "worker --code tests.cli.nosuch",
+        "worker --code local:tests.cli.nosuch",
         2,
         f"there is no module 'tests.cli.nosuch' in {REPOSITORY} {CODE_THERE}",
     ),
-    ("worker --code pipelines.py", 2, f"there is no module 'pipelines.py' in {REPOSITORY} {CODE_THERE}"),
-    ("worker --code a-b", 2, f"'a-b' is not the name of a module: {CODE}"),
+    ("worker --code local:pipelines.py", 2, f"there is no module 'pipelines.py' in {REPOSITORY} {CODE_THERE}"),
+    ("worker --code local:a-b", 2, f"'a-b' is not the name of a module: {CODE}"),
+    ("worker --code local:", 2, f"'' is not the name of a module: {CODE}"),
+    ("worker --code tests.cli.pipelines", 2, f"--code 'tests.cli.pipelines': {CODE}"),
+    ("worker --code locl:tests", 2, f"--code 'locl:tests': {CODE}"),
     ("controller --url http://a:1", 2, URL),
     ("worker --url http://a:1", 2, URL),
     ("runs lst", 2, "No such command 'lst'. Did you mean 'list'? (see `evpipe runs --help`)"),

@@ -15,6 +15,7 @@ from typing import Any, Final
 
 import anyio
 import anyio.lowlevel
+import trio
 import trio._core._run as trio_run
 from anyio.abc import TaskGroup
 from trio.testing import MockClock
@@ -30,8 +31,11 @@ from tests.protocol.steps import Stage, stage, work
 FAULTS_S: Final = 25.0
 #: Seconds since 1970 at the beginning of virtual time.
 EPOCH_S: Final = 1_800_000_000.0
-#: Virtual seconds that a run may take when nothing disturbs it any more.
+#: Virtual seconds that runs may take when nothing disturbs them any more.
 PATIENCE_S: Final = 400.0
+#: Steps of trio's scheduler in one simulation: most take some thousands, one that is waited for in vain tens of
+#: thousands. Past this something goes round while the clock stands still.
+SCHEDULED_MAX: Final = 300_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,6 +165,24 @@ class Outcomes:
         return "\n".join(lines)
 
 
+class NotEnded(AssertionError):
+    """A simulation that came to no end by itself."""
+
+
+class Bound(trio.abc.Instrument):
+    """Ends a simulation that took too many steps of the scheduler: a virtual clock stands still while there are any."""
+
+    def __init__(self, simulation: Simulation) -> None:
+        self._simulation = simulation
+        self._scheduled = 0
+
+    def before_task_step(self, task: trio.lowlevel.Task) -> None:
+        self._scheduled += 1
+        # Not raised here: trio logs what an instrument raises, and goes on without it.
+        if self._scheduled > SCHEDULED_MAX:
+            self._simulation.scope.cancel()
+
+
 class Simulation:
     """One simulated installation.
 
@@ -184,6 +206,10 @@ class Simulation:
         self.full_until = 0.0
         self.workers: list[Node] = []
         self.controllers: list[Node] = []
+        #: Everything that happens is in here.
+        self.scope = trio.CancelScope()
+        #: Keys of the runs that have not ended, with their ids once they are submitted.
+        self._open: dict[str, str] = {}
         self._task_group: TaskGroup | None = None
 
     # ---- the faults of single messages
@@ -313,12 +339,26 @@ class Simulation:
         )
         stage.append(self.seen.stage)
         try:
-            async with anyio.create_task_group() as task_group:
-                self._task_group = task_group
-                await self._play(plans)
-                task_group.cancel_scope.cancel()
+            self.scope.deadline = anyio.current_time() + FAULTS_S + PATIENCE_S
+            with self.scope:
+                async with anyio.create_task_group() as task_group:
+                    self._task_group = task_group
+                    await self._play(plans)
+                    task_group.cancel_scope.cancel()
         finally:
             stage.pop()
+        if self.scope.cancelled_caught:
+            raise NotEnded(self._not_ended())
+
+    def _not_ended(self) -> str:
+        """What is to be said of a simulation that was ended from outside."""
+        after = f"{anyio.current_time():.0f} s of simulated time"
+        if anyio.current_time() < self.scope.deadline:
+            after = f"{SCHEDULED_MAX:,} steps of the scheduler and {after}"
+        if not self._open:
+            return f"the runs have ended, and what hosts them has not after {after}"
+        runs = ", ".join(run or f"{key} (its submit was not answered)" for key, run in self._open.items())
+        return f"the run has not ended after {after}: {runs}"
 
     async def _play(self, plans: dict[str, Plan]) -> None:
         rng = self.rng
@@ -339,15 +379,18 @@ class Simulation:
         await anyio.sleep(5.0)
 
     async def _one_run(self, client: Client, key: str, plan: Plan) -> None:
+        self._open[key] = ""
         await anyio.sleep(self.rng.choice((0.0, 0.0, 1.0, 5.0)))
         handle: RunHandle[int] = await client.submit(plan.pipeline(), key=f"{self.seen.seed}-{key}")
+        self._open[key] = handle.id
         self.seen.plans[handle.id] = plan
         self.seen.submitted_at[handle.id] = anyio.current_time()
         async with anyio.create_task_group() as task_group:
             if "cancel" in self.kinds:
                 task_group.start_soon(self._cancel_later, handle)
-            result = await handle.result(timeout_s=FAULTS_S + PATIENCE_S)
+            result = await handle.result()
             task_group.cancel_scope.cancel()
+        del self._open[key]
         self.seen.statuses[handle.id] = result.status
         self.seen.ended_at[handle.id] = anyio.current_time()
 
@@ -378,7 +421,8 @@ def simulate(seed: int, faults: tuple[str, ...] | None = None) -> Outcomes:
     trio_run._r.seed(seed)
     simulation = Simulation(seed, faults)
     try:
-        anyio.run(simulation.main, backend="trio", backend_options={"clock": MockClock(autojump_threshold=0)})
+        options = {"clock": MockClock(autojump_threshold=0), "instruments": [Bound(simulation)]}
+        anyio.run(simulation.main, backend="trio", backend_options=options)
     except BaseException as error:
         error.add_note(simulation.seen.shown())
         raise
