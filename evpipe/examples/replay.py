@@ -25,7 +25,7 @@ from typing import Any
 from evpipe import Client, Controller, RunResult, UsageError, Worker, connect, pipeline, step
 from evpipe.hosting.logs import configure_logs
 
-#: From this many steps on they are coroutines: a thread for each would measure threads.
+#: From this many steps on they are coroutines: a process for each would measure how fast processes are handed work.
 INLINE_FROM = 1_000
 
 

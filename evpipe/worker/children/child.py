@@ -288,7 +288,7 @@ class Child:
         assert self._process is not None
         assert self._sock is not None
         process = self._process
-        if not self._held and not self.spoilt:
+        if self._was_ready and not self._held and not self.spoilt and not self._why:
             # An idle one may run what it has registered for its end.
             with suppress(OSError):
                 self._sock.shutdown(socket.SHUT_RDWR)

@@ -8,9 +8,11 @@ from types import TracebackType
 from typing import Final, Self
 
 import anyio
+import structlog
 
 from evpipe.bus.protocol import Bus
 from evpipe.client.source import Source
+from evpipe.core.events import Failure
 from evpipe.core.states import Reason
 from evpipe.errors import RemoteProtocolError
 from evpipe.wire.messages import LaunchOrder
@@ -21,6 +23,8 @@ from evpipe.worker.code import CodeNotFound
 from evpipe.worker.conclusion import Conclusion, conclude_error, conclude_failure, conclude_value
 from evpipe.worker.executors.here import call_here
 from evpipe.worker.telemetry import LogBook
+
+log = structlog.get_logger(__name__)
 
 #: In what kind of child each executor runs its steps.
 ROLES: Final[dict[str, Role]] = {"inline": "host", "thread": "host", "process": "single"}
@@ -59,6 +63,15 @@ class Executors:
 
     async def execute(self, launch: LaunchSubject, order: LaunchOrder, payload: bytes) -> Conclusion:
         """Run an attempt to its end; raises nothing but its own cancellation."""
+        try:
+            return await self._execute(launch, order, payload)
+        except Exception as error:
+            # A bug of ours. Another worker may do better, and after some tries the step has failed and says why.
+            log.exception("executor_broken", run_id=launch.run, step_id=launch.step, attempt=launch.attempt)
+            failure = Failure(message=f"its worker failed: {type(error).__name__}: {error}")
+            return conclude_failure(launch, failure, time.time(), Reason.LOST)
+
+    async def _execute(self, launch: LaunchSubject, order: LaunchOrder, payload: bytes) -> Conclusion:
         role = ROLES.get(order.executor)
         if role is None:
             known = ", ".join(ROLES)
