@@ -99,8 +99,8 @@ def _file_of(name: str, module: ModuleType | None) -> dict[str, str]:
     file = getattr(module, "__file__", None)
     if not isinstance(file, str) or not file.endswith(".py"):
         return {}
-    path = Path(file).absolute()
-    return {name: str(path)} if path.is_file() else {}
+    # Also one that is gone: whoever looks for it there can say so.
+    return {name: str(Path(file).absolute())}
 
 
 @functools.lru_cache(maxsize=8)
