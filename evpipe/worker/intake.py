@@ -75,6 +75,10 @@ class Intake:
 
     def _delivered_by(self, i: int) -> Callable[[Delivery], None]:
         def delivered(delivery: Delivery) -> None:
+            if self.closed:
+                # Nobody runs it here any more; somebody else may at once.
+                delivery.release()
+                return
             self._busy_at[i] = self._now()
             self._deliver(delivery)
             self.refill()

@@ -39,11 +39,13 @@ class Spawner:
             self._task_group.cancel_scope.cancel()
             await self._task_group.__aexit__(None, None, None)
             return
-        tasks = list(self._tasks)
-        for task in tasks:
-            task.cancel()
         with anyio.CancelScope(shield=True):
-            await asyncio.gather(*tasks, return_exceptions=True)
+            # Until there are none: one may have been started while others ended.
+            while self._tasks:
+                tasks = list(self._tasks)
+                for task in tasks:
+                    task.cancel()
+                await asyncio.gather(*tasks, return_exceptions=True)
 
     def start_soon(self, function: Callable[..., Coroutine[Any, Any, None]], *args: Any) -> Callable[[], object]:
         """Start a task; gives what cancels it."""

@@ -50,6 +50,13 @@ async def stay(file: str) -> None:
 
 
 @step
+async def block(file: str) -> None:
+    """Keep the loop from everybody else, whatever it is told."""
+    note_pid(file)
+    time.sleep(FOREVER_S)  # noqa: ASYNC251 - that is what it does wrong
+
+
+@step
 async def host_pid(after: Any = None) -> int:
     return os.getpid()
 
@@ -73,6 +80,12 @@ def meeting(folder: str) -> list[int]:
 @pipeline
 def late(file: str) -> list[Any]:
     ended = stay.options(timeout_s=0.5, on_failure="continue")(file)
+    return [ended, host_pid(ended)]
+
+
+@pipeline
+def blocked(file: str) -> list[Any]:
+    ended = block.options(timeout_s=0.2, on_failure="continue")(file)
     return [ended, host_pid(ended)]
 
 

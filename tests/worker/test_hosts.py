@@ -7,9 +7,12 @@ import signal
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from evpipe import Client, RunResult, RunStatus
 from evpipe.client.handle import RunHandle
 from evpipe.core.states import Reason
+from evpipe.worker.children import child, pool
 from tests.support.worlds import until
 from tests.worker import hosted
 from tests.worker.helpers import children_here, ended, in_loop, pids_in, run_of, texts, working
@@ -54,6 +57,24 @@ def test_time_out(tmp_path: Path) -> None:
             assert {result.value[1]} == pids_in(file)
             await until((tmp_path / "pids.cancelled").exists, what="the coroutine was cancelled")
             assert await texts(handle, "stay") == ["stays"]
+
+    in_loop(body)
+
+
+def test_a_blocked_loop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A step that blocks the loop of its host cannot be cancelled there: the host is killed, others run in the next."""
+    monkeypatch.setattr(child, "STUCK_S", 0.1)
+    monkeypatch.setattr(pool, "LOOK_S", 0.1)
+    file = tmp_path / "pids"
+
+    async def body() -> None:
+        async with working(2, local_code=False) as (client, _):
+            result = await ended(client, hosted.blocked, file=str(file))
+            assert result.steps["block"].reason is Reason.TIMEOUT
+            assert result.steps["host_pid"].status == "succeeded"
+            (blocked,) = pids_in(file)
+            assert result.value[1] != blocked
+            await until(lambda: not Path(f"/proc/{blocked}").exists(), what="the host that was blocked is gone")
 
     in_loop(body)
 
@@ -112,5 +133,23 @@ def test_killed_with_several_steps(tmp_path: Path) -> None:
             assert {step.attempts for step in result.steps.values()} == {2}
             kinds = [event.kind async for event in handle.events()]
             assert "retried" not in kinds
+
+    in_loop(body)
+
+
+def test_a_worker_that_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What goes wrong in the worker itself ends the attempt as lost, and after some tries the run, with the reason."""
+
+    async def broken(*_: object) -> None:
+        raise RuntimeError("no such thing")
+
+    monkeypatch.setattr(pool.Pool, "run", broken)
+
+    async def body() -> None:
+        async with working(1, local_code=False) as (client, _):
+            result = await ended(client, hosted.pids, count=1)
+            step = result.steps["host_pid"]
+            assert (step.status, step.reason, step.attempts) == ("failed", Reason.LOST, 4)
+            assert step.error == "its worker failed: RuntimeError: no such thing"
 
     in_loop(body)

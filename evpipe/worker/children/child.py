@@ -37,6 +37,8 @@ Role: TypeAlias = Literal["single", "host"]
 
 #: From its start to its first word: the interpreter and this package, on a machine that is busy.
 START_S: Final = 60.0
+#: A host that has not answered for so long runs no coroutine any more.
+STUCK_S: Final = 5.0
 #: A process that has closed its channel is given this long to end by itself.
 LEAVE_S: Final = 2.0
 #: Lines of standard error that are shown with a process that died: Python tells up to 100 frames, and what happened.
@@ -97,6 +99,8 @@ class Child:
         self._process: subprocess.Popen[bytes] | None = None
         self._outputs: list[Output] = []
         self._tail: deque[str] = deque(maxlen=TAIL_LINES)
+        #: Attempts that a host was told to end, and when.
+        self._stopping: dict[int, float] = {}
         self._held: dict[int, _Held] = {}
         self._number = 0
         self._unsent: deque[bytes] = deque()
@@ -122,6 +126,11 @@ class Child:
     @property
     def leaving(self) -> bool:
         return self.ended.is_set() or self._end_asked.is_set()
+
+    @property
+    def stuck(self) -> bool:
+        """Whether it has not ended an attempt that it was told to end: a step blocks its loop."""
+        return any(anyio.current_time() - asked_at > STUCK_S for asked_at in self._stopping.values())
 
     @property
     def busy(self) -> int:
@@ -153,6 +162,7 @@ class Child:
             await held.done.wait()
         except BaseException:
             if self.role == "host":
+                self._stopping[number] = anyio.current_time()
                 self._write({"frame": "stop", "id": number})
             else:
                 # While the attempt is still its own: what it wrote until then is read when it is gone.
@@ -306,9 +316,10 @@ class Child:
         self.ended.set()
         self.settled.set()
         failure = self._death()
+        shared = len(self._held) > 1 or bool(self._stopping)
         for held in list(self._held.values()):
             if not held.done.is_set():
-                held.end(ChildGone(failure, shared=len(self._held) > 1))
+                held.end(ChildGone(failure, shared=shared))
 
     def _death(self) -> Failure:
         tail = "\n".join(self._tail)
@@ -358,7 +369,10 @@ class Child:
         number = frame.get("id")
         held = self._held.get(number) if isinstance(number, int) else None
         if held is None:
-            return  # stopped meanwhile
+            if isinstance(number, int) and frame["frame"] != "output":
+                # It was told to end, and has.
+                self._stopping.pop(number, None)
+            return
         match frame["frame"]:
             case "ended":
                 if self.role == "single":

@@ -7,6 +7,7 @@
                        output  id, stream, text, left_out: what an attempt wrote, and what of it was dropped (role host)
                        ended   id, kind, payload, spoilt: how an attempt ended, as an event of the log;
                                `spoilt` says why this child must run no other, or is empty
+                       stopped id: it has ended, as it was told to (role host)
                        stale   id: it did not run it, for it has code that has changed since it was loaded
 
 One socket, both ways; a frame is its length (4 bytes, big-endian) and a msgpack map. Steps print to descriptors 1

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from typing import Any, Final, TextIO
 
 import anyio
+import anyio.lowlevel
 from anyio import CancelScope
 
 from evpipe.errors import RemoteProtocolError
@@ -65,7 +66,9 @@ class Host:
                     break
                 for frame in frames.feed(data):
                     if frame["frame"] == "run":
-                        task_group.start_soon(self._run, frame)
+                        # Before it begins: it may be stopped by the next frame.
+                        scope = self._scopes[frame["id"]] = CancelScope()
+                        task_group.start_soon(self._run, frame, scope)
                     elif frame["frame"] == "stop" and frame["id"] in self._scopes:
                         self._scopes[frame["id"]].cancel()
             # The worker has gone, or wants no more of this.
@@ -92,21 +95,21 @@ class Host:
             self._wake = anyio.Event()
             await self._wake.wait()
 
-    async def _run(self, frame: dict[str, Any]) -> None:
+    async def _run(self, frame: dict[str, Any], scope: CancelScope) -> None:
         number = frame["id"]
         launch = LaunchSubject(*frame["launch"])
         if self._modules.stale(launch.run):
+            self._scopes.pop(number, None)
             self.write({"frame": "stale", "id": number})
             return
         _attempt.set(number)
         started_at_s = time.time()
-        with CancelScope() as scope:
-            self._scopes[number] = scope
+        with scope:
             try:
+                await anyio.lowlevel.checkpoint_if_cancelled()
                 order = self._order(frame)
                 conclusion = conclude_value(launch, order, await call_here(order), started_at_s)
             except anyio.get_cancelled_exc_class():
-                self._scopes.pop(number, None)
                 raise
             except BaseException as error:  # noqa: BLE001 - SystemExit and KeyboardInterrupt of a step are its failure
                 conclusion = conclude_error(launch, error, started_at_s)
@@ -115,7 +118,9 @@ class Host:
         for stream in (sys.stdout, sys.stderr):
             if isinstance(stream, Stream):
                 stream.end()
-        if not scope.cancelled_caught:
+        if scope.cancelled_caught:
+            self.write({"frame": "stopped", "id": number})
+        else:
             fields = {"frame": "ended", "id": number, "kind": conclusion.kind, "payload": conclusion.payload}
             self.write({**fields, "spoilt": ""})
 

@@ -147,6 +147,9 @@ class Pool:
                 child.leave()
                 self._idle.remove(child)
             for key, child in list(self._hosts.items()):
-                if child.ended.is_set() or (not child.busy and child.used_at < until):
+                if child.stuck:
+                    child.leave("a step of it blocks the loop that its steps share")
+                    del self._hosts[key]
+                elif child.ended.is_set() or (not child.busy and child.used_at < until):
                     child.leave()
                     del self._hosts[key]
