@@ -20,6 +20,7 @@ from evpipe.bus.nats.bus import NatsBus
 from evpipe.bus.server import CONFIG_NAME, ServerProcess
 from evpipe.bus.settings import BusSettings
 from evpipe.errors import BusError, BusRefused, BusUnreachable
+from tests.support.logs import captured_logs
 from tests.support.worlds import FaultyNatsBus, NatsWorld, api, until
 
 
@@ -334,7 +335,6 @@ def test_a_connection_that_breaks_at_every_moment_breaks_nothing(nats_server: Se
 
 def test_closing_is_quiet_and_leaves_no_connection(nats_server: ServerProcess) -> None:
     """A bus that is left closes its one connection, does not open another, and logs no loss."""
-    import structlog
 
     world = NatsWorld(nats_server)
 
@@ -347,6 +347,6 @@ def test_closing_is_quiet_and_leaves_no_connection(nats_server: ServerProcess) -
             assert connection._client is None
             assert not bus.connected
 
-    with structlog.testing.capture_logs() as logs:
+    with captured_logs() as logs:
         anyio.run(main)
     assert [entry["event"] for entry in logs if entry["log_level"] in ("warning", "error")] == []

@@ -8,7 +8,6 @@ from datetime import UTC, datetime
 
 import anyio
 import pytest
-import structlog
 
 from evpipe import Client, NotFound, UsageError, pipeline, step
 from evpipe.client.handle import AnyRunHandle
@@ -19,6 +18,7 @@ from evpipe.wire.messages import encode_event
 from evpipe.wire.telemetry import LogBatch, LogLine, encode_log
 from tests.bus.test_telemetry import until_told
 from tests.support.contract import contract
+from tests.support.logs import captured_logs
 from tests.support.worlds import World, until
 
 
@@ -180,7 +180,7 @@ async def test_garbage_is_skipped_and_logged(world: World) -> None:
         await world.publish(f"{subjects.prefix}.telemetry.{subject}", encode_log(LogBatch(lines=())))
     stage.tell("three")
     await until_told(stage.client.bus, 8 + len(garbage))
-    with structlog.testing.capture_logs() as logs:
+    with captured_logs() as logs:
         assert texts(await stage.there()) == ["one", "two", "three"]
     warned = [entry for entry in logs if entry["event"] == "output_unreadable"]
     assert len(warned) == len(garbage) + 3

@@ -111,7 +111,9 @@ def _state(pid: int) -> str:
 
 def children_here() -> set[int]:
     """Children of workers of this process, and what they started."""
-    return {pid for pid in descendants(os.getpid()) if is_alive(pid) and b"guard.py" not in command(pid)}
+    # Not servers and other programs that tests have running beside them.
+    roots = {pid for pid in descendants(os.getpid()) if b"evpipe.worker.children.main" in command(pid)}
+    return {pid for root in roots for pid in {root, *descendants(root)} if is_alive(pid)}
 
 
 def command(pid: int) -> bytes:

@@ -69,11 +69,12 @@ def test_a_blocked_loop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
 
     async def body() -> None:
         async with working(2, local_code=False) as (client, _):
-            result = await ended(client, hosted.blocked, file=str(file))
-            assert result.steps["block"].reason is Reason.TIMEOUT
-            assert result.steps["host_pid"].status == "succeeded"
+            handle = await client.submit(hosted.blocked, {"file": str(file)})
+            await until(lambda: pids_in(file), what="the coroutine runs")
             (blocked,) = pids_in(file)
-            assert result.value[1] != blocked
+            await handle.cancel()
+            assert (await handle.result()).status is RunStatus.CANCELLED
+            assert blocked not in (await ended(client, hosted.pids, count=1)).value
             await until(lambda: not Path(f"/proc/{blocked}").exists(), what="the host that was blocked is gone")
 
     in_loop(body)
