@@ -31,6 +31,10 @@ from evpipe.wire.limits import SUBJECT_CHARS_MAX
 
 log = structlog.get_logger(__name__)
 
+#: What a client raises whose connection is gone. The last two come from the loop: CPython 3.13.0 writes to a transport
+#: that it has closed (AttributeError), and uvloop says so (RuntimeError).
+LOST: Final = (nats.errors.Error, OSError, AttributeError, RuntimeError)
+
 CONNECT_WAIT_S: Final = 5.0
 #: One try to come back; a socket that is cut in the middle of it leaves the client waiting for an answer.
 RECONNECT_WAIT_S: Final = 2.0
@@ -186,7 +190,7 @@ class Connection:
             self.generation += 1
             try:
                 await self._live_on(client)
-            except* (nats.errors.Error, OSError) as errors:
+            except* LOST as errors:
                 # It was lost while something was being handed to it.
                 self._last_error = str(errors.exceptions[0])
             finally:
@@ -230,7 +234,7 @@ class Connection:
                     self._posts = []
                 # Closing flushes what the client has gathered.
                 await client.close()
-            except (nats.errors.Error, OSError) as error:
+            except LOST as error:
                 log.debug("close_failed", url=self.url, error=str(error))
         _abandon(client)
 
@@ -300,7 +304,7 @@ class Connection:
         except TimeoutError:
             _abandon(client)
             raise _explained(self.url, TimeoutError(f"waited {wait_s:g} s"), errors) from None
-        except (OSError, nats.errors.Error, ValueError, ImportError) as error:
+        except (*LOST, ValueError, ImportError) as error:
             _abandon(client)
             raise _explained(self.url, error, errors) from error
         except BaseException:
@@ -395,7 +399,7 @@ class Connection:
                 with anyio.move_on_after(1.0, shield=True):
                     try:
                         await subscription.unsubscribe()
-                    except nats.errors.Error as error:
+                    except LOST as error:
                         log.debug("unsubscribe_failed", subject=subject, error=str(error))
 
     async def _subscribe(self, client: Client, key: int) -> None:
@@ -417,7 +421,7 @@ class Connection:
                 self._subscribed[key] = await client.subscribe(
                     subject, cb=on_message, pending_msgs_limit=-1, pending_bytes_limit=-1
                 )
-            except (nats.errors.Error, OSError) as error:
+            except LOST as error:
                 # This client is lost; the next one subscribes to everything.
                 self._last_error = str(error)
 
@@ -439,7 +443,7 @@ class Connection:
                 self._deny("subscription", self._deaf)
             with anyio.move_on_after(timeout_s):
                 await question.answered.wait()
-        except (nats.errors.Error, OSError) as error:
+        except LOST as error:
             raise NotAnswered(subject, no_responders=False) from error
         finally:
             del self._questions[token]
