@@ -347,6 +347,7 @@ class MemoryBus:
         self.server = server or MemoryServer()
         self.subjects = self.server.subjects
         self.fault = fault
+        self.in_process = True
         self.connected = True
         self.examine_at = -math.inf
         self._reached = anyio.Event()

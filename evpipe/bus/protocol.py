@@ -185,6 +185,8 @@ class Bus(Protocol):
     """See the module's docstring for the rules."""
 
     subjects: Subjects
+    #: Whether all that speak on it are in this process: what one of them has, the others have.
+    in_process: bool
 
     # ---- the log
 

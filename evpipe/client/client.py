@@ -18,10 +18,11 @@ import structlog
 
 from evpipe.bus.protocol import Bus, Refused
 from evpipe.bus.settings import BusSettings, load_settings
+from evpipe.client.bundle import bundle_of
 from evpipe.client.events import RunEvent, run_event
 from evpipe.client.graphs import graph_bytes
 from evpipe.client.handle import RunHandle
-from evpipe.client.source import Source
+from evpipe.core.graph import Graph
 from evpipe.core.names import check_name
 from evpipe.errors import Conflict, NotFound, RemoteProtocolError, UsageError
 from evpipe.sdk.definition import AnyPipeline, Built
@@ -92,6 +93,8 @@ class Client:
         self._settings = settings
         self._bus = bus
         self._stack = AsyncExitStack()
+        #: Digests of the bundles that this client has stored.
+        self._stored: set[str] = set()
         #: The embedded server, where that is what this client uses.
         self.embedded: EmbeddedServer | None = None
 
@@ -175,13 +178,19 @@ class Client:
             raise UsageError(f"submit takes a function with @pipeline or a Pipeline, not a {type(target).__name__}")
         return await self.submit_built(target.build(dict(parameters or {})), key=key, queue=queue)
 
-    async def submit_built(self, built: Built, *, key: str | None = None, queue: str = "") -> RunHandle[Any]:
-        """Submit a graph that was built before; as `submit`."""
+    async def submit_built(
+        self, built: Built, *, key: str | None = None, queue: str = "", code_travels: bool = True
+    ) -> RunHandle[Any]:
+        """Submit a graph that was built before; as `submit`.
+
+        Args:
+            code_travels: whether workers get the code of its steps from here; not if those that will run it have it.
+        """
         bus = self.bus
         if queue:
             check_name("queue", queue)
         data = await graph_bytes(built.graph)
-        source = Source.of_process().as_map()
+        source = await self._code(built.graph) if code_travels and not bus.in_process else {}
         submission = Submission(graph=graph_digest(data), parameters=built.parameters, queue=queue, source=source)
         payload = encode_submission(submission)
         run_id = new_run_id() if key is None else keyed_run_id(built.graph.pipeline, key)
@@ -193,6 +202,17 @@ class Client:
                 _check_same_submit(found.payload, submission, run_id, key)
         log.debug("run_submitted", run_id=run_id, pipeline=built.graph.pipeline)
         return RunHandle(bus, run_id, built.graph.pipeline)
+
+    async def _code(self, graph: Graph) -> dict[str, Any]:
+        """Store the code of a graph's steps; gives how its launches name it."""
+        modules = frozenset(str(step.code.get("module", "")) for step in graph.steps.values())
+        bundle = await anyio.to_thread.run_sync(bundle_of, modules)
+        if bundle is None:
+            return {}
+        if bundle.digest not in self._stored:
+            await self.bus.objects.put(bundle.digest, bundle.data)
+            self._stored.add(bundle.digest)
+        return bundle.as_map()
 
     async def get_run(self, run_id: str) -> RunHandle[Any]:
         """Give a handle of a run by its id; NotFound if there is none."""

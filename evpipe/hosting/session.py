@@ -102,7 +102,7 @@ class Session:
 
     async def _run_to_end(self) -> RunResult[Any]:
         async with self._client() as (client, queue):
-            handle = await client.submit_built(self._built, key=self._key, queue=queue)
+            handle = await client.submit_built(self._built, key=self._key, queue=queue, code_travels=not self._hosts)
             self._display.submitted(handle)
             async with AsyncExitStack() as stack:
                 task_group = await stack.enter_async_context(anyio.create_task_group())

@@ -15,6 +15,10 @@ VALUE_BYTES_MAX: Final = 512 * 1024
 ARGUMENTS_BYTES_MAX: Final = 512 * 1024
 #: The parameters of a run, encoded.
 PARAMETERS_BYTES_MAX: Final = 256 * 1024
+#: The source files of a run's steps: packed, unpacked, and how many.
+BUNDLE_BYTES_MAX: Final = 10 * 1024 * 1024
+BUNDLE_UNPACKED_BYTES_MAX: Final = 64 * 1024 * 1024
+BUNDLE_FILES_MAX: Final = 5_000
 #: Where the code of a run's steps is, encoded: it is in every launch.
 SOURCE_BYTES_MAX: Final = 16 * 1024
 #: A graph specification in the object store, encoded.

@@ -55,7 +55,7 @@ class Worker:
         slots: attempts that may run at once; None: as many as there are CPUs.
         transient: the queues are this process's own: nothing of them stays when it has gone.
         local_code: steps are found where this process finds its modules, and those that are no processes run in it.
-            If not, all run in children of it, which look where each run's submitter does.
+            If not, all run in children of it, with the code that each run was submitted with.
 
     Raises:
         UsageError: if a queue has an illegal name or `slots` is not a whole number from 1 to 10,000.

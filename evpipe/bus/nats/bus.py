@@ -61,6 +61,7 @@ class NatsBus:
             raise UsageError("a NatsBus needs the URL of a server")
         self.settings = settings
         self.subjects = Subjects(settings.prefix)
+        self.in_process = False
         self._names = StreamNames.of(settings.prefix)
         self._connection = Connection(settings)
         self._outbox = Outbox(self._send)

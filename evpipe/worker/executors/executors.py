@@ -14,9 +14,9 @@ from evpipe.bus.protocol import Bus
 from evpipe.client.source import Source
 from evpipe.core.events import Failure
 from evpipe.core.states import Reason
-from evpipe.errors import RemoteProtocolError
 from evpipe.wire.messages import LaunchOrder
 from evpipe.wire.subjects import LaunchSubject
+from evpipe.worker.bundles import BundleStore
 from evpipe.worker.children.child import ChildGone, Role
 from evpipe.worker.children.pool import Pool
 from evpipe.worker.code import CodeNotFound
@@ -35,13 +35,14 @@ class Executors:
 
     Args:
         local_code: this process has the code: inline and thread steps run in it, and children look where it looks.
-            Otherwise all steps run in children, which look where the run's submitter does.
+            Otherwise all steps run in children, which have the code that the run was submitted with.
     """
 
     def __init__(self, bus: Bus, slots: int, *, local_code: bool) -> None:
         self._local_code = local_code
         self._pool = Pool(slots)
         self._book = LogBook(bus)
+        self._bundles = BundleStore(bus)
         self._stack = AsyncExitStack()
         #: Of the run that the last attempt was of.
         self._source = ("", Source())
@@ -80,9 +81,9 @@ class Executors:
         if self._local_code and role == "host":
             return await self._execute_here(launch, order)
         try:
-            source = self._source_of(launch, order)
-        except RemoteProtocolError as error:
-            return conclude_error(launch, CodeNotFound(str(error)), time.time())
+            source = await self._source_of(launch, order)
+        except CodeNotFound as error:
+            return conclude_error(launch, error, time.time())
         started_at_s = time.time()
         try:
             return await self._pool.run(role, source, launch, payload, self._book.of(launch))
@@ -91,11 +92,12 @@ class Executors:
             reason = Reason.LOST if gone.shared else Reason.ERROR
             return conclude_failure(launch, gone.failure, started_at_s, reason)
 
-    def _source_of(self, launch: LaunchSubject, order: LaunchOrder) -> Source:
+    async def _source_of(self, launch: LaunchSubject, order: LaunchOrder) -> Source:
         """Give where the step's code is; looked up once for all that follow of its run."""
         if launch.run != self._source[0]:
-            source = Source.of_process() if self._local_code else Source.from_map(order.source)
+            source = Source.of_process() if self._local_code else await self._bundles.source_of(order.source)
             self._source = (launch.run, source)
+            return source
         return self._source[1]
 
     async def _execute_here(self, launch: LaunchSubject, order: LaunchOrder) -> Conclusion:
