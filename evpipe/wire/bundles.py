@@ -9,17 +9,19 @@ from __future__ import annotations
 import hashlib
 import zlib
 from collections.abc import Mapping
-from typing import Final
+from typing import Any, Final
 
 import msgpack
 
-from evpipe.errors import LimitExceeded, RemoteProtocolError
+from evpipe.errors import LimitExceeded, RemoteProtocolError, UsageError
 from evpipe.wire.limits import BUNDLE_BYTES_MAX, BUNDLE_FILES_MAX, BUNDLE_UNPACKED_BYTES_MAX, VERSION
 
 #: Characters of one path in a bundle.
 PATH_CHARS_MAX: Final = 512
 #: Smaller files are not worth more time.
 _LEVEL: Final = 6
+#: Of what is compressed: the files, and for each its path and the lengths of both.
+_CONTENT_BYTES_MAX: Final = BUNDLE_UNPACKED_BYTES_MAX + BUNDLE_FILES_MAX * (4 * PATH_CHARS_MAX + 16) + 64
 
 
 def pack_bundle(files: Mapping[str, bytes]) -> tuple[str, bytes]:
@@ -33,6 +35,7 @@ def pack_bundle(files: Mapping[str, bytes]) -> tuple[str, bytes]:
 
     Raises:
         LimitExceeded: if there are too many files, or they are too large.
+        UsageError: if a file has a path that no bundle takes.
     """
     if len(files) > BUNDLE_FILES_MAX:
         raise LimitExceeded(
@@ -41,6 +44,12 @@ def pack_bundle(files: Mapping[str, bytes]) -> tuple[str, bytes]:
             found=len(files),
             allowed=BUNDLE_FILES_MAX,
         )
+    for path in files:
+        if not _is_legal(path):
+            raise UsageError(
+                f"the code has a file with the path {path[:80]!r}, which cannot travel: use letters, digits, '.', '_' "
+                "and '-'"
+            )
     size = sum(map(len, files.values()))
     if size > BUNDLE_UNPACKED_BYTES_MAX:
         raise _too_large(files, size, "BUNDLE_UNPACKED_BYTES_MAX", BUNDLE_UNPACKED_BYTES_MAX)
@@ -59,13 +68,20 @@ def unpack_bundle(data: bytes) -> dict[str, bytes]:
     """
     if len(data) > BUNDLE_BYTES_MAX:
         raise RemoteProtocolError(f"the bundle has {len(data):,} bytes: {BUNDLE_BYTES_MAX:,} are allowed")
-    # No more than that is ever unpacked, whatever it says.
     inflate = zlib.decompressobj()
+    shape = _Shape()
     try:
-        content = inflate.decompress(data, 2 * BUNDLE_UNPACKED_BYTES_MAX)
+        # No more than that is ever unpacked, whatever it says.
+        content = inflate.decompress(data, _CONTENT_BYTES_MAX + 1)
         if not inflate.eof or inflate.unused_data:
             raise RemoteProtocolError("the bundle is cut, too large or followed by something else")
-        found = msgpack.unpackb(content, max_array_len=BUNDLE_FILES_MAX, max_map_len=8)
+        found = msgpack.unpackb(
+            content,
+            list_hook=shape.see_list,
+            object_hook=shape.see_map,
+            max_array_len=BUNDLE_FILES_MAX,
+            max_map_len=8,
+        )
         if not isinstance(found, dict) or found.get("v") != VERSION:
             raise RemoteProtocolError("the bundle is of another version")
         files = {_checked(path): _content(text) for path, text in found["files"]}
@@ -81,17 +97,42 @@ def unpack_bundle(data: bytes) -> dict[str, bytes]:
     return files
 
 
+class _Shape:
+    """Ends the reading of what is no bundle early: a byte of nothing but lists becomes 64 in memory."""
+
+    def __init__(self) -> None:
+        self._lists = 0
+        self._long = 0
+        self._maps = 0
+
+    def see_list(self, found: list[Any]) -> list[Any]:
+        """Take note of a list that was read: one of the files, and in it one of two for each."""
+        self._lists += 1
+        self._long += len(found) > 2
+        if self._lists > BUNDLE_FILES_MAX + 1 or self._long > 1:
+            raise ValueError("too many lists")
+        return found
+
+    def see_map(self, found: dict[Any, Any]) -> dict[Any, Any]:
+        self._maps += 1
+        if self._maps > 1:
+            raise ValueError("too many maps")
+        return found
+
+
 def _checked(path: object) -> str:
-    if not isinstance(path, str) or not 0 < len(path) <= PATH_CHARS_MAX:
+    if not isinstance(path, str) or not _is_legal(path):
         raise RemoteProtocolError(f"the bundle has a file with the path {str(path)[:80]!r}")
-    parts = path.split("/")
-    if (
-        any(part in {"", ".", ".."} for part in parts)
-        or any(char in path for char in "\\:\0")
-        or not path.isprintable()
-    ):
-        raise RemoteProtocolError(f"the bundle has a file with the path {path[:80]!r}")
     return path
+
+
+def _is_legal(path: str) -> bool:
+    return (
+        len(path) <= PATH_CHARS_MAX
+        and not any(part in {"", ".", ".."} for part in path.split("/"))
+        and not any(char in path for char in "\\:\0")
+        and path.isprintable()
+    )
 
 
 def _content(found: object) -> bytes:
