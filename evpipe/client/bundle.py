@@ -1,19 +1,23 @@
 """The source files that a run's steps need, gathered at submit so that workers elsewhere can run them.
 
 Nothing is imported for it: from the steps' modules on, the `import` statements of each file are read, also those
-inside functions, and what they name is packed if it is the user's own: found by this process's import path, and not
-installed. What is installed has to be installed at the worker, too.
+inside functions, and what they name is packed if it is the user's own: the file that this process's import path leads
+to, if that is in a folder of the path where nothing is installed. What is installed has to be installed at the worker,
+too. Each file is packed where its module's name says, so that one folder is all of the worker's import path.
 """
 
 from __future__ import annotations
 
 import ast
 import functools
-import importlib.machinery
 import os
+import pkgutil
 import sys
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from importlib.machinery import FrozenImporter, ModuleSpec, SourceFileLoader
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -32,8 +36,6 @@ class Bundle:
 
     digest: str
     data: bytes = field(repr=False)
-    #: Bytes of each file, by its path in the bundle.
-    sizes: Mapping[str, int]
     #: Modules that stand for a file that their name does not lead to, `__main__` among them: their path in the bundle.
     files: Mapping[str, str]
     #: What `__main__` is called where it can be imported, or "".
@@ -49,14 +51,25 @@ class Bundle:
         return found
 
 
+class _Stamp(NamedTuple):
+    """What changes when a file does."""
+
+    modified_ns: int
+    changed_ns: int
+    size: int
+
+
 class _Found(NamedTuple):
     """A module of the user's."""
 
     name: str
     file: Path
-    #: Its path in the bundle.
-    inside: str
     is_package: bool
+
+    @property
+    def inside(self) -> str:
+        """Its path in the bundle."""
+        return self.name.replace(".", "/") + ("/__init__.py" if self.is_package else ".py")
 
 
 def bundle_of(modules: Iterable[str]) -> Bundle | None:
@@ -69,18 +82,17 @@ def bundle_of(modules: Iterable[str]) -> Bundle | None:
         None if all of them are installed ones, or were typed into an interpreter.
 
     Raises:
-        UsageError: if a file cannot be read.
-        LimitExceeded: if they are too large.
+        UsageError: if a file cannot be read, or has a name that no bundle takes.
+        LimitExceeded: if they are too many or too large.
     """
     gathering = _Gathering(Source.of_process())
     for module in sorted(set(modules)):
         gathering.add(module)
-    gathered = gathering.files
-    if not gathered:
+    files = gathering.place()
+    if not files and not gathering.main:
         return None
-    stamps = tuple((inside, str(file), *_stamp(file)) for inside, file in sorted(gathered.items()))
-    digest, data, sizes = _packed(stamps)
-    return Bundle(digest, data, sizes, gathering.named, gathering.main)
+    digest, data = _packed(tuple((inside, str(file), _stamp(file)) for inside, file in sorted(files.items())))
+    return Bundle(digest, data, gathering.named, gathering.main)
 
 
 class _Gathering:
@@ -88,85 +100,102 @@ class _Gathering:
 
     def __init__(self, source: Source) -> None:
         self._source = source
-        self._roots = [Path(path) for path in source.paths]
+        self._roots = frozenset(source.paths)
         self._seen: set[str] = set()
-        #: Path in the bundle -> file.
-        self.files: dict[str, Path] = {}
-        #: As in `Bundle.files`.
+        #: Path in the bundle -> file, of modules that are found by their name.
+        self._files: dict[str, Path] = {}
+        #: Module -> file, of those that are not.
+        self._scripts: dict[str, Path] = {}
+        #: As in `Bundle.files`; complete after `place`.
         self.named: dict[str, str] = {}
         self.main = ""
 
     def add(self, module: str) -> None:
         """Add a step's module and what it imports."""
-        first = module
+        name = module
         if module == "__main__":
-            first = self.main = self._source.main
-        if not first or module in self._source.files:
-            file = self._source.files.get(module)
-            if file is None:
-                return
-            path = Path(file)
-            inside = self._inside(path) or path.name
-            self.named[module] = inside
-            self._follow([_Found(module, path, inside, is_package=False)])
-        elif first.partition(".")[0] != _OURS:
-            self._follow(self._find(first))
+            name = self.main = self._source.main
+        file = self._source.files.get(module)
+        if file is not None:
+            self._scripts[module] = Path(file)
+            self._follow_imports(Path(file), "", is_package=False)
+        elif name:
+            self._follow(name)
 
-    def _follow(self, start: Iterable[_Found]) -> None:
-        todo = list(start)
+    def place(self) -> dict[str, Path]:
+        """Give all files by their path in the bundle."""
+        files = dict(self._files)
+        for i, (module, file) in enumerate(self._scripts.items()):
+            # Where an import of its name would find it, as at the submitter; unless that finds another file there.
+            inside = file.name if files.get(file.name, file) == file else f"{i}/{file.name}"
+            files[inside] = file
+            self.named[module] = inside
+        return files
+
+    def _follow(self, name: str) -> None:
+        todo = [name]
         while todo:
-            found = todo.pop()
-            if found.inside in self.files:
+            name = todo.pop()
+            if name in self._seen:
                 continue
-            self.files[found.inside] = found.file
-            if found.file.suffix != ".py":
-                continue
-            for name in _imports(str(found.file), *_stamp(found.file), found.name, found.is_package):
-                if name not in self._seen:
-                    self._seen.add(name)
-                    todo.extend(self._find(name))
+            self._seen.add(name)
+            for found in self._find(name):
+                if found.inside not in self._files:
+                    self._files[found.inside] = found.file
+                    todo.extend(_imports(str(found.file), _stamp(found.file), found.name, found.is_package))
+
+    def _follow_imports(self, file: Path, name: str, *, is_package: bool) -> None:
+        for imported in _imports(str(file), _stamp(file), name, is_package):
+            self._follow(imported)
 
     def _find(self, name: str) -> Iterator[_Found]:
         """Give the module with this name and the packages that it is in, as far as they are the user's own."""
-        if name.partition(".")[0] == _OURS:
-            return
-        places: list[str] | None = None
         parts = name.split(".")
+        if parts[0] == _OURS or parts[0] in sys.builtin_module_names or FrozenImporter.find_spec(parts[0]):
+            return
+        # Where to look, and what of that is the user's own.
+        places, own = [place or os.getcwd() for place in sys.path], self._roots  # noqa: PTH109
         for i in range(len(parts)):
             full = ".".join(parts[: i + 1])
-            try:
-                spec = importlib.machinery.PathFinder.find_spec(full, sys.path if places is None else places)
-            except (ImportError, ValueError, AttributeError):
-                return
+            place, spec, portions = _look(full, places)
             if spec is None:
-                return  # a name of the package, not a module; or a builtin
-            places = list(spec.submodule_search_locations or [])
-            if spec.origin is not None and spec.has_location:
-                file = Path(spec.origin)
-                inside = self._inside(file)
-                if not inside or file.suffix != ".py":
-                    return
-                yield _Found(full, file, inside, spec.submodule_search_locations is not None)
-            if not places:
+                # A namespace package, or a name of the package that is no module.
+                places, own = portions, frozenset(p for p in map(_absolute, portions) if os.path.dirname(p) in own)  # noqa: PTH120
+                continue
+            if _absolute(place) not in own:
                 return
+            inner = spec.submodule_search_locations
+            if isinstance(spec.loader, SourceFileLoader):
+                yield _Found(full, Path(spec.loader.path), inner is not None)
+            places, own = list(inner or ()), frozenset(map(_absolute, inner or ()))
 
-    def _inside(self, file: Path) -> str:
-        """Give the path in the bundle of a file: that below the first folder of the path that has it."""
-        for root in self._roots:
-            if file.is_relative_to(root):
-                return file.relative_to(root).as_posix()
-        return ""
+
+def _look(name: str, places: list[str]) -> tuple[str, ModuleSpec | None, list[str]]:
+    """Look for a module as an import does; `PathFinder` does not where a package of it was not imported yet.
+
+    Returns:
+        The place that has it and what it is there; or "", None and the folders of a namespace package of this name.
+    """
+    portions: list[str] = []
+    for place in places:
+        finder = pkgutil.get_importer(place)
+        spec = finder.find_spec(name) if finder is not None else None
+        if spec is None:
+            continue
+        if spec.loader is not None:
+            return place, spec, []
+        portions += spec.submodule_search_locations or ()
+    return "", None, portions
+
+
+def _absolute(path: str) -> str:
+    return os.path.abspath(path)  # noqa: PTH100 - of a text that may be "", which is the current directory
 
 
 @functools.lru_cache(maxsize=4_096)
-def _imports(file: str, modified_ns: int, size: int, name: str, is_package: bool) -> tuple[str, ...]:
+def _imports(file: str, stamp: _Stamp, name: str, is_package: bool) -> tuple[str, ...]:
     """Give the names that a file's imports may mean; cached for as long as it does not change."""
-    try:
-        tree = ast.parse(Path(file).read_bytes(), file)
-    except (SyntaxError, ValueError):
-        return ()  # whoever imports it is told
-    except OSError as error:
-        raise UsageError(f"the source file {file} cannot be read: {error.strerror}") from error
+    tree = _parsed(_read(file), file)
     package = name if is_package else name.rpartition(".")[0]
     found: dict[str, None] = {}
     for node in ast.walk(tree):
@@ -175,37 +204,58 @@ def _imports(file: str, modified_ns: int, size: int, name: str, is_package: bool
         elif isinstance(node, ast.ImportFrom):
             base = _base(package, node)
             if base is not None:
-                found.update((base, None) for _ in (1,) if base)
-                found.update((f"{base}.{alias.name}" if base else alias.name, None) for alias in node.names)
-    return tuple(name for name in found if "*" not in name)
+                found[base] = None
+                # Each may be a module. Of `*` nobody can say: the package's own imports name what it has.
+                found.update((f"{base}.{alias.name}", None) for alias in node.names if alias.name != "*")
+    return tuple(found)
+
+
+def _parsed(text: bytes, file: str) -> ast.AST:
+    """Parse a file; one that Python does not take has no imports, and whoever imports it is told."""
+    try:
+        return ast.parse(text, file)
+    except SyntaxError:
+        # It may only be a warning (an escape such as "\\d"), where this process makes errors of them.
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            try:
+                return ast.parse(text, file)
+            except (SyntaxError, ValueError):
+                return ast.Module([], [])
+    except (ValueError, RecursionError, MemoryError):
+        return ast.Module([], [])
 
 
 def _base(package: str, node: ast.ImportFrom) -> str | None:
     """Give the module that `from … import` names; None for more dots than there are packages."""
     if not node.level:
-        return node.module or ""
+        return node.module
     parts = package.split(".") if package else []
-    if node.level - 1 > len(parts):
+    if node.level > len(parts):
         return None
     above = parts[: len(parts) - (node.level - 1)]
     return ".".join([*above, *([node.module] if node.module else [])])
 
 
-@functools.lru_cache(maxsize=16)
-def _packed(stamps: tuple[tuple[str, str, int, int], ...]) -> tuple[str, bytes, dict[str, int]]:
-    files: dict[str, bytes] = {}
-    for inside, file, _, _ in stamps:
-        try:
-            files[inside] = Path(file).read_bytes()
-        except OSError as error:
-            raise UsageError(f"the source file {file} cannot be read: {error.strerror}") from error
-    digest, data = pack_bundle(files)
-    return digest, data, {inside: len(text) for inside, text in files.items()}
+@functools.lru_cache(maxsize=4)
+def _packed(files: tuple[tuple[str, str, _Stamp], ...]) -> tuple[str, bytes]:
+    return pack_bundle({inside: _read(file) for inside, file, _ in files})
 
 
-def _stamp(file: Path) -> tuple[int, int]:
-    try:
+def _read(file: str) -> bytes:
+    with _reading(file):
+        return Path(file).read_bytes()
+
+
+def _stamp(file: Path) -> _Stamp:
+    with _reading(file):
         found = os.stat(file)  # noqa: PTH116 - the fastest way, for hundreds of files
+    return _Stamp(found.st_mtime_ns, found.st_ctime_ns, found.st_size)
+
+
+@contextmanager
+def _reading(file: object) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         raise UsageError(f"the source file {file} cannot be read: {error.strerror}") from error
-    return (found.st_mtime_ns, found.st_size)

@@ -93,8 +93,6 @@ class Client:
         self._settings = settings
         self._bus = bus
         self._stack = AsyncExitStack()
-        #: Digests of the bundles that this client has stored.
-        self._stored: set[str] = set()
         #: The embedded server, where that is what this client uses.
         self.embedded: EmbeddedServer | None = None
 
@@ -209,9 +207,8 @@ class Client:
         bundle = await anyio.to_thread.run_sync(bundle_of, modules)
         if bundle is None:
             return {}
-        if bundle.digest not in self._stored:
-            await self.bus.objects.put(bundle.digest, bundle.data)
-            self._stored.add(bundle.digest)
+        # Asked for with every submit, as with the graph: what was deleted meanwhile is put again.
+        await self.bus.objects.put(bundle.digest, bundle.data)
         return bundle.as_map()
 
     async def get_run(self, run_id: str) -> RunHandle[Any]:
