@@ -119,6 +119,7 @@ def _import_file(place: str) -> tuple[ModuleType, str]:
     if taken:
         name = _safe_name(path)
         note = f"{place} is imported as {name}, because {taken}"
+    if taken or sys.flags.safe_path:
         # No path leads to a module of this name: children are told the file.
         TARGETS.add(name)
     put_on_path(path.parent)

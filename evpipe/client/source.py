@@ -1,7 +1,7 @@
-"""Where the code of a run's steps is: what a submit says of it, and what a child of a worker does with it.
+"""Where code is on one machine: what a submitter packs its bundle from, and where a child of a worker looks.
 
-Until code travels with a run, this names places on the submitter's machine. A child that gets it looks for
-modules in the same folders, and finds what `__main__` and modules loaded from a file stand for.
+A child that gets it looks for modules in its folders first, and finds what `__main__` and modules loaded from a file
+stand for. It never leaves the machine: what a launch says is `client.bundle`'s.
 """
 
 from __future__ import annotations
@@ -17,9 +17,6 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Final
 
-from evpipe.errors import RemoteProtocolError
-
-KIND: Final = "path"
 #: Names of folders of installed packages: every interpreter has its own, and must not see another's.
 _INSTALLED: Final = frozenset({"site-packages", "dist-packages"})
 
@@ -46,36 +43,13 @@ class Source:
         return cls(_own_paths(tuple(sys.path)), files, name)
 
     def as_map(self) -> dict[str, Any]:
-        """Give it as it travels."""
-        found: dict[str, Any] = {"kind": KIND, "paths": list(self.paths)}
-        # It is in every launch: what is empty is left out.
-        if self.files:
-            found["files"] = dict(self.files)
-        if self.main:
-            found["main"] = self.main
-        return found
+        """Give it as a worker tells it to its children."""
+        return {"paths": list(self.paths), "files": dict(self.files), "main": self.main}
 
     @classmethod
     def from_map(cls, found: Mapping[str, Any]) -> Source:
-        """Take it from a launch.
-
-        Raises:
-            RemoteProtocolError: if it is not one.
-        """
-        if not found:
-            return cls()
-        paths, files, main = found.get("paths", []), found.get("files", {}), found.get("main", "")
-        if found.get("kind") != KIND:
-            raise RemoteProtocolError(
-                f"the source is of kind {str(found.get('kind'))[:40]!r}: this worker knows 'path'"
-            )
-        if not isinstance(paths, list) or not all(isinstance(path, str) for path in paths):
-            raise RemoteProtocolError("the source's paths must be a list of texts")
-        if not isinstance(files, dict) or not all(isinstance(path, str) for path in files.values()):
-            raise RemoteProtocolError("the source's files must be a map of texts")
-        if not isinstance(main, str):
-            raise RemoteProtocolError("the source's main must be a text")
-        return cls(tuple(paths), files, main)
+        """Take it from the worker."""
+        return cls(tuple(found["paths"]), found["files"], found["main"])
 
     @property
     def key(self) -> tuple[object, ...]:
