@@ -36,8 +36,6 @@ class BundleStore:
     def __init__(self, bus: Bus) -> None:
         self._bus = bus
         self._folder: Path | None = None
-        #: Folders of bundles that this worker has made sure of.
-        self._ready: dict[str, Path] = {}
         self._lock = anyio.Lock()
 
     async def source_of(self, found: Mapping[str, Any]) -> Source:
@@ -57,10 +55,9 @@ class BundleStore:
             )
         if not isinstance(files, dict) or not isinstance(main, str):
             raise CodeNotFound("the launch does not say which module is which file of its bundle")
-        folder = self._ready.get(digest)
-        if folder is None:
-            async with self._lock:
-                folder = self._ready[digest] = await self._folder_of(digest)
+        # Looked at every time: whoever clears the cache may do so while this lives, and its age says who needs it.
+        async with self._lock:
+            folder = await self._folder_of(digest)
         places = {}
         for module, inside in files.items():
             if not isinstance(module, str) or not isinstance(inside, str) or not _is_below(inside):
@@ -104,8 +101,10 @@ def _bundles_folder() -> Path:
     folder = base / "evpipe" / "bundles"
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if folder.stat().st_uid != os.getuid():
+            raise PermissionError(f"{folder} belongs to another user")
         _remove_old(folder)
-        probe = folder / f".{secrets.token_hex(8)}"
+        probe = _draft(folder)
         probe.touch()
         probe.unlink()
     except (OSError, RuntimeError) as error:
@@ -119,8 +118,10 @@ def _remove_old(folder: Path) -> None:
     for found in folder.iterdir():
         with suppress(OSError):
             if found.stat().st_mtime < before:
-                _make_writable(found)
-                shutil.rmtree(found)
+                # In one step, as it came: another worker finds all of it or nothing.
+                gone = found.rename(_draft(folder))
+                _make_writable(gone)
+                shutil.rmtree(gone)
 
 
 def _touch(folder: Path) -> bool:
@@ -135,7 +136,7 @@ def _touch(folder: Path) -> bool:
 def _write(folder: Path, files: Mapping[str, bytes]) -> None:
     """Write a bundle's files beside its place and move them there in one step; nobody may change them afterwards."""
     # By the paths that `unpack_bundle` has checked, into a folder that nobody else has.
-    draft = folder.with_name(f".{secrets.token_hex(8)}")
+    draft = _draft(folder.parent)
     draft.mkdir(mode=0o700)
     try:
         for inside, content in files.items():
@@ -147,6 +148,8 @@ def _write(folder: Path, files: Mapping[str, bytes]) -> None:
             if found.is_dir():
                 found.chmod(0o500)
         draft.rename(folder)
+        # Not before: some systems do not let one be moved that cannot be written.
+        folder.chmod(0o500)
     except OSError:
         _make_writable(draft)
         shutil.rmtree(draft, ignore_errors=True)
@@ -156,7 +159,12 @@ def _write(folder: Path, files: Mapping[str, bytes]) -> None:
 
 
 def _make_writable(folder: Path) -> None:
-    for found in (folder, *folder.rglob("*")):
-        if found.is_dir():
-            with suppress(OSError):
-                found.chmod(0o700)
+    with suppress(OSError):
+        folder.chmod(0o700)
+        for found in folder.iterdir():
+            if found.is_dir() and not found.is_symlink():
+                _make_writable(found)
+
+
+def _draft(folder: Path) -> Path:
+    return folder / f".{secrets.token_hex(8)}"
