@@ -14,11 +14,12 @@ from tests.e2e.helpers import Witness
 
 @pytest.fixture
 def evpipe(tmp_path: Path) -> Iterator[CommandLine]:
-    """The command line, in the repository's folder, without a configured bus and with a data folder of its own.
+    """The command line, in the repository's folder, without a configured bus and with folders of its own.
 
     What it started, and what was made of it, ends with the test.
     """
-    line = CommandLine({**clean_environment(), "EVPIPE_DATA_DIR": str(tmp_path / "data")}, REPOSITORY)
+    folders = {"EVPIPE_DATA_DIR": str(tmp_path / "data"), "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    line = CommandLine({**clean_environment(), **folders}, REPOSITORY)
     yield line
     line.clean()
 

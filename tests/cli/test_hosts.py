@@ -189,7 +189,7 @@ def test_code_of_the_folder(bus: CommandLine, host: Start, tmp_path: Path) -> No
 
 
 def test_code_of_the_submitter(bus: CommandLine, host: Start, tmp_path: Path) -> None:
-    """A worker without --code imports nothing itself: children do, from the folder of who submitted."""
+    """A worker without --code imports nothing itself: children do, from what was submitted."""
     theirs, elsewhere = tmp_path / "theirs", tmp_path / "elsewhere"
     theirs.mkdir()
     elsewhere.mkdir()

@@ -66,9 +66,9 @@ def server(tmp_path: Path) -> Iterator[ServerProcess]:
 class ConfiguredBus:
     """A configured bus, and the programs that use it."""
 
-    def __init__(self, server: ServerProcess, spawn: Callable[..., Program]) -> None:
+    def __init__(self, server: ServerProcess, spawn: Callable[..., Program], cache: Path) -> None:
         self.url = server.url
-        self.env = clean_environment(EVPIPE_NATS_URL=server.url)
+        self.env = clean_environment(EVPIPE_NATS_URL=server.url, XDG_CACHE_HOME=cache)
         self._spawn = spawn
 
     def host(self, roles: str, *queues: str) -> Program:
@@ -85,8 +85,8 @@ class ConfiguredBus:
 
 
 @pytest.fixture
-def bus(server: ServerProcess, spawn: Callable[..., Program]) -> ConfiguredBus:
-    return ConfiguredBus(server, spawn)
+def bus(server: ServerProcess, spawn: Callable[..., Program], tmp_path: Path) -> ConfiguredBus:
+    return ConfiguredBus(server, spawn, tmp_path / "cache")
 
 
 @pytest.fixture(scope="session")

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from evpipe import Client, RunStatus, StepStatus, pipeline
+from evpipe.client.source import Source
 from evpipe.core.states import Reason
 from evpipe.worker.children import child
 from tests.e2e.helpers import until as until_sync
@@ -71,18 +73,18 @@ def test_child_that_does_not_begin(monkeypatch: pytest.MonkeyPatch, boot: str, s
     assert failed.error == f"a process for the step did not start: {sentence}"
 
 
-def test_another_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_source(monkeypatch: pytest.MonkeyPatch) -> None:
     """Children of one source are not those of another; the one used longest ago makes room, and only that one."""
 
     async def pid_from(client: Client, name: str) -> int:
-        folder = tmp_path / name
-        folder.mkdir(exist_ok=True)
-        with monkeypatch.context() as patch:
-            patch.setattr(sys, "path", [str(folder), *sys.path])
-            return int((await ended(client, one)).value)
+        # Read by the worker when it runs the first step of a run.
+        monkeypatch.setattr(Source, "of_process", lambda: replace(here, paths=(f"/{name}", *here.paths)))
+        return int((await ended(client, one)).value)
+
+    here = Source.of_process()
 
     async def body() -> None:
-        async with working(2, local_code=False) as (client, _):
+        async with working(2) as (client, _):
             a, b = await pid_from(client, "a"), await pid_from(client, "b")
             assert a != b
             assert await pid_from(client, "a") == a
