@@ -56,8 +56,9 @@ def worker(
 ) -> Exit:
     """Run a worker until SIGTERM or Ctrl-C.
 
-    Steps run in processes of their own, which import them from where the run's submitter does, on the same machine.
-    With --code they are found by module and name where this process looks, the current directory first.
+    Steps run in processes of their own, with the source files that came with their run; packages that those import must
+    be installed here. With --code steps are found by module and name where this process looks, the current directory
+    first, and what came with the run is ignored.
 
     The first signal drains: no more launches are taken, and steps that run come to their end, for up to
     --drain-timeout; what has not ended then is cancelled and runs again elsewhere. A second signal ends it at once.

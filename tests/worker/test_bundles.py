@@ -21,6 +21,7 @@ from nats.js.object_store import ObjectStore
 from structlog.testing import capture_logs
 
 from evpipe import Client, Controller, Worker, connect
+from evpipe.bus.embedded import EmbeddedServer
 from evpipe.bus.memory import MemoryBus, MemoryServer
 from evpipe.bus.protocol import Bus
 from evpipe.bus.server import ServerProcess
@@ -348,9 +349,9 @@ async def hosted(server: ServerProcess, *, local_code: bool = False, controller:
             yield client
 
 
-async def count(server: ServerProcess) -> int:
+async def count(server: ServerProcess | EmbeddedServer) -> int:
     """Objects that are stored on a server."""
-    raw = await nats.connect(server.url)
+    raw = await nats.connect(server.url, token=server.token)
     try:
         return len(await (await _store(raw)).list())
     finally:
@@ -580,6 +581,16 @@ def test_memory_bus(code: Code) -> None:
         assert len(memory.objects) == 1, "the graph"
 
     in_loop(body)
+
+
+def test_embedded_bus(code: Code, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
+    """Nor does what a script runs itself."""
+    code.write(JOB, words_beside="WORD = 'x'")
+    monkeypatch.setenv("EVPIPE_DATA_DIR", str(tmp_path / "data"))
+    with EmbeddedServer.start(tmp_path / "data") as server:
+        assert code.target.run().value[0][:2] == ["x", str(code.folder)]
+        assert anyio.run(count, server) == 1, "the graph"
+    assert names(cache) == set()
 
 
 WRITES = """
