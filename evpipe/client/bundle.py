@@ -13,9 +13,9 @@ import functools
 import os
 import pkgutil
 import sys
+import time
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.machinery import FrozenImporter, ModuleSpec, SourceFileLoader
 from pathlib import Path
@@ -28,6 +28,9 @@ from evpipe.wire.bundles import pack_bundle
 KIND: Final = "bundle"
 #: This package is installed at every worker, also where it is developed.
 _OURS: Final = "evpipe"
+#: What changed since may change again and look the same: the clocks of file systems tick every few milliseconds.
+_SETTLED_S: Final = 1.0
+_KNOWN_MAX: Final = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,12 +61,27 @@ class _Stamp(NamedTuple):
     changed_ns: int
     size: int
 
+    def is_older(self, now_ns: int) -> bool:
+        return max(self.modified_ns, self.changed_ns) < now_ns - _SETTLED_S * 1e9
+
+
+class _Known(NamedTuple):
+    """A bundle that was made, and what it was made from."""
+
+    bundle: Bundle | None
+    #: Files that are in it and folders that were looked into; None: there was none.
+    watched: Mapping[str, _Stamp | None]
+
+
+#: The last few, by the modules that were asked for and where they were looked for.
+_known: dict[tuple[object, ...], _Known] = {}
+
 
 class _Found(NamedTuple):
     """A module of the user's."""
 
     name: str
-    file: Path
+    file: str
     is_package: bool
 
     @property
@@ -85,14 +103,22 @@ def bundle_of(modules: Iterable[str]) -> Bundle | None:
         UsageError: if a file cannot be read, or has a name that no bundle takes.
         LimitExceeded: if they are too many or too large.
     """
-    gathering = _Gathering(Source.of_process())
-    for module in sorted(set(modules)):
+    source = Source.of_process()
+    key = (frozenset(modules), tuple(sys.path), source.key)
+    known = _known.get(key)
+    if known is not None and all(_stamp(path) == stamp for path, stamp in known.watched.items()):
+        return known.bundle
+    now_ns = time.time_ns()
+    gathering = _Gathering(source)
+    for module in sorted(key[0]):
         gathering.add(module)
-    files = gathering.place()
-    if not files and not gathering.main:
-        return None
-    digest, data = _packed(tuple((inside, str(file), _stamp(file)) for inside, file in sorted(files.items())))
-    return Bundle(digest, data, gathering.named, gathering.main)
+    made = gathering.bundle()
+    _known.pop(key, None)
+    if all(stamp is None or stamp.is_older(now_ns) for stamp in gathering.watched.values()):
+        _known[key] = _Known(made, gathering.watched)
+        for old in list(_known)[:-_KNOWN_MAX]:
+            _known.pop(old, None)
+    return made
 
 
 class _Gathering:
@@ -102,38 +128,41 @@ class _Gathering:
         self._source = source
         self._roots = frozenset(source.paths)
         self._seen: set[str] = set()
-        #: Path in the bundle -> file, of modules that are found by their name.
-        self._files: dict[str, Path] = {}
-        #: Module -> file, of those that are not.
-        self._scripts: dict[str, Path] = {}
-        #: As in `Bundle.files`; complete after `place`.
-        self.named: dict[str, str] = {}
-        self.main = ""
+        #: Path in the bundle -> content, of modules that are found by their name.
+        self._files: dict[str, bytes] = {}
+        #: Module -> file and its content, of those that are not.
+        self._scripts: dict[str, tuple[Path, bytes]] = {}
+        self._main = ""
+        #: As in `_Known`.
+        self.watched: dict[str, _Stamp | None] = {}
 
     def add(self, module: str) -> None:
         """Add a step's module and what it imports."""
         name = module
         if module == "__main__":
-            name = self.main = self._source.main
+            name = self._main = self._source.main
         file = self._source.files.get(module)
         if file is not None:
-            self._scripts[module] = Path(file)
-            self._follow_imports(Path(file), "", is_package=False)
+            text = self._read(file)
+            self._scripts[module] = (Path(file), text)
+            self._follow(_imports(text, "", is_package=False))
         elif name:
-            self._follow(name)
+            self._follow([name])
 
-    def place(self) -> dict[str, Path]:
-        """Give all files by their path in the bundle."""
+    def bundle(self) -> Bundle | None:
+        """Give all that was found."""
         files = dict(self._files)
-        for i, (module, file) in enumerate(self._scripts.items()):
+        named: dict[str, str] = {}
+        for i, (module, (file, text)) in enumerate(self._scripts.items()):
             # Where an import of its name would find it, as at the submitter; unless that finds another file there.
-            inside = file.name if files.get(file.name, file) == file else f"{i}/{file.name}"
-            files[inside] = file
-            self.named[module] = inside
-        return files
+            inside = named[module] = file.name if files.get(file.name, text) == text else f"{i}/{file.name}"
+            files[inside] = text
+        if not files and not self._main:
+            return None
+        return Bundle(*pack_bundle(files), named, self._main)
 
-    def _follow(self, name: str) -> None:
-        todo = [name]
+    def _follow(self, names: Iterable[str]) -> None:
+        todo = list(names)
         while todo:
             name = todo.pop()
             if name in self._seen:
@@ -141,12 +170,16 @@ class _Gathering:
             self._seen.add(name)
             for found in self._find(name):
                 if found.inside not in self._files:
-                    self._files[found.inside] = found.file
-                    todo.extend(_imports(str(found.file), _stamp(found.file), found.name, found.is_package))
+                    text = self._files[found.inside] = self._read(found.file)
+                    todo.extend(_imports(text, found.name, found.is_package))
 
-    def _follow_imports(self, file: Path, name: str, *, is_package: bool) -> None:
-        for imported in _imports(str(file), _stamp(file), name, is_package):
-            self._follow(imported)
+    def _read(self, file: str) -> bytes:
+        # Before it is read: what changes meanwhile is another than is known.
+        self.watched[file] = _stamp(file)
+        try:
+            return Path(file).read_bytes()
+        except OSError as error:
+            raise UsageError(f"the source file {file} cannot be read: {error.strerror}") from error
 
     def _find(self, name: str) -> Iterator[_Found]:
         """Give the module with this name and the packages that it is in, as far as they are the user's own."""
@@ -154,9 +187,13 @@ class _Gathering:
         if parts[0] == _OURS or parts[0] in sys.builtin_module_names or FrozenImporter.find_spec(parts[0]):
             return
         # Where to look, and what of that is the user's own.
-        places, own = [place or os.getcwd() for place in sys.path], self._roots  # noqa: PTH109
+        places = [place or os.getcwd() for place in sys.path if isinstance(place, str)]  # noqa: PTH109
+        own = self._roots
         for i in range(len(parts)):
             full = ".".join(parts[: i + 1])
+            for place in places:
+                if place not in self.watched and _absolute(place) in own:
+                    self.watched[place] = _stamp(place)
             place, spec, portions = _look(full, places)
             if spec is None:
                 # A namespace package, or a name of the package that is no module.
@@ -166,7 +203,7 @@ class _Gathering:
                 return
             inner = spec.submodule_search_locations
             if isinstance(spec.loader, SourceFileLoader):
-                yield _Found(full, Path(spec.loader.path), inner is not None)
+                yield _Found(full, spec.loader.path, inner is not None)
             places, own = list(inner or ()), frozenset(map(_absolute, inner or ()))
 
 
@@ -178,8 +215,11 @@ def _look(name: str, places: list[str]) -> tuple[str, ModuleSpec | None, list[st
     """
     portions: list[str] = []
     for place in places:
-        finder = pkgutil.get_importer(place)
-        spec = finder.find_spec(name) if finder is not None else None
+        try:
+            finder = pkgutil.get_importer(place)
+            spec = finder.find_spec(name) if finder is not None else None
+        except (ImportError, ValueError, AttributeError):
+            continue  # somebody's own way of finding modules, or a name that is none
         if spec is None:
             continue
         if spec.loader is not None:
@@ -192,10 +232,10 @@ def _absolute(path: str) -> str:
     return os.path.abspath(path)  # noqa: PTH100 - of a text that may be "", which is the current directory
 
 
-@functools.lru_cache(maxsize=4_096)
-def _imports(file: str, stamp: _Stamp, name: str, is_package: bool) -> tuple[str, ...]:
-    """Give the names that a file's imports may mean; cached for as long as it does not change."""
-    tree = _parsed(_read(file), file)
+@functools.lru_cache(maxsize=1_024)
+def _imports(text: bytes, name: str, is_package: bool) -> tuple[str, ...]:
+    """Give the names that the imports of a module with this source may mean."""
+    tree = _parsed(text)
     package = name if is_package else name.rpartition(".")[0]
     found: dict[str, None] = {}
     for node in ast.walk(tree):
@@ -210,16 +250,16 @@ def _imports(file: str, stamp: _Stamp, name: str, is_package: bool) -> tuple[str
     return tuple(found)
 
 
-def _parsed(text: bytes, file: str) -> ast.AST:
+def _parsed(text: bytes) -> ast.AST:
     """Parse a file; one that Python does not take has no imports, and whoever imports it is told."""
     try:
-        return ast.parse(text, file)
+        return ast.parse(text)
     except SyntaxError:
         # It may only be a warning (an escape such as "\\d"), where this process makes errors of them.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             try:
-                return ast.parse(text, file)
+                return ast.parse(text)
             except (SyntaxError, ValueError):
                 return ast.Module([], [])
     except (ValueError, RecursionError, MemoryError):
@@ -237,25 +277,9 @@ def _base(package: str, node: ast.ImportFrom) -> str | None:
     return ".".join([*above, *([node.module] if node.module else [])])
 
 
-@functools.lru_cache(maxsize=4)
-def _packed(files: tuple[tuple[str, str, _Stamp], ...]) -> tuple[str, bytes]:
-    return pack_bundle({inside: _read(file) for inside, file, _ in files})
-
-
-def _read(file: str) -> bytes:
-    with _reading(file):
-        return Path(file).read_bytes()
-
-
-def _stamp(file: Path) -> _Stamp:
-    with _reading(file):
-        found = os.stat(file)  # noqa: PTH116 - the fastest way, for hundreds of files
-    return _Stamp(found.st_mtime_ns, found.st_ctime_ns, found.st_size)
-
-
-@contextmanager
-def _reading(file: object) -> Iterator[None]:
+def _stamp(path: str) -> _Stamp | None:
     try:
-        yield
-    except OSError as error:
-        raise UsageError(f"the source file {file} cannot be read: {error.strerror}") from error
+        found = os.stat(path)  # noqa: PTH116 - the fastest way, for hundreds of files
+    except OSError:
+        return None
+    return _Stamp(found.st_mtime_ns, found.st_ctime_ns, found.st_size)

@@ -184,6 +184,13 @@ def test_code_of_the_folder(bus: CommandLine, host: Start, tmp_path: Path) -> No
     in_thread, in_process = done.json["value"]
     assert in_thread == [worker.process.pid, str(tmp_path)]
     assert in_process[0] != worker.process.pid
+    # What comes with a run is not looked at, and not put anywhere.
+    theirs = tmp_path / "theirs"
+    theirs.mkdir()
+    (theirs / "mine.py").write_text(MINE.replace("return [os.getpid(), str(Path.cwd())]", "return ['theirs', '']"))
+    done = bus.at(theirs)("run", "mine:both", "-o", "json")
+    assert done.json["value"] == [in_thread, in_process]
+    assert not (tmp_path / "cache").exists()
     worker.signal(signal.SIGINT)
     assert worker.finish() == 130
 

@@ -315,10 +315,12 @@ def test_too_large(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
         folder.packed("job")
 
 
-def test_change_is_seen(folder: Folder) -> None:
+@pytest.mark.parametrize("settled_s", [bundles._SETTLED_S, -9])
+def test_change_is_seen(folder: Folder, monkeypatch: pytest.MonkeyPatch, settled_s: float) -> None:
     """A file that is written again is read again; also one whose size and time are what they were."""
+    monkeypatch.setattr(bundles, "_SETTLED_S", settled_s)
     near = folder.file("near", "import a")
-    folder.file("job", "import near")
+    folder.file("job", "import near, later")
     folder.file("a")
     folder.file("b")
     before = near.stat()
@@ -330,15 +332,38 @@ def test_change_is_seen(folder: Folder) -> None:
     os.utime(near, ns=(before.st_atime_ns, before.st_mtime_ns))
     assert near.stat().st_mtime_ns == before.st_mtime_ns
     assert folder.packed("job") == ["b.py", "job.py", "near.py"]
+    folder.file("later")
+    assert folder.packed("job") == ["b.py", "job.py", "later.py", "near.py"]
+    folder.path.joinpath("b.py").unlink()
+    assert folder.packed("job") == ["job.py", "later.py", "near.py"]
 
 
 def test_nothing_is_read_twice(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The second submit of the same code reads no file."""
+    """The second submit of the same code reads no file and looks for none; of code that has just changed it does."""
     folder.file("job", "import near")
     folder.file("near")
-    first = bundle_of(["job"])
-    monkeypatch.setattr(bundles, "_read", lambda file: pytest.fail(f"{file} is read"))
-    assert bundle_of(["job"]) == first
+    looks: list[str] = []
+    real = bundles._look
+
+    def look(name: str, places: list[str]) -> Any:
+        looks.append(name)
+        return real(name, places)
+
+    monkeypatch.setattr(bundles, "_look", look)
+    made = [bundle_of(["job"]), bundle_of(["job"])]
+    assert looks == ["job", "near"] * 2
+    monkeypatch.setattr(bundles, "_SETTLED_S", -9)
+    made += [bundle_of(["job"]), bundle_of(["job"]), bundle_of(["job"])]
+    assert looks == ["job", "near"] * 3
+    assert made == made[:1] * 5
+
+
+def test_few_are_kept(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bundles, "_SETTLED_S", -9)
+    for i in range(bundles._KNOWN_MAX + 3):
+        folder.file(f"job{i}")
+        bundle_of([f"job{i}"])
+    assert len(bundles._known) == bundles._KNOWN_MAX
 
 
 # ---- what is no module by its name
