@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from evpipe.cli.conclusion import conclude, write_result
+from evpipe.cli.dry_run import write_dry_run
 from evpipe.cli.output import Command, Exit, data_apart, output_option, report, seconds, url_option
 from evpipe.errors import UsageError
 
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 )
 @click.option("--key", help="Makes it idempotent: the same key, graph and parameters are the same run.")
 @click.option("--timeout", "timeout_s", metavar="S", callback=seconds, help="Seconds to wait for the end.")
+@click.option("--dry-run", is_flag=True, help="Show the steps and the files that would travel; run nothing.")
 @click.option("--watch", is_flag=True, help="Show what the steps write also on a configured bus.")
 @url_option
 @output_option
@@ -43,6 +45,7 @@ def run(
     mode: Mode,
     key: str | None,
     timeout_s: float | None,
+    dry_run: bool,
     watch: bool,
     url: str | None,
     output: str,
@@ -64,6 +67,9 @@ def run(
     as_json = output == "json"
     with data_apart() as data:
         try:
+            if dry_run:
+                write_dry_run(_built(target, params)[0], as_json=as_json, stream=data)
+                return Exit.SUCCEEDED
             talk, result, code = _run(target, params, mode, key, timeout_s, url, watch=watch, quiet=quiet)
         except Exception as error:
             if not as_json:
@@ -86,13 +92,8 @@ def _run(
     quiet: bool,
 ) -> tuple[Talk, RunResult[Any], Exit]:
     """Run it; errors before the submit are raised, what comes after it is told and has a result and a code."""
-    from evpipe.cli.target import find_target, pipeline_body
-
     _check_options(mode, key, timeout_s, url)
-    pipeline, note = find_target(target)
-    values = read_parameters(pipeline, params)
-    with pipeline_body(pipeline):
-        built = pipeline.build(values)
+    built, note = _built(target, params)
     # What is wrong with the call is said before what takes long to import.
     from evpipe.cli.talk import Talk
     from evpipe.hosting.logs import configure_logs
@@ -103,6 +104,16 @@ def _run(
         talk.note(note)
     result, code = conclude(talk, lambda: _to_end(built, mode, key, timeout_s, url, talk, watch=watch), quiet=quiet)
     return talk, result, code
+
+
+def _built(target: str, params: Sequence[str]) -> tuple[Built, str]:
+    """Give the graph, and what is to be noted of the target."""
+    from evpipe.cli.target import find_target, pipeline_body
+
+    pipeline, note = find_target(target)
+    values = read_parameters(pipeline, params)
+    with pipeline_body(pipeline):
+        return pipeline.build(values), note
 
 
 def _check_options(mode: Mode, key: str | None, timeout_s: float | None, url: str | None) -> None:
