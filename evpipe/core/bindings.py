@@ -111,7 +111,8 @@ def resolve(tree: Tree, outputs: Mapping[str, Any], parameters: Mapping[str, Any
         return [resolve(child, outputs, parameters) for child in tree]
     if isinstance(tree, tuple):
         children = [resolve(child, outputs, parameters) for child in tree]
-        return type(tree)(*children) if hasattr(tree, "_fields") else tuple(children)
+        # Not by its class's own `__new__`, which may be code of a user.
+        return tuple.__new__(type(tree), children) if hasattr(tree, "_fields") else tuple(children)
     return tree
 
 

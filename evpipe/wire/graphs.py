@@ -13,7 +13,7 @@ from evpipe.core.states import OnFailure
 from evpipe.errors import LimitExceeded, RemoteProtocolError, UsageError
 from evpipe.wire.codec import Fields, decode_map, encode_map
 from evpipe.wire.limits import GRAPH_BYTES_MAX
-from evpipe.wire.values import pack
+from evpipe.wire.values import packable
 
 _RETRIES_DEFAULT = RetryPolicy()
 
@@ -26,18 +26,15 @@ def encode_graph(graph: Graph) -> bytes:
         LimitExceeded: if it is larger than `GRAPH_BYTES_MAX`.
 
     """
-    for step in graph.steps.values():
-        pack(dict(step.code), f"the code of step {step.name!r}")
-        for name, tree in step.arguments.items():
-            pack(tree, f"argument {name!r} of step {step.name!r}")
-    pack(graph.output, "the pipeline's output")
+    steps = [_step_map(step) for step in graph.steps.values()]
+    output = packable(graph.output, "the pipeline's output")
     data = encode_map(
         {
             "pipeline": graph.pipeline,
             "version": graph.version,
             "parameters": [_parameter_map(p) for p in graph.parameters],
-            "steps": [_step_map(step) for step in graph.steps.values()],
-            "output": graph.output,
+            "steps": steps,
+            "output": output,
             "fail_fast": graph.fail_fast,
             "deadline_s": None if graph.deadline_s is None else float(graph.deadline_s),
             "description": graph.description,
@@ -82,8 +79,10 @@ def decode_graph(data: bytes) -> Graph:
 def _step_map(step: Step) -> dict[str, Any]:
     found: dict[str, Any] = {
         "name": step.name,
-        "code": dict(step.code),
-        "arguments": dict(step.arguments),
+        "code": packable(dict(step.code), f"the code of step {step.name!r}"),
+        "arguments": {
+            name: packable(tree, f"argument {name!r} of step {step.name!r}") for name, tree in step.arguments.items()
+        },
         "queue": step.queue,
         "executor": step.executor,
     }
@@ -154,8 +153,7 @@ _STEP_FIELDS: tuple[tuple[str, Callable[[Fields, str], Any]], ...] = (
 def _parameter_map(parameter: Parameter) -> dict[str, Any]:
     found: dict[str, Any] = {"name": parameter.name, "type": _type_map(parameter.type)}
     if parameter.default is not REQUIRED:
-        pack(parameter.default, f"the default of parameter {parameter.name!r}")
-        found["default"] = parameter.default
+        found["default"] = packable(parameter.default, f"the default of parameter {parameter.name!r}")
     return found
 
 
@@ -172,8 +170,7 @@ def _type_map(found: ParameterType) -> dict[str, Any]:
     if found.inner:
         made["inner"] = [_type_map(inner) for inner in found.inner]
     if found.values:
-        pack(list(found.values), "a parameter's choices")
-        made["values"] = list(found.values)
+        made["values"] = packable(list(found.values), "a parameter's choices")
     return made
 
 

@@ -1,46 +1,37 @@
 """How a value of a user becomes bytes and comes back as what it was.
 
-None, bool, int (64 bits), float, str, bytes, list and dict with string keys are msgpack's own. A tuple,
-and a tuple with named fields, have an extension type each, so they come back as what they were. The
-references of a graph's argument trees have one each, too. Everything else is refused by name: further
-types get an extension code here and their own module beside this one.
+None, bool, int, float, str, bytes, list and dict with string keys are msgpack's own. Every other type has an extension
+type (`extensions.py`). Tuples, NamedTuples, ints over 64 bits and the references of a graph's argument trees are packed
+and unpacked here, by C in one pass; a value with any other type in it takes the way of `lowering.py` and
+`restoring.py`, node by node. What has no encoding is refused there, with its place in the value.
 """
 
 from __future__ import annotations
 
-import collections
-import functools
 from collections.abc import Iterable
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import msgpack
 
 from evpipe.core.bindings import OutputRef, ParameterRef
 from evpipe.errors import EncodingError, LimitExceeded, RemoteProtocolError
+from evpipe.wire.classes import class_name, find_class, layout_of, named_tuple_twin
+from evpipe.wire.extensions import INT, LEAVES, NAMED_TUPLE, OUTPUT_REF, PARAMETER_REF, TUPLE, int_bytes
 from evpipe.wire.limits import DEPTH_MAX, ITEMS_MAX, VALUE_BYTES_MAX
 
-TUPLE: Final = 1
-NAMED_TUPLE: Final = 2
-OUTPUT_REF: Final = 16
-PARAMETER_REF: Final = 17
-
 _INT_MIN, _INT_MAX = -(2**63), 2**64 - 1
-_PLAIN: Final = (type(None), bool, float)
-_LEAVES: Final = frozenset({type(None), bool, int, float, str, bytes})
 #: What msgpack packs by itself and gives back as something else, or lets a value smuggle in.
 _FOREIGN: Final = frozenset({bytearray, memoryview, msgpack.ExtType, msgpack.Timestamp})
+_REFERENCES: Final = frozenset({OutputRef, ParameterRef})
 #: Levels that a payload may have around the deepest value in it.
-_WRAPPER_DEPTH_MAX: Final = 8
-_ACCEPTED = "None, bool, int, float, str, bytes, list, tuple, NamedTuple and dict with string keys"
-
-#: Named tuple classes met in this process, by (class name, fields). Data never imports a class: one that is
-#: not known here comes back as a structural twin with the same name and fields.
-_named_tuples: dict[tuple[str, tuple[str, ...]], Any] = {}
+WRAPPER_DEPTH_MAX: Final = 8
+#: Classes of NamedTuples, looked up once per value.
+NamedTuples: TypeAlias = dict[tuple[str, tuple[str, ...]], Any]
+NOT_A_VALUE: Final = "not a value of this protocol"
 
 
-def register_named_tuple(cls: Any) -> None:
-    """Make values of this NamedTuple class come back as instances of it."""
-    _named_tuples.setdefault((cls.__name__, tuple(cls._fields)), cls)
+class _NotPlain(Exception):
+    """A type is inside that is restored node by node."""
 
 
 def pack(tree: Any, what: str) -> bytes:
@@ -54,12 +45,41 @@ def pack(tree: Any, what: str) -> bytes:
         LimitExceeded: if it is nested deeper than `DEPTH_MAX`.
 
     """
-    if not _well_formed(tree):
-        _explain(tree, what)
+    if _well_formed(tree):
+        try:
+            return pack_unchecked(tree)
+        except (TypeError, ValueError, OverflowError, UnicodeError):
+            pass  # a subclass of a list, a tuple or a dict, or a text with a lone surrogate
+    return _pack_lowered(tree, what)
+
+
+def packable(tree: Any, what: str) -> Any:
+    """Give the tree as `pack_unchecked` takes it inside of a larger one: itself, if that is plain.
+
+    Raises:
+        EncodingError, LimitExceeded: as `pack`.
+
+    """
+    from evpipe.wire.lowering import lowered
+
+    if _well_formed(tree):
+        try:
+            pack_unchecked(tree)
+        except (TypeError, ValueError, OverflowError, UnicodeError):
+            pass
+        else:
+            return tree
+    _pack_lowered(tree, what)
+    return lowered(tree, what)
+
+
+def _pack_lowered(tree: Any, what: str) -> bytes:
+    from evpipe.wire.lowering import lowered
+
     try:
-        return pack_unchecked(tree)
+        return pack_unchecked(lowered(tree, what))
     except (TypeError, ValueError, OverflowError, UnicodeError) as error:
-        _explain(tree, what)
+        lowered(tree, what, checked=True)
         raise EncodingError(f"{what} cannot be encoded: {error}") from error
 
 
@@ -73,30 +93,35 @@ def unpack(data: bytes, *, items_max: int = ITEMS_MAX) -> Any:
         RemoteProtocolError: if the bytes are not such a value or go over a limit.
 
     """
-    found = _unpack(data, items_max, 0)
-    if not _well_formed(found, DEPTH_MAX + _WRAPPER_DEPTH_MAX, containers_max=len(data)):
+    try:
+        found = _unpack(data, items_max, 0, {})
+    except _NotPlain:
+        from evpipe.wire.restoring import restored
+
+        return restored(data, items_max)
+    if not _well_formed(found, DEPTH_MAX + WRAPPER_DEPTH_MAX, containers_max=len(data)):
         raise RemoteProtocolError(
-            "not a value of this protocol: nested too deep, a key that is not text or a type of another protocol"
+            f"{NOT_A_VALUE}: nested too deep, a key that is not text or a type of another protocol"
         )
     return found
 
 
-def _unpack(data: bytes, items_max: int, depth: int) -> Any:
+def _unpack(data: bytes, items_max: int, depth: int, known: NamedTuples) -> Any:
     if depth > DEPTH_MAX + 1:
         # Every level takes 50 KB of the C stack: a few hundred would kill the process.
-        raise RemoteProtocolError(f"not a value of this protocol: nested deeper than {DEPTH_MAX} levels")
+        raise RemoteProtocolError(f"{NOT_A_VALUE}: nested deeper than {DEPTH_MAX} levels")
     try:
         return msgpack.unpackb(
             data,
             strict_map_key=True,
-            ext_hook=lambda code, inner: _restore(code, inner, depth + 1),
+            ext_hook=lambda code, inner: _restore(code, inner, depth + 1, known),
             max_array_len=items_max,
             max_map_len=items_max,
         )
-    except RemoteProtocolError:
+    except (RemoteProtocolError, _NotPlain):
         raise
     except (ValueError, TypeError, RecursionError, msgpack.exceptions.UnpackException, OverflowError) as error:
-        raise RemoteProtocolError(f"not a value of this protocol: {str(error) or type(error).__name__}") from error
+        raise RemoteProtocolError(f"{NOT_A_VALUE}: {str(error) or type(error).__name__}") from error
 
 
 def encode_value(value: Any, what: str) -> bytes:
@@ -132,7 +157,7 @@ def pack_unchecked(tree: Any) -> bytes:
 
 def _well_formed(tree: Any, depth_max: int = DEPTH_MAX, containers_max: int = ITEMS_MAX) -> bool:
     """Check, level by level, what msgpack does not: depth, length, that keys are strings, no types of its own."""
-    level = [] if type(tree) in _LEAVES else [tree]
+    level = [] if type(tree) in LEAVES else [tree]
     containers = depth = 0
     while level:
         containers += len(level)
@@ -144,7 +169,9 @@ def _well_formed(tree: Any, depth_max: int = DEPTH_MAX, containers_max: int = IT
             if type(node) in _FOREIGN:
                 return False
             if not isinstance(node, (list, tuple, dict)):
-                continue  # a reference, or what `_extension` refuses
+                if type(node) in _REFERENCES:
+                    continue
+                return False
             nested = True
             if len(node) > ITEMS_MAX:
                 return False
@@ -154,7 +181,7 @@ def _well_formed(tree: Any, depth_max: int = DEPTH_MAX, containers_max: int = IT
                     if type(key) is not str:
                         return False
                 children = node.values()
-            below += [child for child in children if type(child) not in _LEAVES]
+            below += [child for child in children if type(child) not in LEAVES]
         depth += nested
         if depth > depth_max:
             return False
@@ -164,111 +191,80 @@ def _well_formed(tree: Any, depth_max: int = DEPTH_MAX, containers_max: int = IT
 
 def _extension(node: Any) -> msgpack.ExtType:
     """Encode what msgpack has no type for (called by it for each such node)."""
-    if isinstance(node, OutputRef):
-        return msgpack.ExtType(OUTPUT_REF, msgpack.packb([node.step, list(node.path)]))
-    if isinstance(node, ParameterRef):
-        return msgpack.ExtType(PARAMETER_REF, msgpack.packb(node.name))
     cls = type(node)
     if cls is tuple:
         return msgpack.ExtType(TUPLE, pack_unchecked(list(node)))
-    if isinstance(node, tuple) and hasattr(cls, "_fields"):
-        if cls.__module__ != __name__:  # not a twin
-            register_named_tuple(cls)
-        return msgpack.ExtType(NAMED_TUPLE, pack_unchecked([cls.__name__, list(cls._fields), list(node)]))
-    raise TypeError(type(node).__name__)
+    if cls is OutputRef:
+        return msgpack.ExtType(OUTPUT_REF, msgpack.packb([node.step, list(node.path)]))
+    if cls is ParameterRef:
+        return msgpack.ExtType(PARAMETER_REF, msgpack.packb(node.name))
+    if cls is int:
+        return msgpack.ExtType(INT, int_bytes(node))
+    if isinstance(node, tuple):
+        layout = layout_of(cls)
+        if layout is not None and layout.code == NAMED_TUPLE:
+            return msgpack.ExtType(NAMED_TUPLE, pack_unchecked([class_name(cls), list(layout.fields), list(node)]))
+    raise TypeError(cls.__name__)
 
 
-def _restore(code: int, data: bytes, depth: int) -> Any:
+def _restore(code: int, data: bytes, depth: int, known: NamedTuples) -> Any:
     if code == TUPLE:
-        return tuple(_list(_unpack(data, ITEMS_MAX, depth)))
+        return tuple(as_list(_unpack(data, ITEMS_MAX, depth, known)))
     if code == NAMED_TUPLE:
-        name, fields, values = _list(_unpack(data, ITEMS_MAX, depth), 3)
-        key = (str(name), tuple(str(f) for f in _list(fields)))
-        if not key[0].isidentifier() or len(set(key[1])) != len(key[1]) or len(_list(values)) != len(key[1]):
-            raise RemoteProtocolError("a named tuple whose name, fields and values do not fit")
-        cls = _named_tuples.get(key) or _twin(*key)
-        return cls._make(values)
-    if code == OUTPUT_REF:
-        step, path = _list(_unpack(data, ITEMS_MAX, depth), 2)
-        if not isinstance(step, str) or not all(isinstance(key, (str, int)) for key in _list(path)):
-            raise RemoteProtocolError("an output reference that names no output")
-        return OutputRef(step, tuple(path))
-    if code == PARAMETER_REF:
-        name = _unpack(data, ITEMS_MAX, depth)
-        if not isinstance(name, str):
-            raise RemoteProtocolError("a parameter reference that names no parameter")
-        return ParameterRef(name)
+        name, fields, values = as_list(_unpack(data, ITEMS_MAX, depth, known), 3)
+        cls = class_of_named_tuple(name, fields, known)
+        if len(as_list(values)) != len(fields):
+            raise RemoteProtocolError("a named tuple whose fields and values do not fit")
+        return tuple.__new__(cls, values)
+    if code in {OUTPUT_REF, PARAMETER_REF}:
+        return reference(code, _unpack(data, ITEMS_MAX, depth, known))
+    if code == INT:
+        return big_int(data)
+    if 0 <= code < OUTPUT_REF:
+        raise _NotPlain
     raise RemoteProtocolError(f"extension type {code} is not of this protocol")
 
 
-# Bounded: bytes from elsewhere must not fill this process's memory with classes; kept, because a class takes
-# 0.1 ms to make and a value may hold thousands of the same.
-@functools.lru_cache(maxsize=256)
-def _twin(name: str, fields: tuple[str, ...]) -> Any:
-    make: Any = collections.namedtuple  # made from data: its fields are no source
-    return make(name, fields)
+def class_of_named_tuple(name: Any, fields: Any, known: NamedTuples) -> Any:
+    """Give the class of this process, or a twin of it; RemoteProtocolError if it can be neither."""
+    if not isinstance(name, str):
+        raise RemoteProtocolError("a named tuple without a name")
+    key = (name, as_texts(fields))
+    cls = known.get(key)
+    if cls is None:
+        cls = known[key] = find_class(NAMED_TUPLE, *key) or named_tuple_twin(*key)
+    return cls
 
 
-def _list(found: Any, length: int | None = None) -> list[Any]:
+def reference(code: int, content: Any) -> OutputRef | ParameterRef:
+    """Give the reference that the content of its extension type is."""
+    if code == PARAMETER_REF:
+        if not isinstance(content, str):
+            raise RemoteProtocolError("a parameter reference that names no parameter")
+        return ParameterRef(content)
+    step, path = as_list(content, 2)
+    if not isinstance(step, str) or not all(isinstance(key, (str, int)) for key in as_list(path)):
+        raise RemoteProtocolError("an output reference that names no output")
+    return OutputRef(step, tuple(path))
+
+
+def big_int(data: bytes) -> int:
+    """Give an int over 64 bits."""
+    found = int.from_bytes(data, "big", signed=True)
+    if _INT_MIN <= found <= _INT_MAX or int_bytes(found) != data:
+        raise RemoteProtocolError("a large int that is none, or not as short as it can be")
+    return found
+
+
+def as_list(found: Any, length: int | None = None) -> list[Any]:
+    """Refuse what is no list, or not of that length."""
     if not isinstance(found, list) or (length is not None and len(found) != length):
         raise RemoteProtocolError("an extension type with the wrong content")
     return found
 
 
-def _too_deep(what: str) -> LimitExceeded:
-    return LimitExceeded(
-        f"{what} is nested deeper than {DEPTH_MAX} levels (or contains itself)",
-        limit="DEPTH_MAX",
-        found=DEPTH_MAX + 1,
-        allowed=DEPTH_MAX,
-    )
-
-
-def _explain(tree: Any, what: str) -> None:
-    """Find the first node that cannot be encoded and raise for it, with its place in the value."""
-    stack: list[tuple[Any, str, int]] = [(tree, "", 0)]
-    items = 0
-    while stack:
-        node, path, depth = stack.pop()
-        items += 1
-        if depth > DEPTH_MAX:
-            raise _too_deep(what)
-        if items > ITEMS_MAX:
-            raise LimitExceeded(
-                f"{what} has more than {ITEMS_MAX:,} items", limit="ITEMS_MAX", found=items, allowed=ITEMS_MAX
-            )
-        problem = _problem(node)
-        if problem:
-            where = f" at {path}" if path else ""
-            raise EncodingError(f"{what} cannot be encoded: {problem}{where}; accepted are {_ACCEPTED}", path=path)
-        if isinstance(node, dict):
-            stack.extend((child, f"{path}[{key!r}]", depth + 1) for key, child in reversed(node.items()))
-        elif isinstance(node, (list, tuple)):
-            children = list(enumerate(node))
-            stack.extend((child, f"{path}[{i}]", depth + 1) for i, child in reversed(children))
-
-
-def _problem(node: Any) -> str | None:
-    cls = type(node)
-    if cls in _FOREIGN:
-        return _named(cls)
-    if cls in _PLAIN or cls in (list, bytes, OutputRef, ParameterRef):
-        return None
-    if cls is int:
-        return None if _INT_MIN <= node <= _INT_MAX else "an int of more than 64 bits"
-    if cls is str:
-        try:
-            node.encode()
-        except UnicodeEncodeError:
-            return f"text with a lone surrogate ({node[:20]!a})"
-        return None
-    if cls is tuple or (isinstance(node, tuple) and hasattr(cls, "_fields")):
-        return None
-    if cls is dict:
-        bad = next((key for key in node if type(key) is not str), None)
-        return None if bad is None and all(type(k) is str for k in node) else f"a dict with the key {bad!r}"
-    return f"a value of type {cls.__module__}.{cls.__qualname__}" if cls.__module__ != "builtins" else _named(cls)
-
-
-def _named(cls: type) -> str:
-    return f"{'an' if cls.__name__[0] in 'aeiou' else 'a'} {cls.__name__}"
+def as_texts(found: Any) -> tuple[str, ...]:
+    """Refuse what is no list of texts."""
+    if not all(type(text) is str for text in as_list(found)):
+        raise RemoteProtocolError("an extension type with the wrong content")
+    return tuple(found)

@@ -17,12 +17,11 @@ import anyio.lowlevel
 from anyio import CancelScope
 
 from evpipe.errors import RemoteProtocolError
-from evpipe.wire.messages import LaunchOrder, decode_launch
+from evpipe.wire.messages import LaunchOrder
 from evpipe.wire.subjects import LaunchSubject
 from evpipe.worker.children.frames import Channel, Frames, encode_frame, receive, send
 from evpipe.worker.children.modules import Modules
 from evpipe.worker.children.output import Lines
-from evpipe.worker.code import find_function
 from evpipe.worker.conclusion import conclude_error, conclude_value
 from evpipe.worker.executors.here import call_here
 
@@ -126,14 +125,9 @@ class Host:
 
     def _order(self, frame: dict[str, Any]) -> LaunchOrder:
         try:
-            order = decode_launch(frame["order"])
+            return self._modules.order(frame["order"])
         except RemoteProtocolError as error:
             raise AssertionError("the worker has read it before") from error
-        self._modules.prepare(str(order.code.get("module")))
-        find_function(order.code)
-        # Before it runs, which may take long: a file that changes meanwhile is another than was loaded.
-        self._modules.note()
-        return order
 
 
 class Stream(io.TextIOBase):

@@ -11,7 +11,8 @@ from types import ModuleType
 from typing import Final
 
 from evpipe.client.source import Source
-from evpipe.worker.code import CodeNotFound
+from evpipe.wire.messages import LaunchOrder, decode_launch
+from evpipe.worker.code import CodeNotFound, find_function
 
 RUNS_KEPT: Final = 1_000
 
@@ -43,6 +44,25 @@ class Modules:
             self._prepare_main()
         elif module in self.source.files and module not in sys.modules:
             self._load(module, self.source.files[module])
+
+    def order(self, data: bytes) -> LaunchOrder:
+        """Decode a launch when its code is loaded.
+
+        A value's class is looked up among modules that are loaded already: when this launch is the first of its module,
+        it is decoded again.
+
+        Raises:
+            RemoteProtocolError: if it is not one.
+            CodeNotFound: if its function is not there.
+        """
+        order = decode_launch(data)
+        module = str(order.code.get("module"))
+        before = sys.modules.get(module)
+        self.prepare(module)
+        find_function(order.code)
+        # Before it runs, which may take long: a file that changes meanwhile is another than was loaded.
+        self.note()
+        return order if sys.modules.get(module) is before else decode_launch(data)
 
     def stale(self, run: str) -> bool:
         """Say whether a file that is loaded has changed since; looked at once per run."""

@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable
 from typing import Any, Final
 
-from evpipe.wire.messages import decode_launch
 from evpipe.wire.subjects import LaunchSubject
 from evpipe.worker.children.frames import Channel
 from evpipe.worker.children.modules import Modules
@@ -68,11 +67,8 @@ def _run(
     surroundings: Surroundings | None = None
     spoilt = ""
     try:
-        order = decode_launch(frame["order"])
-        modules.prepare(str(order.code.get("module")))
+        order = modules.order(frame["order"])
         function = find_function(order.code)
-        # Before it runs, which may take long: a file that changes meanwhile is another than was loaded.
-        modules.note()
         named = dict(order.arguments)
         positional = named.pop("*", ())
         # What the modules set when they were loaded stays.
