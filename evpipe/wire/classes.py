@@ -21,6 +21,8 @@ import types
 import weakref
 from typing import Any, ClassVar, Final, NoReturn
 
+import msgpack
+
 from evpipe.errors import RemoteProtocolError, UsageError
 from evpipe.wire.extensions import DATACLASS, ENUM, NAMED_TUPLE, STRUCT
 
@@ -153,12 +155,16 @@ def _layout(cls: type) -> Layout | None:
         return _checked(cls, Layout(ENUM))
     if tuple in mro:
         fields = static_attribute(cls, "_fields")
-        if type(fields) is tuple and all(type(name) is str for name in fields):
+        # What msgpack packs as it is: a value that is one would come back as another.
+        if cls is not msgpack.ExtType and type(fields) is tuple and all(type(name) is str for name in fields):
             return Layout(NAMED_TUPLE, fields)
         return None
     msgspec: Any = sys.modules.get("msgspec")
-    if msgspec is not None and getattr(msgspec, "Struct", None) in mro:
-        return _checked(cls, Layout(STRUCT, tuple(static_attribute(cls, "__struct_fields__"))))
+    struct: Any = getattr(msgspec, "Struct", None)
+    # A metaclass of a user's own would be asked for the fields, and called for each value.
+    if struct is not None and struct in mro and type(cls) is type(struct):
+        fields = getattr(cls, "__struct_fields__")  # noqa: B009 - mypy knows no such attribute
+        return _checked(cls, Layout(STRUCT, tuple(fields)))
     if isinstance(static_attribute(cls, "__dataclass_fields__"), dict):
         return _checked(cls, _dataclass_layout(cls))
     return None

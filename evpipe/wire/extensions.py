@@ -39,8 +39,8 @@ LEAVES: Final = frozenset({type(None), bool, int, float, str, bytes})
 EQUAL_HASHES_MAX: Final = 1_000
 
 ACCEPTED: Final = (
-    "None, bool, int, float, complex, str, bytes, bytearray, list, tuple, dict, set, frozenset, range, dates and times, "
-    "Decimal, Fraction, UUID, enum members, NamedTuples, dataclasses, msgspec Structs and numpy scalars"
+    "None, bool, int, float, complex, str, bytes, bytearray, list, tuple, dict, set, frozenset, range, dates and "
+    "times, Decimal, Fraction, UUID, enum members, NamedTuples, dataclasses, msgspec Structs and numpy scalars"
 )
 
 

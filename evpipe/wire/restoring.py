@@ -8,7 +8,6 @@ the inside out, and checks on the way what it meets. Nothing is imported for dat
 from __future__ import annotations
 
 import enum
-import sys
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -284,9 +283,6 @@ def _struct_maker(made: Any, cls: Any, fields: tuple[str, ...]) -> Callable[[lis
 
 def _without_post_init(cls: Any) -> Any:
     """Give the Struct class, or a subclass that does not run its `__post_init__`; None if there can be none."""
-    msgspec: Any = sys.modules["msgspec"]  # the class is one of its
-    if type(cls) is not type(msgspec.Struct):
-        return None
     if static_attribute(cls, "__post_init__") is None:
         return cls
     hook = static_attribute(cls, "__init_subclass__")

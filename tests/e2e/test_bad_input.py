@@ -67,7 +67,11 @@ def make(value: Any) -> Any:
 
 """
 NAMES = "allowed are 1 to 64 letters, digits, '_' and '-', the first a letter or digit"
-ACCEPTED = "accepted are None, bool, int, float, str, bytes, list, tuple, NamedTuple and dict with string keys"
+ACCEPTED = (
+    "accepted are None, bool, int, float, complex, str, bytes, bytearray, list, tuple, dict, set, frozenset, range, "
+    "dates and times, Decimal, Fraction, UUID, enum members, NamedTuples, dataclasses, msgspec Structs and "
+    "numpy scalars"
+)
 BY_NAME = "a worker finds a step by its module and name"
 
 
@@ -295,15 +299,16 @@ TABLE = [
     Bad(
         id="parameter without encoding",
         source=job("return None", "x: Any"),
-        values={"x": {1, 2}},
+        values={"x": memoryview(b"a")},
         args=None,
-        sentence=f"the parameters cannot be encoded: a set at ['x']; {ACCEPTED}",
+        sentence=f"the parameters cannot be encoded: a memoryview at ['x'] (make it bytes: bytes(value)); {ACCEPTED}",
         error=EncodingError,
     ),
     Bad(
         id="result without encoding",
-        source=job("return make(\"{'best': (1, {2})}\")"),
-        sentence="step 'make' failed: the output of step 'make' cannot be encoded: a set at ['best'][1]; " + ACCEPTED,
+        source=job("return make(\"{'best': (1, slice(2))}\")"),
+        sentence="step 'make' failed: the output of step 'make' cannot be encoded: a slice at ['best'][1] "
+        f"(pass its start, stop and step); {ACCEPTED}",
         error=RunFailed,
         code=1,
     ),

@@ -54,7 +54,11 @@ def failed(pipeline: PipelineFunction[..., Any], step: str, error: str, **more: 
 
 
 TALK = f"ValueError: {CUT}"[: MESSAGE_CHARS_MAX - 1] + "…"
-ACCEPTED = "accepted are None, bool, int, float, str, bytes, list, tuple, NamedTuple and dict with string keys"
+ACCEPTED = (
+    "accepted are None, bool, int, float, complex, str, bytes, bytearray, list, tuple, dict, set, frozenset, range, "
+    "dates and times, Decimal, Fraction, UUID, enum members, NamedTuples, dataclasses, msgspec Structs and "
+    "numpy scalars"
+)
 
 CASES = [
     Case(

@@ -140,10 +140,10 @@ def test_a_large_graph_comes_back() -> None:
     ("graph", "sentence"),
     [
         (
-            Graph.of([Step(name="a", arguments={"x": [{1}]})], pipeline="p"),
-            "argument 'x' of step 'a' cannot be encoded: a set",
+            Graph.of([Step(name="a", arguments={"x": [slice(1)]})], pipeline="p"),
+            "argument 'x' of step 'a' cannot be encoded: a slice at [0]",
         ),
-        (Graph(pipeline="p", output={"x": 1j}), "the pipeline's output cannot be encoded: a complex at ['x']; "),
+        (Graph(pipeline="p", output={"x": ...}), "the pipeline's output cannot be encoded: an ellipsis at ['x']; "),
         (
             Graph(pipeline="p", parameters=(Parameter(name="x", default=object()),)),
             "the default of parameter 'x' cannot be encoded: an object; ",
