@@ -19,12 +19,14 @@ import keyword
 import sys
 import types
 import weakref
+from collections.abc import Sized
 from typing import Any, ClassVar, Final, NoReturn
 
 import msgpack
 
 from evpipe.errors import RemoteProtocolError, UsageError
 from evpipe.wire.extensions import DATACLASS, ENUM, NAMED_TUPLE, STRUCT
+from evpipe.wire.limits import CLASSES_MAX
 
 NAME_CHARS_MAX: Final = 512
 _HEAP_TYPE: Final = 1 << 9
@@ -119,6 +121,12 @@ def check_class_name(name: object) -> str:
     if isinstance(name, str) and 0 < len(name) <= NAME_CHARS_MAX and _is_name(last_part(name)):
         return name
     raise RemoteProtocolError(f"the name of a class that is none: {str(name)[:80]!r}")
+
+
+def check_class_count(known: Sized) -> None:
+    """Refuse a value that names too many."""
+    if len(known) >= CLASSES_MAX:
+        raise RemoteProtocolError(f"a value that names more than {CLASSES_MAX:,} classes")
 
 
 def last_part(name: str) -> str:

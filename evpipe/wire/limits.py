@@ -29,6 +29,9 @@ DEPTH_MAX: Final = 64
 #: Lists, maps and entries in one payload: a megabyte of empty lists would become 60 times that in memory.
 ITEMS_MAX: Final = 400_000
 
+#: Classes that one value may name: one that is not here takes 0.2 ms.
+CLASSES_MAX: Final = 2_000
+
 #: Characters of a traceback, and of an error message, that travel.
 TRACEBACK_CHARS_MAX: Final = 16_384
 MESSAGE_CHARS_MAX: Final = 4_096

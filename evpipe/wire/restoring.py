@@ -15,7 +15,7 @@ import msgpack
 
 from evpipe.errors import EncodingError, LimitExceeded, RemoteProtocolError
 from evpipe.wire import extensions
-from evpipe.wire.classes import EnumTwin, check_class_name, find_class, record_twin, static_attribute
+from evpipe.wire.classes import EnumTwin, check_class_count, check_class_name, find_class, record_twin, static_attribute
 from evpipe.wire.extensions import LEAVES, too_many_equal_hashes
 from evpipe.wire.limits import DEPTH_MAX, ITEMS_MAX
 from evpipe.wire.lowering import lowered
@@ -162,6 +162,7 @@ class _Restoring:
             raise RemoteProtocolError("a value whose fields and values do not fit")
         make = self._makers.get(key)
         if make is None:
+            check_class_count(self._makers)
             make = self._makers[key] = _maker(*key)
         return make(self.node(values, depth))
 

@@ -15,7 +15,7 @@ import msgpack
 
 from evpipe.core.bindings import OutputRef, ParameterRef
 from evpipe.errors import EncodingError, LimitExceeded, RemoteProtocolError
-from evpipe.wire.classes import class_name, find_class, layout_of, named_tuple_twin
+from evpipe.wire.classes import check_class_count, class_name, find_class, layout_of, named_tuple_twin
 from evpipe.wire.extensions import INT, LEAVES, NAMED_TUPLE, OUTPUT_REF, PARAMETER_REF, TUPLE, int_bytes
 from evpipe.wire.limits import DEPTH_MAX, ITEMS_MAX, VALUE_BYTES_MAX
 
@@ -232,6 +232,7 @@ def class_of_named_tuple(name: Any, fields: Any, known: NamedTuples) -> Any:
     key = (name, as_texts(fields))
     cls = known.get(key)
     if cls is None:
+        check_class_count(known)
         cls = known[key] = find_class(NAMED_TUPLE, *key) or named_tuple_twin(*key)
     return cls
 

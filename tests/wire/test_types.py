@@ -264,7 +264,13 @@ BAD: dict[str, bytes] = {
     "a key that is a dict": extension(5, [{}, 1]),
     "a key twice": extension(5, [1, 2, 1.0, 3]),
     "a set made to be slow": extension(
-        3, [msgpack.ExtType(6, ((2**61 - 1) << i).to_bytes(400)) for i in range(64, 3000)]
+        3, [msgpack.ExtType(6, extensions.int_bytes((2**61 - 1) << i)) for i in range(64, 3000)]
+    ),
+    "too many dataclasses": msgpack.packb(
+        [msgpack.ExtType(10, msgpack.packb([f"a:B{i}", [], []])) for i in range(2001)]
+    ),
+    "too many named tuples": msgpack.packb(
+        [msgpack.ExtType(2, msgpack.packb([f"a:B{i}", [], []])) for i in range(2001)]
     ),
     "a large int that is small": extension(6, b"\1"),
     "a large int that is too long": extension(6, bytes(3) + b"\1" + bytes(8)),
@@ -313,8 +319,12 @@ BAD: dict[str, bytes] = {
 
 @pytest.mark.parametrize("name", BAD)
 def test_bytes_that_are_no_value_are_refused(name: str) -> None:
-    with pytest.raises(RemoteProtocolError):
+    with pytest.raises(RemoteProtocolError) as caught:
         unpack(BAD[name])
+    if "too many" in name:
+        assert "more than 2,000 classes" in str(caught.value)
+    if "slow" in name:
+        assert "the same hash" in str(caught.value)
 
 
 @given(st.integers(0, 127), st.binary(max_size=60))
