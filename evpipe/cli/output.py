@@ -145,10 +145,11 @@ def is_plain(value: Any) -> bool:
     if isinstance(value, list):
         return all(is_plain(child) for child in value)
     if isinstance(value, dict):
-        return all(is_plain(child) for child in value.values())
-    if isinstance(value, float):
+        return all(type(key) is str and is_plain(child) for key, child in value.items())
+    if type(value) is float:
         return math.isfinite(value)
-    return value is None or isinstance(value, (bool, int, str))
+    # A member of an IntEnum or a scalar of numpy is more than JSON can say.
+    return value is None or type(value) in {bool, int, str}
 
 
 def json_text(value: Any) -> str:
