@@ -60,8 +60,6 @@ def packable(tree: Any, what: str) -> Any:
         EncodingError, LimitExceeded: as `pack`.
 
     """
-    from evpipe.wire.lowering import lowered
-
     if _well_formed(tree):
         try:
             pack_unchecked(tree)
@@ -69,6 +67,8 @@ def packable(tree: Any, what: str) -> Any:
             pass
         else:
             return tree
+    from evpipe.wire.lowering import lowered
+
     _pack_lowered(tree, what)
     return lowered(tree, what)
 

@@ -422,7 +422,7 @@ def test_numpy_scalars() -> None:
     scalars = [
         numpy.float64(1.5), numpy.float32("nan"), numpy.float16(1), numpy.int8(-1), numpy.uint64(2**64 - 1),
         numpy.bool_(True), numpy.complex64(1j), numpy.str_("a\0"), numpy.bytes_(b""), numpy.datetime64("NaT", "ns"),
-        numpy.datetime64("2026-01-01"), numpy.timedelta64(3, "s"), numpy.datetime64("NaT"),
+        numpy.datetime64("2026-01-01"), numpy.timedelta64(3, "s"),
     ]  # fmt: skip
     for scalar in scalars:
         found = unpack(pack([scalar], "v"))[0]

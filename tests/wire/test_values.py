@@ -127,7 +127,7 @@ REFUSED: list[tuple[Any, str, str]] = [
         f"a value of type {type(threading.Lock()).__module__}.lock",
         "it is of this process only: make it in the step",
     ),
-    (pathlib.PurePosixPath("a"), "a value of type pathlib.PurePosixPath", PATH),
+    (pathlib.PurePosixPath("a"), f"a value of type {pathlib.PurePosixPath.__module__}.PurePosixPath", PATH),
     (msgpack.ExtType(extensions.PARAMETER_REF, b"\xa1p"), "a value of type msgpack.ext.ExtType", ""),
     (msgpack.Timestamp(1, 2), "a value of type msgpack.ext.Timestamp", ""),
     (collections.OrderedDict(a=1), "a value of type collections.OrderedDict", "make it a plain one: dict(value)"),
