@@ -34,10 +34,11 @@ def write_dry_run(built: Built, *, as_json: bool, stream: TextIO | None = None) 
     if bundle is None:
         write_data("no code travels: all of it is installed", stream)
         return
-    size = sum(bundle.sizes.values())
-    files = _count(len(bundle.sizes), "file")
+    sizes = _sizes(bundle)
+    size = sum(sizes.values())
+    files = _count(len(sizes), "file")
     write_data(f"bundle {bundle.digest[:12]}: {files}, {size:,} bytes, {len(bundle.data):,} packed", stream)
-    for line in table_lines(("file", "bytes"), [(path, f"{n:,}") for path, n in sorted(bundle.sizes.items())], {}):
+    for line in table_lines(("file", "bytes"), [(path, f"{n:,}") for path, n in sizes.items()], {}):
         write_data(line, stream)
 
 
@@ -59,8 +60,15 @@ def _described(built: Built, bundle: Bundle | None) -> dict[str, Any]:
         ],
         "bundle": None
         if bundle is None
-        else {"digest": bundle.digest, "bytes": len(bundle.data), "files": dict(sorted(bundle.sizes.items()))},
+        else {"digest": bundle.digest, "bytes": len(bundle.data), "files": _sizes(bundle)},
     }
+
+
+def _sizes(bundle: Bundle) -> dict[str, int]:
+    """Give the bytes of each file, read as a worker reads it."""
+    from evpipe.wire.bundles import unpack_bundle
+
+    return {path: len(content) for path, content in sorted(unpack_bundle(bundle.data).items())}
 
 
 def _function(code: Any) -> str:
