@@ -15,9 +15,6 @@ class CodeNotFound(UsageError):
     """The function of a step cannot be found by its name in this process."""
 
 
-_found: dict[tuple[str, str], Callable[..., Any]] = {}
-
-
 def find_function(code: Mapping[str, Any]) -> Callable[..., Any]:
     """Give the function that `code` names.
 
@@ -33,10 +30,8 @@ def find_function(code: Mapping[str, Any]) -> Callable[..., Any]:
     if module == "__main__":
         # Every script is __main__ to itself: the name alone does not say which is meant.
         _check_main(name, str(code.get("file") or ""))
-    found = _found.get((module, name))
-    if found is None or module == "__main__":
-        found = _found[module, name] = _look_up(module, name)
-    return found
+    # Not remembered: a module may be loaded again meanwhile, as notebooks do.
+    return _look_up(module, name)
 
 
 def _look_up(module: str, name: str) -> Callable[..., Any]:

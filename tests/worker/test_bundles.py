@@ -18,7 +18,6 @@ import anyio
 import nats
 import pytest
 from nats.js.object_store import ObjectStore
-from structlog.testing import capture_logs
 
 from evpipe import Client, Controller, Worker, connect
 from evpipe.bus.embedded import EmbeddedServer
@@ -34,6 +33,7 @@ from evpipe.worker import bundles
 from evpipe.worker.bundles import KEPT_S, BundleStore
 from evpipe.worker.code import CodeNotFound
 from tests.e2e.helpers import until_async
+from tests.support.logs import captured_logs
 from tests.wire.test_bundles import HOSTILE, of_files
 from tests.worker.helpers import in_loop
 
@@ -200,7 +200,7 @@ def test_folder_that_is_none(cache: Path, monkeypatch: pytest.MonkeyPatch, tmp_p
         async with MemoryBus() as bus:
             found = await stored(bus, pack_bundle(FILES)[1])
             store = BundleStore(bus)
-            with capture_logs() as logs:
+            with captured_logs() as logs:
                 (place,) = (await store.source_of(found)).paths
             assert Path(place).parent.parent == tmp_path
             assert in_folder(Path(place)) == FILES
