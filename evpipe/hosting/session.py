@@ -11,6 +11,7 @@ from typing import Any, Final
 
 import anyio
 import anyio.from_thread
+import anyio.lowlevel
 import structlog
 from anyio.lowlevel import current_token
 
@@ -34,6 +35,9 @@ log = structlog.get_logger(__name__)
 PATIENCE_S: Final = 4.0
 #: The last lines of the steps may come after the news of the run's end.
 OUTPUT_WAIT_S: Final = 2.0
+#: So many lines are shown in so many seconds.
+SHOW_LINES_MAX: Final = 500
+SHOW_WINDOW_S: Final = 0.5
 #: After Ctrl-C the steps of an embedded run are given this long to end.
 CANCEL_WAIT_S: Final = 10.0
 
@@ -159,9 +163,22 @@ class Session:
                 task_group.cancel_scope.cancel()
 
     async def _show_output(self, handle: RunHandle[Any], shown: anyio.Event) -> None:
-        """Show what its steps write, as it comes."""
+        """Show what its steps write, as it comes; of a flood a part, so that there is time for everything else."""
+        window_at, count, skipped = anyio.current_time(), 0, 0
         async for entry in handle.logs():
+            if anyio.current_time() - window_at > SHOW_WINDOW_S:
+                if skipped:
+                    self._display.note(f"{skipped:,} lines of output are not shown; `evpipe runs logs` has them")
+                window_at, count, skipped = anyio.current_time(), 0, 0
+            if count >= SHOW_LINES_MAX:
+                skipped += 1
+                if skipped % SHOW_LINES_MAX == 0:
+                    await anyio.lowlevel.checkpoint()
+                continue
+            count += 1
             self._display.output(entry)
+        if skipped:
+            self._display.note(f"{skipped:,} lines of output are not shown; `evpipe runs logs` has them")
         shown.set()
 
     async def _wait(self, handle: RunHandle[Any]) -> Run:
