@@ -46,6 +46,8 @@ class Spawner:
                 for task in tasks:
                     task.cancel()
                 await asyncio.gather(*tasks, return_exceptions=True)
+                # Not left to their callbacks: of tasks that have ended, Python 3.12 gathers without a turn of the loop.
+                self._tasks.difference_update(tasks)
 
     def start_soon(self, function: Callable[..., Coroutine[Any, Any, None]], *args: Any) -> Callable[[], object]:
         """Start a task; gives what cancels it."""
