@@ -20,6 +20,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from enum import Enum
+from pathlib import Path
 from typing import Final, NamedTuple, Protocol, TypeAlias
 
 from evpipe.wire.subjects import Subjects
@@ -28,6 +29,8 @@ from evpipe.wire.subjects import Subjects
 ACK_WAIT_S: Final = 2.0
 #: After an outage everybody is given this long to connect again and say what they have to say.
 SETTLE_S: Final = 1.0
+#: How long a put into a full object store waits for room.
+FULL_S: Final = 60.0
 #: The server's default lets 1,000 launches be under way per consumer, and stalls there.
 ACK_PENDING_MAX: Final = 100_000
 
@@ -103,6 +106,18 @@ class Pull(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class LaneState:
+    """How much there is to do in one lane of the queue."""
+
+    queue: str
+    priority: int
+    #: Launches that nobody has taken yet.
+    waiting: int
+    #: Launches that were taken and have not been acked.
+    taken: int
+
+
+@dataclass(frozen=True, slots=True)
 class Entry:
     """One entry of a key-value bucket."""
 
@@ -134,8 +149,12 @@ class Bucket(Protocol):
 
     async def delete(self, key: str) -> None: ...
 
-    async def entries(self) -> list[Entry]:
-        """Give all entries, oldest write first."""
+    async def entries(self, under: str = "") -> list[Entry]:
+        """Give all entries, oldest write first.
+
+        Args:
+            under: only those whose key begins with these tokens ("hit.3f2a" gives "hit.3f2a.x", not "hit.3f2ab").
+        """
 
 
 class Telemetry(Protocol):
@@ -156,14 +175,70 @@ class Telemetry(Protocol):
         """As `Bus.follow`; records that made room for others before they were read are simply not there."""
 
 
+@dataclass(frozen=True, slots=True)
+class ObjectEntry:
+    """An object of the store, as its description says."""
+
+    digest: str
+    size_bytes: int
+    #: When it was stored, or last put again; the server's timestamp, seconds since 1970.
+    at_s: float
+    #: Revision of its description; changes with every put.
+    revision: int
+
+
 class Objects(Protocol):
-    """Large immutable things by their digest."""
+    """Large immutable things by their digest, the SHA-256 of their bytes in hex.
+
+    Who gives a file gets or reads it in memory that does not grow with its size. What is read is checked against its
+    digest, always. Where the store is full, a put waits for `FULL_S` and then raises.
+    """
 
     async def put(self, digest: str, data: bytes) -> None:
-        """Store `data` under its SHA-256; nothing happens if it is there."""
+        """Store `data` under its digest; where it is already, it only becomes young again (see `remove`).
+
+        Raises:
+            BusRefused: if the store is full and stays so.
+        """
+
+    async def put_file(self, digest: str, file: Path) -> None:
+        """As `put`, of the content of a file."""
 
     async def get(self, digest: str) -> bytes | None:
         """Give what is stored under a digest, checked against it; None if there is nothing (or it is damaged)."""
+
+    async def get_file(self, digest: str, file: Path) -> bool:
+        """Write what is stored under a digest to a new file.
+
+        Returns:
+            False if there is nothing, or it is damaged; then there is no file.
+        """
+
+    async def find(self, digest: str) -> ObjectEntry | None:
+        """Give what the store says of an object, without reading it; None if it is not there."""
+
+    async def intact(self, digest: str) -> bool:
+        """Read an object and say whether it is there and is what its digest says."""
+
+    async def remove(self, digest: str, *, revision: int | None = None) -> bool:
+        """Remove an object.
+
+        Args:
+            revision: only if its description has this one still: nobody has put it again since.
+
+        Returns:
+            Whether it was removed.
+        """
+
+    async def entries(self) -> list[ObjectEntry]:
+        """Give all objects of the store."""
+
+    async def remove_orphans(self, *, before_s: float) -> int:
+        """Remove the bytes of puts that never came to their end and began before a moment.
+
+        Returns:
+            How many messages were removed.
+        """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -247,6 +322,9 @@ class Bus(Protocol):
         """Remove all launches with a sequence below `before`."""
 
     # ---- the rest
+
+    async def lanes(self) -> list[LaneState]:
+        """Give every lane of the queue that launches were pulled from, by queue and priority."""
 
     def bucket(self, name: str) -> Bucket: ...
 
