@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+from evpipe.core.artifact import Artifact, Key
 from evpipe.errors import LimitExceeded, UsageError
 
 TREE_DEPTH_MAX = 64
@@ -20,7 +21,6 @@ TREE_CONTAINERS_MAX = 400_000
 LEAVES = frozenset({type(None), bool, int, float, str, bytes})
 
 Tree: TypeAlias = Any
-Key: TypeAlias = str | int
 
 
 class BindingError(UsageError):
@@ -117,13 +117,15 @@ def resolve(tree: Tree, outputs: Mapping[str, Any], parameters: Mapping[str, Any
 
 
 def select(value: Any, ref: OutputRef) -> Any:
-    """Take the part of a step's output that `ref.path` names.
+    """Take the part of a step's output that `ref.path` names; of an artifact, what stands for that part.
 
     Raises:
         BindingError: naming the reference and what the value does have.
 
     """
     for depth, key in enumerate(ref.path):
+        if isinstance(value, Artifact):
+            return value.part(ref.path[depth:])
         try:
             if isinstance(key, str) and isinstance(value, tuple) and key in getattr(value, "_fields", ()):
                 value = getattr(value, key)

@@ -11,7 +11,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from evpipe.core.bindings import Key, OutputRef, ParameterRef
+from evpipe.core.artifact import Key
+from evpipe.core.bindings import OutputRef, ParameterRef
 from evpipe.errors import NotKnownYet, UsageError
 from evpipe.sdk.shape import Shape, of_names
 

@@ -10,7 +10,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from evpipe.core.bindings import Key, ParameterRef
+from evpipe.core.artifact import Key
+from evpipe.core.bindings import ParameterRef
 from evpipe.errors import UsageError
 
 #: What a reference to a parameter starts with; no step of a `Pipeline` may have this name.

@@ -11,7 +11,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Unpack, get_args, get_origin, is_typeddict
 
-from evpipe.core.bindings import BindingError, Key
+from evpipe.core.artifact import Key
+from evpipe.core.bindings import BindingError
 from evpipe.core.names import nearest
 from evpipe.errors import UsageError
 from evpipe.sdk.annotations import class_namespace, evaluate, return_annotation

@@ -10,6 +10,7 @@ import hashlib
 from typing import Any
 
 from evpipe.errors import EncodingError
+from evpipe.wire.limits import ITEMS_MAX
 from evpipe.wire.lowering import lowered
 from evpipe.wire.values import pack_unchecked
 
@@ -17,19 +18,20 @@ from evpipe.wire.values import pack_unchecked
 _FORM = b"evpipe value 1\0"
 
 
-def value_digest(value: Any, what: str = "the value") -> str:
+def value_digest(value: Any, what: str = "the value", *, items_max: int = ITEMS_MAX) -> str:
     """Give the SHA-256 of the value's canonical form, in hex.
 
     Args:
         what: names the value in messages.
+        items_max: lists, maps and entries that it may have.
 
     Raises:
         EncodingError, LimitExceeded: as `values.pack`.
 
     """
     try:
-        data = pack_unchecked(lowered(value, what, canonical=True))
+        data = pack_unchecked(lowered(value, what, canonical=True, items_max=items_max))
     except (TypeError, ValueError, OverflowError, UnicodeError) as error:
-        lowered(value, what, checked=True)
+        lowered(value, what, checked=True, items_max=items_max)
         raise EncodingError(f"{what} cannot be encoded: {error}") from error
     return hashlib.sha256(_FORM + data).hexdigest()

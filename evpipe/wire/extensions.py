@@ -30,6 +30,8 @@ DATACLASS: Final = 10
 STRUCT: Final = 11
 #: [dtype, bytes]
 NUMPY: Final = 12
+#: A stored value: [kind, version, digest, size, bytes or nil, meta, content digest, length or nil, nested, path].
+ARTIFACT: Final = 13
 OUTPUT_REF: Final = 16
 PARAMETER_REF: Final = 17
 
@@ -41,6 +43,10 @@ EQUAL_HASHES_MAX: Final = 1_000
 ACCEPTED: Final = (
     "None, bool, int, float, complex, str, bytes, bytearray, list, tuple, dict, set, frozenset, range, dates and "
     "times, Decimal, Fraction, UUID, enum members, NamedTuples, dataclasses, msgspec Structs and numpy scalars"
+)
+ACCEPTED_STORED: Final = (
+    f"{ACCEPTED}, numpy arrays, pandas, Arrow, paths of files and folders, images, scikit-learn estimators, torch "
+    "tensors, boosters, and what has an @serializer"
 )
 
 

@@ -9,8 +9,19 @@ VERSION: Final = 1
 
 #: A nats-server takes 1 MiB by default, and closes the connection of a client that sends more (headers included).
 PAYLOAD_BYTES_MAX: Final = 900 * 1024
-#: What a step returns, encoded.
+#: A value in an event, encoded.
 VALUE_BYTES_MAX: Final = 512 * 1024
+#: What travels in events and launches; a larger value, or part of one, is stored as an artifact.
+INLINE_BYTES_MAX: Final = 64 * 1024
+#: What of a value that is too large for an event stays in it all the same: parts up to this size.
+PART_BYTES_MAX: Final = 4 * 1024
+#: Parts of a value that are looked at one by one; a longer list is stored whole.
+PARTS_MAX: Final = 1_000
+#: A value of the protocol that is stored: its bytes, and the lists, maps and entries in it.
+LARGE_VALUE_BYTES_MAX: Final = 1024**3
+LARGE_ITEMS_MAX: Final = 20_000_000
+#: What a serializer says of an artifact beside its bytes.
+ARTIFACT_META_BYTES_MAX: Final = 16 * 1024
 #: The argument tree of one launch, encoded.
 ARGUMENTS_BYTES_MAX: Final = 512 * 1024
 #: The parameters of a run, encoded.

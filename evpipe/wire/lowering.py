@@ -15,13 +15,24 @@ from typing import Any, Final
 
 import msgpack
 
+from evpipe.core.artifact import Artifact
 from evpipe.core.bindings import OutputRef, ParameterRef
 from evpipe.errors import EncodingError, LimitExceeded
 from evpipe.wire import classes, extensions
+from evpipe.wire.artifacts import ArtifactWriter, artifact_form, canonical_form
 from evpipe.wire.classes import EnumTwin, NumpyTwin, Twin, class_name, layout_of
-from evpipe.wire.extensions import ACCEPTED, EQUAL_HASHES_MAX, LEAVES, Refused, named, too_many_equal_hashes
+from evpipe.wire.extensions import (
+    ACCEPTED,
+    ACCEPTED_STORED,
+    EQUAL_HASHES_MAX,
+    LEAVES,
+    Refused,
+    named,
+    too_many_equal_hashes,
+)
 from evpipe.wire.limits import DEPTH_MAX, ITEMS_MAX
 from evpipe.wire.numpy_scalars import is_numpy_scalar, numpy_form, without_payload
+from evpipe.wire.serializers.registry import is_registered
 from evpipe.wire.standard import STANDARD_TYPES, standard_form
 from evpipe.wire.values import pack_unchecked
 
@@ -29,36 +40,52 @@ from evpipe.wire.values import pack_unchecked
 _MAY_BE_NAN: Final = (float, complex)
 
 
-def lowered(tree: Any, what: str, *, checked: bool = False, canonical: bool = False) -> Any:
+def lowered(
+    tree: Any,
+    what: str,
+    *,
+    checked: bool = False,
+    canonical: bool = False,
+    writer: ArtifactWriter | None = None,
+    items_max: int = ITEMS_MAX,
+) -> Any:
     """Give a tree that msgpack packs.
 
     Args:
         what: names the value in messages.
         checked: whether texts are looked at, too: msgpack refuses those with lone surrogates by itself.
         canonical: whether values that are equal give the same tree: keys in order, NaN without its payload.
+        writer: stores what has a serializer; None: that is refused.
+        items_max: lists, maps and entries that it may have.
 
     Raises:
         EncodingError: for a value of a type that has no encoding; says where in the value it is.
-        LimitExceeded: if it is nested deeper than `DEPTH_MAX`, or has more than `ITEMS_MAX` items.
+        LimitExceeded: if it is nested deeper than `DEPTH_MAX`, or has more than `items_max` items.
 
     """
     try:
-        return Lowering(what, checked=checked, canonical=canonical).node(tree, 0)
+        lowering = Lowering(what, checked=checked, canonical=canonical, writer=writer, items_max=items_max)
+        return lowering.node(tree, 0)
     except Refused as refused:
         path = "".join(reversed(refused.path))
         where = f" at {path}" if path else ""
         hint = f" ({refused.hint})" if refused.hint else ""
+        accepted = ACCEPTED if writer is None else ACCEPTED_STORED
         raise EncodingError(
-            f"{what} cannot be encoded: {refused.problem}{where}{hint}; accepted are {ACCEPTED}", path=path
+            f"{what} cannot be encoded: {refused.problem}{where}{hint}; accepted are {accepted}", path=path
         ) from None
 
 
 class Lowering:
     """One pass over one value."""
 
-    def __init__(self, what: str, *, checked: bool = False, canonical: bool = False) -> None:
+    def __init__(
+        self, what: str, *, checked: bool, canonical: bool, writer: ArtifactWriter | None, items_max: int
+    ) -> None:
         self._what = what
         self._canonical = canonical
+        self._writer = writer
+        self._items_max = items_max
         #: What needs no second look: a text may have to be checked, and a float to become the usual NaN.
         self._leaves = LEAVES - {str} if checked else LEAVES - {float} if canonical else LEAVES
         self._containers = 0
@@ -89,9 +116,12 @@ class Lowering:
                 allowed=DEPTH_MAX,
             )
         found = max(length, self._containers)
-        if found > ITEMS_MAX:
+        if found > self._items_max:
             raise LimitExceeded(
-                f"{self._what} has more than {ITEMS_MAX:,} items", limit="ITEMS_MAX", found=found, allowed=ITEMS_MAX
+                f"{self._what} has more than {self._items_max:,} items",
+                limit="ITEMS_MAX",
+                found=found,
+                allowed=self._items_max,
             )
 
     def _items(self, node: Iterable[Any], length: int, depth: int) -> list[Any]:
@@ -194,6 +224,10 @@ class Lowering:
             form = [_checked_text(part) for part in numpy_form(node)]
             return self._extension(extensions.NUMPY, without_payload(form) if self._canonical else form)
         layout = layout_of(cls)
+        if self._writer is not None and (layout is None or layout.problem or is_registered(cls)):
+            stored = self._writer.write(node)
+            if stored is not None:
+                return self._artifact(stored, depth)
         if layout is None:
             from evpipe.wire.refusals import hint_for
 
@@ -236,6 +270,9 @@ class Lowering:
     def _reference(self, node: OutputRef | ParameterRef, depth: int) -> Any:
         return node
 
+    def _artifact(self, node: Artifact, depth: int) -> Any:
+        return self._extension(extensions.ARTIFACT, (canonical_form if self._canonical else artifact_form)(node))
+
     # ---- bytes
 
     def _extension(self, code: int, content: list[Any]) -> Any:
@@ -262,6 +299,7 @@ _LOWER: Final[dict[type, Callable[[Lowering, Any, int], Any]]] = {
     bytearray: Lowering._bytearray,
     OutputRef: Lowering._reference,
     ParameterRef: Lowering._reference,
+    Artifact: Lowering._artifact,
     **dict.fromkeys(STANDARD_TYPES, Lowering._standard),
 }
 

@@ -15,16 +15,17 @@ import msgpack
 
 from evpipe.errors import EncodingError, LimitExceeded, RemoteProtocolError
 from evpipe.wire import extensions
+from evpipe.wire.artifacts import ArtifactReader, artifact_of
 from evpipe.wire.classes import EnumTwin, check_class_count, check_class_name, find_class, record_twin, static_attribute
 from evpipe.wire.extensions import LEAVES, too_many_equal_hashes
-from evpipe.wire.limits import DEPTH_MAX, ITEMS_MAX
+from evpipe.wire.limits import DEPTH_MAX
 from evpipe.wire.lowering import lowered
 from evpipe.wire.numpy_scalars import numpy_form, numpy_value
 from evpipe.wire.standard import standard_form, standard_value
 from evpipe.wire.values import (
     NOT_A_VALUE,
     WRAPPER_DEPTH_MAX,
-    NamedTuples,
+    Decoding,
     as_list,
     as_texts,
     big_int,
@@ -34,20 +35,23 @@ from evpipe.wire.values import (
 )
 
 
-def restored(data: bytes, items_max: int = ITEMS_MAX) -> Any:
+def restored(data: bytes, decoding: Decoding, reader: ArtifactReader | None = None) -> Any:
     """Decode a value of any type.
+
+    Args:
+        reader: gives the values of artifacts; None: they stay artifacts.
 
     Raises:
         RemoteProtocolError: if the bytes are not one, or go over a limit.
 
     """
     try:
-        return _Restoring().node(_load(data, items_max), 0)
+        return _Restoring(decoding, reader).node(_load(data, decoding.items_max), 0)
     except RecursionError as error:
         raise RemoteProtocolError(f"{NOT_A_VALUE}: {error}") from error
 
 
-def _load(data: bytes, items_max: int = ITEMS_MAX) -> Any:
+def _load(data: bytes, items_max: int) -> Any:
     try:
         return msgpack.unpackb(data, strict_map_key=True, max_array_len=items_max, max_map_len=items_max)
     except (ValueError, TypeError, RecursionError, msgpack.exceptions.UnpackException, OverflowError) as error:
@@ -57,9 +61,12 @@ def _load(data: bytes, items_max: int = ITEMS_MAX) -> Any:
 class _Restoring:
     """One pass over one value."""
 
-    def __init__(self) -> None:
+    def __init__(self, decoding: Decoding, reader: ArtifactReader | None) -> None:
+        self._reader = reader
+        self._artifacts = decoding.artifacts
+        self._items_max = decoding.items_max
         #: Classes are looked up once per value.
-        self._named_tuples: NamedTuples = {}
+        self._named_tuples = decoding.named_tuples
         self._makers: dict[tuple[int, str, tuple[str, ...]], Callable[[list[Any]], Any]] = {}
         self._members: dict[bytes, Any] = {}
 
@@ -93,7 +100,7 @@ class _Restoring:
 
     def _items(self, data: bytes, depth: int) -> list[Any]:
         _enter(depth)  # before what is in it is read: a level takes memory
-        found: list[Any] = self.node(as_list(_load(data)), depth)
+        found: list[Any] = self.node(as_list(self._load(data)), depth)
         return found
 
     def _tuple(self, data: bytes, depth: int) -> Any:
@@ -111,6 +118,18 @@ class _Restoring:
             raise RemoteProtocolError("a dict with a key that has no value")
         return _hashed(parts[::2], lambda keys: dict(zip(keys, parts[1::2], strict=True)))
 
+    def _artifact(self, data: bytes, depth: int) -> Any:
+        artifact = artifact_of(self.node(self._load(data), depth))
+        if self._artifacts is not None:
+            self._artifacts.append(artifact)
+        return artifact if self._reader is None else self._reader.read(artifact)
+
+    def _reference(self, code: int, data: bytes) -> Any:
+        return reference(code, self._load(data))
+
+    def _load(self, data: bytes) -> Any:
+        return _load(data, self._items_max)
+
     def _int(self, data: bytes, depth: int) -> Any:
         return big_int(data)
 
@@ -118,7 +137,7 @@ class _Restoring:
         return bytearray(data)
 
     def _standard(self, data: bytes, depth: int) -> Any:
-        name, *parts = as_list(_load(data)) or [None]
+        name, *parts = as_list(self._load(data)) or [None]
         parts = [_part(part) for part in parts]
         if not isinstance(name, str):
             raise RemoteProtocolError("a value of a type without a name")
@@ -134,7 +153,7 @@ class _Restoring:
         return value
 
     def _numpy(self, data: bytes, depth: int) -> Any:
-        dtype, content = as_list(_load(data), 2)
+        dtype, content = as_list(self._load(data), 2)
         try:
             value = numpy_value(dtype, content)
             same = pack_unchecked(numpy_form(value)) == data
@@ -148,7 +167,7 @@ class _Restoring:
 
     def _named_tuple(self, data: bytes, depth: int) -> Any:
         _enter(depth)
-        name, fields, values = as_list(_load(data), 3)
+        name, fields, values = as_list(self._load(data), 3)
         cls = class_of_named_tuple(name, fields, self._named_tuples)
         if len(as_list(values)) != len(fields):
             raise RemoteProtocolError("a named tuple whose fields and values do not fit")
@@ -156,7 +175,7 @@ class _Restoring:
 
     def _record(self, code: int, data: bytes, depth: int) -> Any:
         _enter(depth)
-        name, fields, values = as_list(_load(data), 3)
+        name, fields, values = as_list(self._load(data), 3)
         key = (code, check_class_name(name), as_texts(fields))
         if len(as_list(values)) != len(fields):
             raise RemoteProtocolError("a value whose fields and values do not fit")
@@ -178,7 +197,7 @@ class _Restoring:
         return self._members[data]
 
     def _member(self, data: bytes, depth: int) -> Any:
-        type_name, name, *value = _at_least_two(as_list(_load(data)))
+        type_name, name, *value = _at_least_two(as_list(self._load(data)))
         type_name = check_class_name(type_name)
         if len(value) > 1 or not (isinstance(name, str) or (name is None and value and type(value[0]) is int)):
             raise RemoteProtocolError("a member of an enum that is none")
@@ -208,8 +227,9 @@ _RESTORE: Final[dict[int, Callable[[_Restoring, bytes, int], Any]]] = {
     extensions.DATACLASS: _Restoring._dataclass,
     extensions.STRUCT: _Restoring._struct,
     extensions.NUMPY: _Restoring._numpy,
-    extensions.OUTPUT_REF: lambda _, data, depth: reference(extensions.OUTPUT_REF, _load(data)),
-    extensions.PARAMETER_REF: lambda _, data, depth: reference(extensions.PARAMETER_REF, _load(data)),
+    extensions.ARTIFACT: _Restoring._artifact,
+    extensions.OUTPUT_REF: lambda self, data, depth: self._reference(extensions.OUTPUT_REF, data),
+    extensions.PARAMETER_REF: lambda self, data, depth: self._reference(extensions.PARAMETER_REF, data),
 }
 
 

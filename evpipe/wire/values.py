@@ -13,16 +13,18 @@ from typing import Any, Final, TypeAlias
 
 import msgpack
 
+from evpipe.core.artifact import Artifact
 from evpipe.core.bindings import OutputRef, ParameterRef
 from evpipe.errors import EncodingError, LimitExceeded, RemoteProtocolError
+from evpipe.wire.artifacts import ArtifactReader, ArtifactWriter, artifact_form, artifact_of
 from evpipe.wire.classes import check_class_count, class_name, find_class, layout_of, named_tuple_twin
-from evpipe.wire.extensions import INT, LEAVES, NAMED_TUPLE, OUTPUT_REF, PARAMETER_REF, TUPLE, int_bytes
+from evpipe.wire.extensions import ARTIFACT, INT, LEAVES, NAMED_TUPLE, OUTPUT_REF, PARAMETER_REF, TUPLE, int_bytes
 from evpipe.wire.limits import DEPTH_MAX, ITEMS_MAX, VALUE_BYTES_MAX
 
 _INT_MIN, _INT_MAX = -(2**63), 2**64 - 1
 #: What msgpack packs by itself and gives back as something else, or lets a value smuggle in.
 _FOREIGN: Final = frozenset({bytearray, memoryview, msgpack.ExtType, msgpack.Timestamp})
-_REFERENCES: Final = frozenset({OutputRef, ParameterRef})
+_REFERENCES: Final = frozenset({OutputRef, ParameterRef, Artifact})
 #: Levels that a payload may have around the deepest value in it.
 WRAPPER_DEPTH_MAX: Final = 8
 #: Classes of NamedTuples, looked up once per value.
@@ -34,79 +36,112 @@ class _NotPlain(Exception):
     """A type is inside that is restored node by node."""
 
 
-def pack(tree: Any, what: str) -> bytes:
+class Decoding:
+    """What one decoding knows and notes."""
+
+    __slots__ = ("artifacts", "items_max", "named_tuples")
+
+    def __init__(self, items_max: int, artifacts: list[Artifact] | None) -> None:
+        self.items_max = items_max
+        #: Classes of NamedTuples that were met.
+        self.named_tuples: NamedTuples = {}
+        #: Takes the artifacts that were met, in order; None: nobody asks.
+        self.artifacts = artifacts
+
+
+def pack(tree: Any, what: str, writer: ArtifactWriter | None = None, *, items_max: int = ITEMS_MAX) -> bytes:
     """Encode a value or an argument tree.
 
     Args:
         what: names the value in messages ("the output of step 'train'").
+        writer: stores what has a serializer; None: that is refused.
+        items_max: lists, maps and entries that the value may have.
 
     Raises:
         EncodingError: for a value of a type that has no encoding; says where in the value it is.
         LimitExceeded: if it is nested deeper than `DEPTH_MAX`.
 
     """
-    if _well_formed(tree):
+    data = pack_plain(tree, items_max=items_max)
+    return _pack_lowered(tree, what, writer, items_max) if data is None else data
+
+
+def pack_plain(tree: Any, *, items_max: int = ITEMS_MAX) -> bytes | None:
+    """Encode a value that C packs in one pass; None if it is none."""
+    if _well_formed(tree, containers_max=items_max, items_max=items_max):
         try:
             return pack_unchecked(tree)
         except (TypeError, ValueError, OverflowError, UnicodeError):
             pass  # a subclass of a list, a tuple or a dict, or a text with a lone surrogate
-    return _pack_lowered(tree, what)
+    return None
 
 
-def packable(tree: Any, what: str) -> Any:
+def packable(tree: Any, what: str, writer: ArtifactWriter | None = None) -> Any:
     """Give the tree as `pack_unchecked` takes it inside of a larger one: itself, if that is plain.
 
     Raises:
         EncodingError, LimitExceeded: as `pack`.
 
     """
-    if _well_formed(tree):
-        try:
-            pack_unchecked(tree)
-        except (TypeError, ValueError, OverflowError, UnicodeError):
-            pass
-        else:
-            return tree
+    if pack_plain(tree) is not None:
+        return tree
     from evpipe.wire.lowering import lowered
 
-    _pack_lowered(tree, what)
-    return lowered(tree, what)
+    if writer is None:
+        _pack_lowered(tree, what, None, ITEMS_MAX)
+    return lowered(tree, what, writer=writer)
 
 
-def _pack_lowered(tree: Any, what: str) -> bytes:
+def _pack_lowered(tree: Any, what: str, writer: ArtifactWriter | None, items_max: int) -> bytes:
     from evpipe.wire.lowering import lowered
 
     try:
-        return pack_unchecked(lowered(tree, what))
+        return pack_unchecked(lowered(tree, what, writer=writer, items_max=items_max))
     except (TypeError, ValueError, OverflowError, UnicodeError) as error:
-        lowered(tree, what, checked=True)
+        lowered(tree, what, checked=True, writer=writer, items_max=items_max)
         raise EncodingError(f"{what} cannot be encoded: {error}") from error
 
 
-def unpack(data: bytes, *, items_max: int = ITEMS_MAX) -> Any:
+def unpack(
+    data: bytes,
+    *,
+    items_max: int = ITEMS_MAX,
+    reader: ArtifactReader | None = None,
+    artifacts: list[Artifact] | None = None,
+) -> Any:
     """Decode what `pack` made.
 
     Args:
         items_max: entries that one list or map may have.
+        reader: gives the values of artifacts; None: they stay artifacts.
+        artifacts: takes those that were met, in order.
 
     Raises:
         RemoteProtocolError: if the bytes are not such a value or go over a limit.
 
     """
+    met: list[Artifact] = [] if artifacts is None else artifacts
+    decoding = Decoding(items_max, met)
     try:
-        found = _unpack(data, items_max, 0, {})
+        found = _unpack(data, decoding, 0)
     except _NotPlain:
         from evpipe.wire.restoring import restored
 
-        return restored(data, items_max)
-    if not _well_formed(found, DEPTH_MAX + WRAPPER_DEPTH_MAX, containers_max=len(data)):
+        met.clear()
+        return restored(data, decoding, reader)
+    if met and reader is not None:
+        from evpipe.wire.restoring import restored
+
+        met.clear()
+        return restored(data, decoding, reader)
+    if not _well_formed(found, DEPTH_MAX + WRAPPER_DEPTH_MAX, containers_max=len(data), items_max=len(data)):
         raise RemoteProtocolError(
             f"{NOT_A_VALUE}: nested too deep, a key that is not text or a type of another protocol"
         )
     return found
 
 
-def _unpack(data: bytes, items_max: int, depth: int, known: NamedTuples) -> Any:
+def _unpack(data: bytes, decoding: Decoding, depth: int) -> Any:
     if depth > DEPTH_MAX + 1:
         # Every level takes 50 KB of the C stack: a few hundred would kill the process.
         raise RemoteProtocolError(f"{NOT_A_VALUE}: nested deeper than {DEPTH_MAX} levels")
@@ -114,9 +149,9 @@ def _unpack(data: bytes, items_max: int, depth: int, known: NamedTuples) -> Any:
         return msgpack.unpackb(
             data,
             strict_map_key=True,
-            ext_hook=lambda code, inner: _restore(code, inner, depth + 1, known),
-            max_array_len=items_max,
-            max_map_len=items_max,
+            ext_hook=lambda code, inner: _restore(code, inner, depth + 1, decoding),
+            max_array_len=decoding.items_max,
+            max_map_len=decoding.items_max,
         )
     except (RemoteProtocolError, _NotPlain):
         raise
@@ -155,7 +190,9 @@ def pack_unchecked(tree: Any) -> bytes:
     return packed
 
 
-def _well_formed(tree: Any, depth_max: int = DEPTH_MAX, containers_max: int = ITEMS_MAX) -> bool:
+def _well_formed(
+    tree: Any, depth_max: int = DEPTH_MAX, containers_max: int = ITEMS_MAX, items_max: int = ITEMS_MAX
+) -> bool:
     """Check, level by level, what msgpack does not: depth, length, that keys are strings, no types of its own."""
     level = [] if type(tree) in LEAVES else [tree]
     containers = depth = 0
@@ -173,7 +210,7 @@ def _well_formed(tree: Any, depth_max: int = DEPTH_MAX, containers_max: int = IT
                     continue
                 return False
             nested = True
-            if len(node) > ITEMS_MAX:
+            if len(node) > items_max:
                 return False
             children: Iterable[Any] = node
             if isinstance(node, dict):
@@ -200,6 +237,8 @@ def _extension(node: Any) -> msgpack.ExtType:
         return msgpack.ExtType(PARAMETER_REF, msgpack.packb(node.name))
     if cls is int:
         return msgpack.ExtType(INT, int_bytes(node))
+    if cls is Artifact:
+        return msgpack.ExtType(ARTIFACT, pack_unchecked(artifact_form(node)))
     if isinstance(node, tuple):
         layout = layout_of(cls)
         if layout is not None and layout.code == NAMED_TUPLE:
@@ -207,17 +246,22 @@ def _extension(node: Any) -> msgpack.ExtType:
     raise TypeError(cls.__name__)
 
 
-def _restore(code: int, data: bytes, depth: int, known: NamedTuples) -> Any:
+def _restore(code: int, data: bytes, depth: int, decoding: Decoding) -> Any:
     if code == TUPLE:
-        return tuple(as_list(_unpack(data, ITEMS_MAX, depth, known)))
+        return tuple(as_list(_unpack(data, decoding, depth)))
     if code == NAMED_TUPLE:
-        name, fields, values = as_list(_unpack(data, ITEMS_MAX, depth, known), 3)
-        cls = class_of_named_tuple(name, fields, known)
+        name, fields, values = as_list(_unpack(data, decoding, depth), 3)
+        cls = class_of_named_tuple(name, fields, decoding.named_tuples)
         if len(as_list(values)) != len(fields):
             raise RemoteProtocolError("a named tuple whose fields and values do not fit")
         return tuple.__new__(cls, values)
     if code in {OUTPUT_REF, PARAMETER_REF}:
-        return reference(code, _unpack(data, ITEMS_MAX, depth, known))
+        return reference(code, _unpack(data, decoding, depth))
+    if code == ARTIFACT:
+        artifact = artifact_of(_unpack(data, decoding, depth))
+        if decoding.artifacts is not None:
+            decoding.artifacts.append(artifact)
+        return artifact
     if code == INT:
         return big_int(data)
     if 0 <= code < OUTPUT_REF:

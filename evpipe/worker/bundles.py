@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import os
-import secrets
 import shutil
-import sys
-import tempfile
 import time
 from collections.abc import Mapping
 from contextlib import suppress
@@ -19,6 +16,7 @@ import structlog
 
 from evpipe.bus.protocol import Bus
 from evpipe.client.bundle import KIND
+from evpipe.client.cache_folder import cache_folder, draft_in
 from evpipe.client.source import Source
 from evpipe.errors import RemoteProtocolError
 from evpipe.wire.bundles import unpack_bundle
@@ -92,24 +90,10 @@ def _is_below(inside: str) -> bool:
 
 
 def _bundles_folder() -> Path:
-    """Make the folder of this user's bundles; where that cannot be, one for this worker alone."""
-    if sys.platform == "darwin":
-        base = Path("~/Library/Caches").expanduser()
-    else:
-        given = os.environ.get("XDG_CACHE_HOME", "")
-        base = Path(given) if Path(given).is_absolute() else Path("~/.cache").expanduser()
-    folder = base / "evpipe" / "bundles"
-    try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if folder.stat().st_uid != os.getuid():
-            raise PermissionError(f"{folder} belongs to another user")
+    """Make the folder of this user's bundles, and remove those that nobody needs any more."""
+    folder = cache_folder("bundles")
+    with suppress(OSError):
         _remove_old(folder)
-        probe = _draft(folder)
-        probe.touch()
-        probe.unlink()
-    except (OSError, RuntimeError) as error:
-        folder = Path(tempfile.mkdtemp(prefix="evpipe-bundles-"))
-        log.warning("no_cache_folder", error=str(error), instead=str(folder))
     return folder
 
 
@@ -119,7 +103,7 @@ def _remove_old(folder: Path) -> None:
         with suppress(OSError):
             if found.stat().st_mtime < before:
                 # In one step, as it came: another worker finds all of it or nothing.
-                gone = found.rename(_draft(folder))
+                gone = found.rename(draft_in(folder))
                 _make_writable(gone)
                 shutil.rmtree(gone)
 
@@ -136,7 +120,7 @@ def _touch(folder: Path) -> bool:
 def _write(folder: Path, files: Mapping[str, bytes]) -> None:
     """Write a bundle's files beside its place and move them there in one step; nobody may change them afterwards."""
     # By the paths that `unpack_bundle` has checked, into a folder that nobody else has.
-    draft = _draft(folder.parent)
+    draft = draft_in(folder.parent)
     draft.mkdir(mode=0o700)
     try:
         for inside, content in files.items():
@@ -164,7 +148,3 @@ def _make_writable(folder: Path) -> None:
         for found in folder.iterdir():
             if found.is_dir() and not found.is_symlink():
                 _make_writable(found)
-
-
-def _draft(folder: Path) -> Path:
-    return folder / f".{secrets.token_hex(8)}"

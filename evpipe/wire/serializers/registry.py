@@ -133,6 +133,11 @@ def register_serializer(cls: type, serializer: Serializer) -> None:
     _by_class[cls] = _by_name[serializer.name] = serializer
 
 
+def is_registered(cls: type) -> bool:
+    """Say whether a user gave a serializer for exactly this class: it counts before any other encoding."""
+    return cls in _by_class
+
+
 def serializer_of(value: Any) -> Serializer | None:
     """Give what writes a value; None if nothing does."""
     for cls in type(value).__mro__:

@@ -1,0 +1,43 @@
+"""Folders of this user's cache: what is in them can be had again, and may be cleared away at any time."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import sys
+import tempfile
+from pathlib import Path
+
+import structlog
+
+log = structlog.get_logger(__name__)
+
+
+def cache_folder(name: str) -> Path:
+    """Make a folder of this user's cache; where that cannot be, one for this process alone.
+
+    Args:
+        name: of the folder, below that of this package.
+    """
+    if sys.platform == "darwin":
+        base = Path("~/Library/Caches").expanduser()
+    else:
+        given = os.environ.get("XDG_CACHE_HOME", "")
+        base = Path(given) if Path(given).is_absolute() else Path("~/.cache").expanduser()
+    folder = base / "evpipe" / name
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if folder.stat().st_uid != os.getuid():
+            raise PermissionError(f"{folder} belongs to another user")
+        probe = draft_in(folder)
+        probe.touch()
+        probe.unlink()
+    except (OSError, RuntimeError) as error:
+        folder = Path(tempfile.mkdtemp(prefix=f"evpipe-{name}-"))
+        log.warning("no_cache_folder", error=str(error), instead=str(folder))
+    return folder
+
+
+def draft_in(folder: Path) -> Path:
+    """Name a new file or folder there that nobody else takes for a finished one."""
+    return folder / f".{secrets.token_hex(8)}"
