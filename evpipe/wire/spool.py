@@ -13,7 +13,7 @@ import io
 import secrets
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO, Final
+from typing import Any, BinaryIO, Final, cast
 
 from evpipe.core.artifact import Artifact
 from evpipe.core.bindings import BindingError, OutputRef, select
@@ -82,7 +82,7 @@ class Spool:
     def _write(self, value: Any, serializer: Serializer) -> Artifact:
         with _Draft(self._folder) as draft:
             try:
-                meta = serializer.write(value, draft) or {}
+                meta = serializer.write(value, cast("BinaryIO", draft)) or {}
                 check_meta(meta, len(pack(dict(meta), "its meta")))
             except Refused:
                 raise
@@ -180,8 +180,8 @@ class Shelf:
             return self._read_value(artifact, stored)
         if artifact.kind == "pickle" and not self._pickles:
             raise ArtifactUnreadable(
-                "the artifact is a pickle, which can run any code when it is read: this is for steps with pickle=True on "
-                "workers with --allow-pickle only"
+                "the artifact is a pickle, which can run any code when it is read: this is for steps with pickle=True "
+                "on workers with --allow-pickle only"
             )
         serializer = serializer_named(artifact.kind, artifact.version)
         try:
