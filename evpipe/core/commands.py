@@ -22,7 +22,11 @@ from evpipe.core.events import Decision
 
 @dataclass(frozen=True, slots=True)
 class Launch:
-    """Publish an attempt to the step's queue."""
+    """Publish an attempt to the step's queue; of a step that is cached, after a look into the cache.
+
+    What the cache says is no function of the log: a hit counts when `StepCached` is in it. A miss needs no event, for
+    whoever looks again finds the marker of this very step, and launches it (or finds its result, which is as good).
+    """
 
     step: str
     attempt: int

@@ -89,6 +89,30 @@ class StepSucceeded:  # worker
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Origin:
+    """The attempt whose result the cache gave."""
+
+    pipeline: str
+    run: str
+    step: str
+    #: When it was recorded, by the bus's clock.
+    at_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepCached:  # controller
+    """The cache has the result of a step with the same fingerprint; an attempt that runs is superseded."""
+
+    at_s: float = 0.0
+    step: str
+    #: The attempt that would have been launched.
+    attempt: int
+    value: Any = None
+    fingerprint: str = ""
+    origin: Origin
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StepFailed:  # worker; controller, where a step cannot be launched at all
     at_s: float = 0.0
     step: str
@@ -133,6 +157,7 @@ Event: TypeAlias = (
     | Finished
     | StepStarted
     | StepSucceeded
+    | StepCached
     | StepFailed
     | StepRetried
     | StepSkipped
@@ -140,4 +165,6 @@ Event: TypeAlias = (
 )
 
 #: The events that a controller decides on.
-Decision: TypeAlias = CancelRequested | Due | Finished | StepFailed | StepRetried | StepSkipped | StepCancelled
+Decision: TypeAlias = (
+    CancelRequested | Due | Finished | StepCached | StepFailed | StepRetried | StepSkipped | StepCancelled
+)

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from evpipe.core.bindings import LEAVES, OutputRef, ParameterRef, Tree, references
+from evpipe.core.fingerprint import CachePolicy
 from evpipe.core.names import check_name, nearest
 from evpipe.core.parameters import Parameter, check_parameter_names
 from evpipe.core.retry import NO_RETRIES, RetryPolicy
@@ -43,6 +44,10 @@ class Step:
     #: Seconds that one attempt may run; None: no limit.
     timeout_s: float | None = None
     on_failure: OnFailure = OnFailure.FAIL
+    #: None: it is not cached.
+    cache: CachePolicy | None = None
+    #: Whether its arguments and its output may be pickles.
+    pickle: bool = False
     description: str = ""
 
 
@@ -122,6 +127,8 @@ class Graph:
             raise UsageError(f"{where}: executor must be one of {', '.join(EXECUTORS)}, not {step.executor!r}")
         if step.timeout_s is not None:
             check_seconds(f"{where}: timeout_s", step.timeout_s)
+        if step.cache is not None:
+            check_seconds(f"{where}: cache: ttl_s", step.cache.ttl_s)
         above: dict[str, None] = {}
         for ref in self._check_references(where, step.arguments, parameters):
             above[ref.step] = None

@@ -25,6 +25,8 @@ from evpipe.core.events import (
     Event,
     Failure,
     Finished,
+    Origin,
+    StepCached,
     StepCancelled,
     StepFailed,
     StepRetried,
@@ -75,6 +77,8 @@ class StepState:
     reason: Reason | None = None
     message: str = ""
     failure: Failure | None = None
+    #: Whose result it has, if the cache gave it.
+    cached_from: Origin | None = None
 
     @property
     def ended(self) -> bool:
@@ -190,6 +194,8 @@ class Run:
                 return self._succeeded(event)
             case StepStarted():
                 return self._started(event)
+            case StepCached():
+                return self._cached(event)
             case StepFailed():
                 return self._failed(event)
             case StepRetried():
@@ -230,6 +236,20 @@ class Run:
             state.started_at_s = event.started_at_s
         self.outputs[event.step] = event.value
         return self._ended(event.step, state, releases=True)
+
+    def _cached(self, event: StepCached) -> Commands:
+        if event.step in self.steps and self._step(event.step).cache is None:
+            return (Quarantine(f"step {event.step!r} is not one that is cached"),)
+        state, problem = self._current(event)
+        if state is None:
+            return problem
+        # Another controller may have launched it.
+        stop = StopAttempt(event.step, state.attempt)
+        state.become(StepStatus.CACHED)
+        state.reason, state.message, state.failure = None, "", None
+        state.cached_from = event.origin
+        self.outputs[event.step] = event.value
+        return (stop, *self._ended(event.step, state, releases=True))
 
     def _started(self, event: StepStarted) -> Commands:
         state, problem = self._current(event)
@@ -349,7 +369,7 @@ class Run:
     # ---- what follows ------------------------------------------------------------------------
 
     def _current(
-        self, event: StepSucceeded | StepStarted | StepFailed, *, pending: bool = False
+        self, event: StepSucceeded | StepStarted | StepFailed | StepCached, *, pending: bool = False
     ) -> tuple[StepState | None, Commands]:
         """Give the step's state if the event is about its attempt under way, else None and the answer.
 

@@ -16,6 +16,8 @@ class StepStatus(StrEnum):
     QUEUED = "queued"
     RUNNING = "running"
     SUCCEEDED = "succeeded"
+    #: Its result was taken from the cache; counts as succeeded everywhere.
+    CACHED = "cached"
     FAILED = "failed"
     SKIPPED = "skipped"
     CANCELLED = "cancelled"
@@ -62,12 +64,14 @@ class OnFailure(StrEnum):
 
 
 _P, _Q, _R = StepStatus.PENDING, StepStatus.QUEUED, StepStatus.RUNNING
-_ENDS = frozenset({StepStatus.SUCCEEDED, StepStatus.FAILED, StepStatus.SKIPPED, StepStatus.CANCELLED})
+#: States in which a step has a value.
+STEP_VALUES = frozenset({StepStatus.SUCCEEDED, StepStatus.CACHED})
+_ENDS = STEP_VALUES | {StepStatus.FAILED, StepStatus.SKIPPED, StepStatus.CANCELLED}
 
 STEP_TRANSITIONS: dict[StepStatus, frozenset[StepStatus]] = {
     _P: frozenset({_Q, StepStatus.SKIPPED, StepStatus.CANCELLED, StepStatus.FAILED}),
-    _Q: frozenset({_R, _P, StepStatus.SUCCEEDED, StepStatus.FAILED, StepStatus.CANCELLED}),
-    _R: frozenset({_Q, _P, StepStatus.SUCCEEDED, StepStatus.FAILED, StepStatus.CANCELLED}),
+    _Q: frozenset({_R, _P, *STEP_VALUES, StepStatus.FAILED, StepStatus.CANCELLED}),
+    _R: frozenset({_Q, _P, *STEP_VALUES, StepStatus.FAILED, StepStatus.CANCELLED}),
     **{end: frozenset() for end in StepStatus if end in _ENDS},
 }
 

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final, TextIO
 
 from evpipe.core.machine import Run, StepState
-from evpipe.core.states import RunStatus, StepStatus
+from evpipe.core.states import STEP_VALUES, RunStatus, StepStatus
 from evpipe.hosting.terminal import shown
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ STYLES: Final = {
     StepStatus.QUEUED: "cyan",
     StepStatus.RUNNING: "yellow",
     StepStatus.SUCCEEDED: "green",
+    StepStatus.CACHED: "blue",
     StepStatus.FAILED: "bold red",
     StepStatus.SKIPPED: "dim",
     StepStatus.CANCELLED: "magenta",
@@ -37,6 +38,7 @@ _ORDER: Final = [
     StepStatus.PENDING,
     StepStatus.CANCELLED,
     StepStatus.SKIPPED,
+    StepStatus.CACHED,
     StepStatus.SUCCEEDED,
 ]
 
@@ -137,7 +139,7 @@ class Display:
         now_s = time.time() + self._offset_s
         for name, state in shown_rows(run.steps):
             status = Text(state.status, style=STYLES[state.status])
-            note = state.message if state.status is not StepStatus.SUCCEEDED else ""
+            note = state.message if state.status not in STEP_VALUES else ""
             if state.due_at_s is not None:
                 note = f"again in {max(0.0, state.due_at_s - now_s):.1f} s: {state.message}"
             attempt = str(state.attempt) if state.attempt > 1 else ""
@@ -159,7 +161,7 @@ def shown_rows(steps: dict[str, StepState]) -> list[tuple[str, StepState]]:
     for status in _ORDER:
         names = by_status[status]
         # Of what has ended the last are news, of what is to come the first.
-        chosen.update((names[-ROWS_MAX:] if status is StepStatus.SUCCEEDED else names)[: ROWS_MAX - len(chosen)])
+        chosen.update((names[-ROWS_MAX:] if status in STEP_VALUES else names)[: ROWS_MAX - len(chosen)])
     return [(name, state) for name, state in steps.items() if name in chosen]
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
-from evpipe.core.states import RUN_ENDS, Reason, RunStatus, StepStatus
+from evpipe.core.states import RUN_ENDS, STEP_VALUES, Reason, RunStatus, StepStatus
 from evpipe.errors import RunFailed
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ class StepResult:
             RunFailed: if it returned nothing, because it did not succeed (yet).
 
         """
-        if self.status is StepStatus.SUCCEEDED:
+        if self.status in STEP_VALUES:
             return self._value
         why = f" ({self.reason}): {self.error}" if self.reason else ""
         raise RunFailed(
@@ -134,7 +134,7 @@ class RunResult(Generic[R_co]):
         )
 
     def __repr__(self) -> str:
-        done = sum(step.status is StepStatus.SUCCEEDED for step in self.steps.values())
+        done = sum(step.status in STEP_VALUES for step in self.steps.values())
         error = f", {self.error}" if self.error else ""
         return f"<run {self.id} of pipeline {self.pipeline!r}: {self.status}, {done} of {len(self.steps)} steps{error}>"
 

@@ -9,7 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NoReturn
 
+from evpipe.core.artifact import Artifact
 from evpipe.errors import RemoteProtocolError
+from evpipe.wire.artifacts import ArtifactReader
 from evpipe.wire.limits import ITEMS_MAX, VERSION
 from evpipe.wire.values import pack_unchecked, unpack
 
@@ -31,15 +33,22 @@ def encode_map_with(fields: Mapping[str, Any], key: str, packed: bytes) -> bytes
     return bytes((head[0] + 1,)) + head[1:] + pack_unchecked(key) + packed
 
 
-def decode_map(data: bytes, what: str, *, items_max: int = ITEMS_MAX) -> Fields:
-    """Decode a payload.
+def decode_map(
+    data: bytes,
+    what: str,
+    *,
+    items_max: int = ITEMS_MAX,
+    reader: ArtifactReader | None = None,
+    artifacts: list[Artifact] | None = None,
+) -> Fields:
+    """Decode a payload; as `values.unpack`.
 
     Raises:
         RemoteProtocolError: if it is not a map of this protocol, or of a version that this code cannot read.
 
     """
     try:
-        found = unpack(data, items_max=items_max)
+        found = unpack(data, items_max=items_max, reader=reader, artifacts=artifacts)
     except RemoteProtocolError as error:
         raise RemoteProtocolError(f"{what}: {error}") from error
     if not isinstance(found, dict):

@@ -11,6 +11,8 @@ from evpipe.core.parameters import REQUIRED, Parameter, ParameterType
 from evpipe.core.retry import RetryPolicy
 from evpipe.core.states import OnFailure
 from evpipe.errors import LimitExceeded, RemoteProtocolError, UsageError
+from evpipe.wire.artifacts import ArtifactWriter
+from evpipe.wire.cache import policy_map, policy_of
 from evpipe.wire.codec import Fields, decode_map, encode_map
 from evpipe.wire.limits import GRAPH_BYTES_MAX
 from evpipe.wire.values import packable
@@ -18,21 +20,24 @@ from evpipe.wire.values import packable
 _RETRIES_DEFAULT = RetryPolicy()
 
 
-def encode_graph(graph: Graph) -> bytes:
+def encode_graph(graph: Graph, writer: ArtifactWriter | None = None) -> bytes:
     """Encode a graph. Equal graphs give equal bytes.
+
+    Args:
+        writer: stores constants that are large or have a serializer; None: those are refused.
 
     Raises:
         EncodingError: if a constant among its arguments has no encoding; names the step and the argument.
         LimitExceeded: if it is larger than `GRAPH_BYTES_MAX`.
 
     """
-    steps = [_step_map(step) for step in graph.steps.values()]
-    output = packable(graph.output, "the pipeline's output")
+    steps = [_step_map(step, writer) for step in graph.steps.values()]
+    output = packable(graph.output, "the pipeline's output", writer)
     data = encode_map(
         {
             "pipeline": graph.pipeline,
             "version": graph.version,
-            "parameters": [_parameter_map(p) for p in graph.parameters],
+            "parameters": [_parameter_map(p, writer) for p in graph.parameters],
             "steps": steps,
             "output": output,
             "fail_fast": graph.fail_fast,
@@ -76,12 +81,13 @@ def decode_graph(data: bytes) -> Graph:
     )
 
 
-def _step_map(step: Step) -> dict[str, Any]:
+def _step_map(step: Step, writer: ArtifactWriter | None) -> dict[str, Any]:
     found: dict[str, Any] = {
         "name": step.name,
         "code": packable(dict(step.code), f"the code of step {step.name!r}"),
         "arguments": {
-            name: packable(tree, f"argument {name!r} of step {step.name!r}") for name, tree in step.arguments.items()
+            name: packable(tree, f"argument {name!r} of step {step.name!r}", writer)
+            for name, tree in step.arguments.items()
         },
         "queue": step.queue,
         "executor": step.executor,
@@ -105,6 +111,10 @@ def _step_map(step: Step) -> dict[str, Any]:
         found["timeout_s"] = float(step.timeout_s)
     if step.on_failure is not OnFailure.FAIL:
         found["on_failure"] = step.on_failure.value
+    if step.cache is not None:
+        found["cache"] = policy_map(step.cache)
+    if step.pickle:
+        found["pickle"] = True
     if step.description:
         found["description"] = step.description
     return found
@@ -146,14 +156,16 @@ _STEP_FIELDS: tuple[tuple[str, Callable[[Fields, str], Any]], ...] = (
     ("retries", _retries),
     ("timeout_s", Fields.maybe_number),
     ("on_failure", _on_failure),
+    ("cache", lambda found, key: policy_of(Fields(found.submap(key), f"{found.what}: cache"))),
+    ("pickle", Fields.flag),
     ("description", Fields.text),
 )
 
 
-def _parameter_map(parameter: Parameter) -> dict[str, Any]:
+def _parameter_map(parameter: Parameter, writer: ArtifactWriter | None) -> dict[str, Any]:
     found: dict[str, Any] = {"name": parameter.name, "type": _type_map(parameter.type)}
     if parameter.default is not REQUIRED:
-        found["default"] = packable(parameter.default, f"the default of parameter {parameter.name!r}")
+        found["default"] = packable(parameter.default, f"the default of parameter {parameter.name!r}", writer)
     return found
 
 

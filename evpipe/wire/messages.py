@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
+from evpipe.core.artifact import Artifact
 from evpipe.core.events import (
     CancelCause,
     CancelRequested,
@@ -20,6 +21,8 @@ from evpipe.core.events import (
     Event,
     Failure,
     Finished,
+    Origin,
+    StepCached,
     StepCancelled,
     StepFailed,
     StepRetried,
@@ -27,19 +30,24 @@ from evpipe.core.events import (
     StepStarted,
     StepSucceeded,
 )
+from evpipe.core.fingerprint import NO_FACTS, RunFacts
 from evpipe.core.graph import Step
 from evpipe.core.names import check_name
 from evpipe.core.states import Reason, RunStatus
 from evpipe.errors import LimitExceeded, RemoteProtocolError, UsageError
+from evpipe.wire.artifacts import ArtifactReader, ArtifactWriter, is_digest
+from evpipe.wire.cache import facts_map, facts_of
 from evpipe.wire.codec import Fields, decode_map, encode_map, encode_map_with
 from evpipe.wire.limits import (
     ARGUMENTS_BYTES_MAX,
+    LARGE_ITEMS_MAX,
     MESSAGE_CHARS_MAX,
     PARAMETERS_BYTES_MAX,
     SOURCE_BYTES_MAX,
     TRACEBACK_CHARS_MAX,
     VALUE_BYTES_MAX,
 )
+from evpipe.wire.storing import store_encoded
 from evpipe.wire.subjects import EventSubject
 from evpipe.wire.values import check_size, encode_value, pack, pack_unchecked
 
@@ -57,20 +65,35 @@ class Submission:
     queue: str = ""
     #: Where the code of its steps is: a tagged map, handed to the workers in every launch; no part of what the run is.
     source: Mapping[str, Any] = field(default_factory=dict)
+    #: What the fingerprints of its cached steps go by beside their inputs; no part of what the run is.
+    facts: RunFacts = NO_FACTS
+    #: Nothing is looked up in the cache and nothing is recorded.
+    no_cache: bool = False
+    #: Steps that are not looked up, but recorded; "*" is all of them.
+    refresh: tuple[str, ...] = ()
 
 
-def encode_submission(submission: Submission) -> bytes:
+def encode_submission(submission: Submission, writer: ArtifactWriter | None = None) -> bytes:
     """Encode a submit.
+
+    Args:
+        writer: stores parameters that have a serializer; None: those are refused.
 
     Raises:
         EncodingError: if a parameter has no encoding.
         LimitExceeded: if the parameters are larger than `PARAMETERS_BYTES_MAX`.
 
     """
-    parameters = _packed_parameters(submission.parameters)
+    parameters = _packed_parameters(submission.parameters, writer)
     fields: dict[str, Any] = {"graph": submission.graph, "queue": submission.queue}
     if submission.source:
         fields["source"] = submission.source
+    if submission.facts is not NO_FACTS:
+        fields["facts"] = facts_map(submission.facts)
+    if submission.no_cache:
+        fields["no_cache"] = True
+    if submission.refresh:
+        fields["refresh"] = list(submission.refresh)
     return encode_map_with(fields, "parameters", parameters)
 
 
@@ -91,16 +114,29 @@ def decode_submission(data: bytes) -> Submission:
     size = len(pack_unchecked(source)) if source else 0
     if size > SOURCE_BYTES_MAX:
         raise RemoteProtocolError(f"the submit: its source is {size:,} bytes, more than {SOURCE_BYTES_MAX:,}")
-    return Submission(graph=graph, parameters=parameters, queue=queue, source=source)
+    return Submission(
+        graph=graph,
+        parameters=parameters,
+        queue=queue,
+        source=source,
+        facts=facts_of(Fields(fields.submap("facts"), "the submit: its facts")) if "facts" in fields.map else NO_FACTS,
+        no_cache=fields.flag("no_cache"),
+        refresh=fields.texts("refresh"),
+    )
 
 
-def _packed_parameters(parameters: Mapping[str, Any]) -> bytes:
-    packed = pack(dict(parameters), "the parameters")
+def _packed_parameters(parameters: Mapping[str, Any], writer: ArtifactWriter | None = None) -> bytes:
+    packed = pack(dict(parameters), "the parameters", writer)
     check_size(packed, "the map of parameters", "PARAMETERS_BYTES_MAX", PARAMETERS_BYTES_MAX)
     return packed
 
 
 # ---- the other events
+
+
+def encode_succeeded(attempt: int, started_at_s: float, value: bytes) -> bytes:
+    """Encode the payload of a `StepSucceeded` whose value is encoded already."""
+    return encode_map_with({"attempt": attempt, "started_at": started_at_s}, "value", value)
 
 
 def encode_event(event: Decision | StepStarted | StepSucceeded) -> tuple[str | None, str, bytes]:
@@ -117,9 +153,17 @@ def encode_event(event: Decision | StepStarted | StepSucceeded) -> tuple[str | N
     match event:
         case StepSucceeded():
             what = f"the output of step {event.step!r}"
-            fields = {"attempt": event.attempt, "started_at": event.started_at_s}
-            payload = encode_map_with(fields, "value", encode_value(event.value, what))
-            return event.step, "succeeded", payload
+            packed = encode_value(event.value, what)
+            return event.step, "succeeded", encode_succeeded(event.attempt, event.started_at_s, packed)
+        case StepCached():
+            origin = event.origin
+            fields = {
+                "attempt": event.attempt,
+                "fingerprint": event.fingerprint,
+                "from": {"pipeline": origin.pipeline, "run": origin.run, "step": origin.step, "at": origin.at_s},
+            }
+            packed = encode_value(event.value, f"the output of step {event.step!r}")
+            return event.step, "cached", encode_map_with(fields, "value", packed)
         case StepStarted():
             return event.step, "started", encode_map({"attempt": event.attempt, "worker": event.worker})
         case StepFailed():
@@ -168,6 +212,23 @@ def _succeeded(fields: Fields, step: str, at_s: float) -> Event:
         attempt=fields.whole("attempt"),
         value=fields.map.get("value"),
         started_at_s=fields.number("started_at", 0.0),
+    )
+
+
+def _cached(fields: Fields, step: str, at_s: float) -> Event:
+    origin = Fields(fields.submap("from"), f"{fields.what}: field 'from'")
+    return StepCached(
+        at_s=at_s,
+        step=step,
+        attempt=fields.whole("attempt"),
+        value=fields.map.get("value"),
+        fingerprint=fields.text("fingerprint", ""),
+        origin=Origin(
+            pipeline=origin.text("pipeline"),
+            run=origin.text("run"),
+            step=origin.text("step"),
+            at_s=origin.number("at"),
+        ),
     )
 
 
@@ -235,6 +296,7 @@ def _finished(fields: Fields, step: str, at_s: float) -> Event:
 
 _STEP_DECODERS: dict[str, Callable[[Fields, str, float], Event]] = {
     "succeeded": _succeeded,
+    "cached": _cached,
     "started": _started,
     "failed": _failed,
     "retry": _retried,
@@ -308,15 +370,29 @@ class LaunchOrder:
     #: Tagged map that says how the function is found.
     code: Mapping[str, Any]
     executor: str
-    arguments: Mapping[str, Any]
+    #: By name; where they are too large for a launch, the artifact that stands for all of them.
+    arguments: Mapping[str, Any] | Artifact
     #: Tagged map that says where the code is, from the submit.
     source: Mapping[str, Any] = field(default_factory=dict)
     outputs: tuple[str, ...] | None = None
     timeout_s: float | None = None
+    #: Whether pickles may be read and written for it, if its worker allows them, too.
+    pickle: bool = False
+    #: What its result is recorded under in the cache, and the components of that; "": it is not recorded.
+    fingerprint: str = ""
+    components: Mapping[str, Any] = field(default_factory=dict)
+    #: The artifacts among its arguments; of a launch that was decoded.
+    artifacts: tuple[Artifact, ...] = ()
 
 
 def order_of(
-    step: Step, arguments: Mapping[str, Any], *, pipeline: str, source: Mapping[str, Any] = MappingProxyType({})
+    step: Step,
+    arguments: Mapping[str, Any],
+    *,
+    pipeline: str,
+    source: Mapping[str, Any] = MappingProxyType({}),
+    fingerprint: str = "",
+    components: Mapping[str, Any] = MappingProxyType({}),
 ) -> LaunchOrder:
     """Make the order for an attempt of a step of a graph."""
     return LaunchOrder(
@@ -327,18 +403,26 @@ def order_of(
         arguments=arguments,
         outputs=step.outputs,
         timeout_s=step.timeout_s,
+        pickle=step.pickle,
+        fingerprint=fingerprint,
+        components=components,
     )
 
 
-def encode_launch(order: LaunchOrder, what: str) -> bytes:
+def encode_launch(order: LaunchOrder, what: str, writer: ArtifactWriter | None = None) -> bytes:
     """Encode a launch.
+
+    Args:
+        writer: stores arguments that are larger than `ARGUMENTS_BYTES_MAX`; None: that is refused.
 
     Raises:
         EncodingError: if an argument has no encoding.
-        LimitExceeded: if the arguments are larger than `ARGUMENTS_BYTES_MAX`.
+        LimitExceeded: if the arguments are too large.
 
     """
-    arguments = pack(order.arguments, f"the arguments of {what}")
+    arguments = pack(order.arguments, f"the arguments of {what}", items_max=LARGE_ITEMS_MAX)
+    if writer is not None and len(arguments) > ARGUMENTS_BYTES_MAX:
+        arguments = pack(store_encoded(arguments, order.arguments, what, writer), what)
     check_size(arguments, f"the map of arguments of {what}", "ARGUMENTS_BYTES_MAX", ARGUMENTS_BYTES_MAX)
     fields: dict[str, Any] = {"pipeline": order.pipeline, "code": order.code, "executor": order.executor}
     if order.source:
@@ -347,17 +431,26 @@ def encode_launch(order: LaunchOrder, what: str) -> bytes:
         fields["outputs"] = list(order.outputs)
     if order.timeout_s is not None:
         fields["timeout_s"] = order.timeout_s
+    if order.pickle:
+        fields["pickle"] = True
+    if order.fingerprint:
+        fields["cache"] = {"fingerprint": order.fingerprint, "components": dict(order.components)}
     return encode_map_with(fields, "arguments", arguments)
 
 
-def decode_launch(data: bytes) -> LaunchOrder:
+def decode_launch(data: bytes, reader: ArtifactReader | None = None) -> LaunchOrder:
     """Decode a launch.
+
+    Args:
+        reader: gives the values of artifacts among the arguments; None: they stay artifacts.
 
     Raises:
         RemoteProtocolError: if it is not one.
+        ArtifactUnreadable, BindingError: if an artifact cannot be read.
 
     """
-    fields = decode_map(data, "the launch")
+    met: list[Artifact] = []
+    fields = decode_map(data, "the launch", reader=reader, artifacts=met)
     try:
         pipeline = check_name("pipeline", fields.text("pipeline"))
     except UsageError as error:
@@ -365,12 +458,25 @@ def decode_launch(data: bytes) -> LaunchOrder:
     timeout_s = fields.maybe_number("timeout_s")
     if timeout_s is not None and not timeout_s > 0:
         raise RemoteProtocolError(f"the launch: field 'timeout_s' is {timeout_s}, it must be above 0")
+    arguments = fields.map.get("arguments")
+    cache = Fields(fields.submap("cache"), "the launch: its cache")
     return LaunchOrder(
         pipeline=pipeline,
         code=fields.submap("code"),
         source=fields.submap("source"),
         executor=fields.text("executor"),
-        arguments=fields.submap("arguments"),
+        arguments=arguments if isinstance(arguments, Artifact) else fields.submap("arguments"),
         outputs=fields.texts("outputs") if "outputs" in fields.map else None,
         timeout_s=timeout_s,
+        pickle=fields.flag("pickle"),
+        fingerprint=_fingerprint(cache),
+        components=cache.submap("components"),
+        artifacts=tuple(met),
     )
+
+
+def _fingerprint(cache: Fields) -> str:
+    fingerprint = cache.text("fingerprint", "")
+    if fingerprint and not is_digest(fingerprint):
+        raise RemoteProtocolError(f"{cache.what}: {fingerprint[:80]!r} is not a fingerprint (64 hex digits)")
+    return fingerprint

@@ -12,7 +12,7 @@ from typing import Any, Final
 import msgpack
 
 from evpipe.core.artifact import Artifact
-from evpipe.core.bindings import OutputRef, select
+from evpipe.core.bindings import OutputRef, references, select
 from evpipe.errors import EncodingError
 from evpipe.wire.artifacts import ArtifactReader, ArtifactWriter
 from evpipe.wire.classes import class_name, layout_of
@@ -42,7 +42,7 @@ def encode_stored(value: Any, what: str, writer: ArtifactWriter) -> bytes:
     parts = _Parts.of(value)
     if parts is None:
         data = pack(value, what, writer, items_max=LARGE_ITEMS_MAX)
-        return data if len(data) <= INLINE_BYTES_MAX else pack(_stored(data, value, what, writer), what)
+        return data if len(data) <= INLINE_BYTES_MAX else pack(store_encoded(data, value, what, writer), what)
     packed: list[bytes] = []
     for child, place in zip(parts.children, parts.places, strict=True):
         try:
@@ -53,11 +53,16 @@ def encode_stored(value: Any, what: str, writer: ArtifactWriter) -> bytes:
     if len(data) <= INLINE_BYTES_MAX:
         return data
     small = [
-        part if len(part) <= PART_BYTES_MAX else pack(_stored(part, child, what, writer), what)
+        part if len(part) <= PART_BYTES_MAX else pack(store_encoded(part, child, what, writer), what)
         for part, child in zip(packed, parts.children, strict=True)
     ]
     joined = parts.join(small)
-    return joined if len(joined) <= INLINE_BYTES_MAX else pack(_stored(data, value, what, writer), what)
+    return joined if len(joined) <= INLINE_BYTES_MAX else pack(store_encoded(data, value, what, writer), what)
+
+
+def store_constant(data: bytes, tree: Any, what: str, writer: ArtifactWriter) -> Any:
+    """Store a constant of a graph, unless something in it stands for a value that is not there yet."""
+    return tree if any(True for _ in references(tree)) else store_encoded(data, tree, what, writer)
 
 
 def open_stored(data: bytes, *, reader: ArtifactReader | None = None) -> Any:
@@ -104,7 +109,7 @@ def loaded(value: Any, reader: ArtifactReader) -> Any:
     return unpack(pack(value, "the value", items_max=LARGE_ITEMS_MAX), items_max=LARGE_ITEMS_MAX, reader=reader)
 
 
-def _stored(data: bytes, value: Any, what: str, writer: ArtifactWriter) -> Artifact:
+def store_encoded(data: bytes, value: Any, what: str, writer: ArtifactWriter) -> Artifact:
     """Store an encoded value; of one that is an artifact already, its bytes."""
     check_size(data, what, "LARGE_VALUE_BYTES_MAX", LARGE_VALUE_BYTES_MAX)
     met: list[Artifact] = []

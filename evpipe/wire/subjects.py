@@ -24,9 +24,9 @@ RUN = "_"
 DEFAULT_PRIORITY = 5
 
 RUN_KINDS = frozenset({"submitted", "cancel-requested", "due", "finished"})
-STEP_KINDS = frozenset({"started", "succeeded", "failed", "retry", "due", "skipped", "cancelled"})
+STEP_KINDS = frozenset({"started", "succeeded", "cached", "failed", "retry", "due", "skipped", "cancelled"})
 #: The kinds that only a controller writes, with the expected last sequence of their subject.
-DECISION_KINDS = frozenset({"retry", "due", "skipped", "cancelled", "finished"})
+DECISION_KINDS = frozenset({"cached", "retry", "due", "skipped", "cancelled", "finished"})
 
 _RUN_ID = re.compile(r"[a-z0-9]{8,32}\Z")
 _PRIORITY = re.compile(r"[0-9]\Z")

@@ -19,7 +19,7 @@ from evpipe.errors import EncodingError, LimitExceeded, RemoteProtocolError
 from evpipe.wire.artifacts import ArtifactReader, ArtifactWriter, artifact_form, artifact_of
 from evpipe.wire.classes import check_class_count, class_name, find_class, layout_of, named_tuple_twin
 from evpipe.wire.extensions import ARTIFACT, INT, LEAVES, NAMED_TUPLE, OUTPUT_REF, PARAMETER_REF, TUPLE, int_bytes
-from evpipe.wire.limits import DEPTH_MAX, ITEMS_MAX, VALUE_BYTES_MAX
+from evpipe.wire.limits import DEPTH_MAX, INLINE_BYTES_MAX, ITEMS_MAX, VALUE_BYTES_MAX
 
 _INT_MIN, _INT_MAX = -(2**63), 2**64 - 1
 #: What msgpack packs by itself and gives back as something else, or lets a value smuggle in.
@@ -83,8 +83,13 @@ def packable(tree: Any, what: str, writer: ArtifactWriter | None = None) -> Any:
         EncodingError, LimitExceeded: as `pack`.
 
     """
-    if pack_plain(tree) is not None:
+    plain = pack_plain(tree)
+    if plain is not None and (writer is None or len(plain) <= INLINE_BYTES_MAX):
         return tree
+    if plain is not None and writer is not None:
+        from evpipe.wire.storing import store_constant
+
+        return store_constant(plain, tree, what, writer)
     from evpipe.wire.lowering import lowered
 
     if writer is None:
