@@ -26,10 +26,12 @@ from evpipe.errors import (
 )
 from evpipe.sdk import hook as _hook
 from evpipe.sdk.builder import Pipeline
+from evpipe.sdk.cache import Cache
 from evpipe.sdk.definition import AnyPipeline as _AnyPipeline
 from evpipe.sdk.pipeline import PipelineFunction, pipeline
 from evpipe.sdk.result import RunResult, StepResult
 from evpipe.sdk.retry import Retry
+from evpipe.sdk.serializer import serializer
 from evpipe.sdk.step import Step, step
 
 if TYPE_CHECKING:
@@ -41,6 +43,7 @@ if TYPE_CHECKING:
 __all__ = [
     "BusRefused",
     "BusUnreachable",
+    "Cache",
     "Client",
     "Conflict",
     "Controller",
@@ -65,6 +68,7 @@ __all__ = [
     "connect",
     "pipeline",
     "run",
+    "serializer",
     "step",
 ]
 
@@ -93,7 +97,15 @@ def __dir__() -> list[str]:
 def _run(target: _AnyPipeline[..., Any], values: Mapping[str, Any], options: _hook.RunOptions) -> RunResult[Any]:
     from evpipe.hosting.run import run
 
-    result: RunResult[Any] = run(target, dict(values), mode=options.mode, key=options.key, timeout_s=options.timeout_s)
+    result: RunResult[Any] = run(
+        target,
+        dict(values),
+        mode=options.mode,
+        key=options.key,
+        timeout_s=options.timeout_s,
+        no_cache=options.no_cache,
+        refresh=options.refresh,
+    )
     return result
 
 

@@ -108,3 +108,12 @@ class RunFailed(EvpipeError):
 
 class WaitTimeout(EvpipeError, TimeoutError):
     """The time given to a waiting call is over; the run itself goes on."""
+
+
+def only_one(error: BaseException) -> BaseException:
+    """Take an error out of the groups that task groups put around it."""
+    while isinstance(error, BaseExceptionGroup):
+        # Of several the first is as good as any: one sentence is what is shown.
+        ours = [inner for inner in error.exceptions if isinstance(inner, EvpipeError)]
+        error = (ours or error.exceptions)[0]
+    return error

@@ -31,6 +31,7 @@ from evpipe.errors import (
     RunFailed,
     UsageError,
     WaitTimeout,
+    only_one,
 )
 
 DEBUG_VARIABLE: Final = "EVPIPE_DEBUG"
@@ -279,15 +280,6 @@ def exit_code(error: BaseException) -> Exit:
 def exit_of_signal(number: signal.Signals) -> Exit:
     """Give the exit code of what served until this signal came."""
     return Exit.INTERRUPTED if number == signal.SIGINT else Exit.SUCCEEDED
-
-
-def only_one(error: BaseException) -> BaseException:
-    """Take an error out of the groups that task groups put around it."""
-    while isinstance(error, BaseExceptionGroup):
-        # Of several the first is as good as any: one sentence is what is shown.
-        ours = [inner for inner in error.exceptions if isinstance(inner, EvpipeError)]
-        error = (ours or error.exceptions)[0]
-    return error
 
 
 def say(line: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import secrets
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack
 from datetime import datetime
 from pathlib import Path
@@ -18,17 +18,21 @@ import structlog
 
 from evpipe.bus.protocol import Bus, Refused
 from evpipe.bus.settings import BusSettings, load_settings
+from evpipe.client.artifact_store import store_all
 from evpipe.client.bundle import bundle_of
 from evpipe.client.events import RunEvent, run_event
+from evpipe.client.fingerprints import facts_of_run
 from evpipe.client.graphs import graph_bytes
 from evpipe.client.handle import RunHandle
+from evpipe.core.fingerprint import NO_FACTS
 from evpipe.core.graph import Graph
-from evpipe.core.names import check_name
+from evpipe.core.names import check_name, nearest
 from evpipe.errors import Conflict, NotFound, RemoteProtocolError, UsageError
 from evpipe.sdk.definition import AnyPipeline, Built
 from evpipe.wire.graphs import graph_digest
 from evpipe.wire.messages import Submission, decode_submission, encode_submission
 from evpipe.wire.registry import BUCKET, RunEntry, decode_run_entry
+from evpipe.wire.spool import spooled
 from evpipe.wire.subjects import RUN_KINDS, STEP_KINDS, check_run_id
 from evpipe.wire.values import pack
 
@@ -147,6 +151,14 @@ class Client:
             raise UsageError("the client is not connected: use it inside `async with client:`")
         return self._bus
 
+    def again(self) -> Client:
+        """Make another client of the same installation, for a loop of its own."""
+        if self._settings is not None:
+            return Client(self._settings)
+        settings = getattr(self._bus, "settings", None)
+        # A bus in this process is no connection: every loop may use it.
+        return Client(settings) if isinstance(settings, BusSettings) else Client(bus=self._bus)
+
     # ---- runs
 
     async def submit(
@@ -156,6 +168,8 @@ class Client:
         *,
         key: str | None = None,
         queue: str = "",
+        no_cache: bool = False,
+        refresh: bool | Sequence[str] = False,
     ) -> RunHandle[R]:
         """Submit a run.
 
@@ -164,6 +178,8 @@ class Client:
             parameters: values of its parameters; those with a default may be left out.
             key: makes the submit idempotent: the same key, graph and parameters are the same run.
             queue: takes all launches of the run, whatever queue its steps name; "" leaves them theirs.
+            no_cache: take nothing from the cache, and record nothing there.
+            refresh: names of steps that run even if the cache has their results, which are replaced; True: all.
 
         Returns:
             A handle of the run, which is in the log for good.
@@ -174,10 +190,18 @@ class Client:
         """
         if not isinstance(target, AnyPipeline):
             raise UsageError(f"submit takes a function with @pipeline or a Pipeline, not a {type(target).__name__}")
-        return await self.submit_built(target.build(dict(parameters or {})), key=key, queue=queue)
+        built = target.build(dict(parameters or {}))
+        return await self.submit_built(built, key=key, queue=queue, no_cache=no_cache, refresh=refresh)
 
     async def submit_built(
-        self, built: Built, *, key: str | None = None, queue: str = "", code_travels: bool = True
+        self,
+        built: Built,
+        *,
+        key: str | None = None,
+        queue: str = "",
+        no_cache: bool = False,
+        refresh: bool | Sequence[str] = False,
+        code_travels: bool = True,
     ) -> RunHandle[Any]:
         """Submit a graph that was built before; as `submit`.
 
@@ -187,19 +211,32 @@ class Client:
         bus = self.bus
         if queue:
             check_name("queue", queue)
-        data = await graph_bytes(built.graph)
+        refreshed = check_refresh(refresh, built.graph, no_cache=no_cache)
         source = await self._code(built.graph) if code_travels and not bus.in_process else {}
-        submission = Submission(graph=graph_digest(data), parameters=built.parameters, queue=queue, source=source)
-        payload = encode_submission(submission)
+        facts = None if no_cache else await anyio.to_thread.run_sync(facts_of_run, built.graph)
+        with spooled() as spool:
+            data = await graph_bytes(built.graph, spool)
+            submission = Submission(
+                graph=graph_digest(data),
+                parameters=built.parameters,
+                queue=queue,
+                source=source,
+                facts=facts or NO_FACTS,
+                no_cache=no_cache,
+                refresh=refreshed,
+            )
+            payload = encode_submission(submission, spool)
+            # Before the submit that names them.
+            await store_all(bus, spool.files)
         run_id = new_run_id() if key is None else keyed_run_id(built.graph.pipeline, key)
         await bus.objects.put(submission.graph, data)
         subject = bus.subjects.event(built.graph.pipeline, run_id, None, "submitted")
         if await bus.append_wait(subject, payload, expected=0) is Refused.SEQUENCE:
             found = await bus.last(subject)
             if found is not None:
-                _check_same_submit(found.payload, submission, run_id, key)
+                _check_same_submit(found.payload, decode_submission(payload), run_id, key)
         log.debug("run_submitted", run_id=run_id, pipeline=built.graph.pipeline)
-        return RunHandle(bus, run_id, built.graph.pipeline)
+        return RunHandle(bus, run_id, built.graph.pipeline, self.again)
 
     async def _code(self, graph: Graph) -> dict[str, Any]:
         """Store the code of a graph's steps; gives how its launches name it."""
@@ -224,7 +261,7 @@ class Client:
                 except RemoteProtocolError:
                     continue
         if pipelines:
-            return RunHandle(bus, run_id, pipelines[0])
+            return RunHandle(bus, run_id, pipelines[0], self.again)
         raise NotFound(f"there is no run {run_id}")
 
     async def find_runs(self, prefix: str) -> list[RunHandle[Any]]:
@@ -240,7 +277,7 @@ class Client:
                     continue
                 if subject.run.startswith(prefix):
                     # Of a run that two pipelines claim the first has it, as in `get_run`.
-                    found.setdefault(subject.run, RunHandle(bus, subject.run, subject.pipeline))
+                    found.setdefault(subject.run, RunHandle(bus, subject.run, subject.pipeline, self.again))
         return list(found.values())
 
     async def runs(self, *, pipeline: str | None = None, status: str | None = None) -> list[RunEntry]:
@@ -328,6 +365,31 @@ def keyed_run_id(pipeline: str, key: str) -> str:
 
 def _text_of(data: bytes) -> str:
     return base64.b32encode(data).decode().lower()[:20]
+
+
+def check_refresh(refresh: bool | Sequence[str], graph: Graph, *, no_cache: bool) -> tuple[str, ...]:
+    """Read the option `refresh` of a submit, as it travels.
+
+    Raises:
+        UsageError: if it names a step that the graph does not have, or one that is not cached, or means nothing.
+    """
+    if refresh is False or refresh is None:
+        return ()
+    if no_cache:
+        raise UsageError("refresh means nothing with no_cache: nothing is recorded then")
+    if refresh is True:
+        return ("*",)
+    if isinstance(refresh, str) or not all(isinstance(name, str) for name in refresh):
+        raise UsageError(f"refresh must be True or names of steps in a list, not {refresh!r}")
+    for name in refresh:
+        if name not in graph.steps:
+            raise UsageError(
+                f"refresh names the step {name!r}, which pipeline {graph.pipeline!r} does not have"
+                f"{nearest(name, graph.steps)}"
+            )
+        if graph.steps[name].cache is None:
+            raise UsageError(f"refresh names the step {name!r}, which is not cached: @step(cache=True) makes it so")
+    return tuple(refresh)
 
 
 def _check_same_submit(stored: bytes, wanted: Submission, run_id: str, key: str | None) -> None:

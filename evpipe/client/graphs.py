@@ -13,6 +13,7 @@ import anyio.to_thread
 from evpipe.bus.protocol import Bus
 from evpipe.core.graph import Graph
 from evpipe.errors import UsageError
+from evpipe.wire.artifacts import ArtifactWriter
 from evpipe.wire.graphs import decode_graph, encode_graph
 
 #: About 25 ms of work.
@@ -20,15 +21,18 @@ LARGE_BYTES: Final = 256 * 1024
 LARGE_STEPS: Final = 2_500
 
 
-async def graph_bytes(graph: Graph) -> bytes:
+async def graph_bytes(graph: Graph, writer: ArtifactWriter) -> bytes:
     """Encode a graph.
+
+    Args:
+        writer: stores its large constants.
 
     Raises:
         EncodingError, LimitExceeded: as `encode_graph`.
     """
     if len(graph.steps) < LARGE_STEPS:
-        return encode_graph(graph)
-    return await anyio.to_thread.run_sync(encode_graph, graph)
+        return encode_graph(graph, writer)
+    return await anyio.to_thread.run_sync(encode_graph, graph, writer)
 
 
 async def fetch_graph(bus: Bus, digest: str) -> Graph:

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from typing import Any, Generic, TypeVar
+from collections.abc import AsyncIterator, Callable
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import anyio
 
 from evpipe.bus.protocol import Bus, Refused
+from evpipe.client.artifact_store import ArtifactStore
 from evpipe.client.events import RunEvent, run_event
 from evpipe.client.fold import RunFold
 from evpipe.client.logs import LogEntry, read_logs
+from evpipe.client.values import opener_of
 from evpipe.core.events import CancelCause, CancelRequested, Event
 from evpipe.core.machine import Run
+from evpipe.core.names import nearest
 from evpipe.core.states import RunStatus
-from evpipe.errors import RemoteProtocolError, WaitTimeout
+from evpipe.errors import NotFound, RemoteProtocolError, WaitTimeout
 from evpipe.sdk.result import RunResult
 from evpipe.wire.messages import decode_event, encode_event
+
+if TYPE_CHECKING:
+    from evpipe.client.client import Client
 
 R_co = TypeVar("R_co", covariant=True)
 
@@ -24,16 +30,19 @@ R_co = TypeVar("R_co", covariant=True)
 class RunHandle(Generic[R_co]):
     """A submitted run; made by `Client.submit` and `Client.get_run`."""
 
-    def __init__(self, bus: Bus, run_id: str, pipeline: str) -> None:
+    def __init__(self, bus: Bus, run_id: str, pipeline: str, connect: Callable[[], Client] | None = None) -> None:
         self._bus = bus
+        #: Makes another client of the installation, for values that are asked for when this one is gone.
+        self._connect = connect
         self.id = run_id
         self.pipeline = pipeline
 
-    async def result(self, timeout_s: float | None = None) -> RunResult[R_co]:
+    async def result(self, timeout_s: float | None = None, *, allow_pickle: bool = False) -> RunResult[R_co]:
         """Wait for the end of the run and give its result.
 
         Args:
             timeout_s: seconds to wait; None: for ever.
+            allow_pickle: whether values that are pickles may be read, which runs what is in them.
 
         Raises:
             WaitTimeout: if it has not ended by then; it goes on.
@@ -45,7 +54,36 @@ class RunHandle(Generic[R_co]):
                     run = folded
         except TimeoutError:
             raise WaitTimeout(f"run {self.id} has not ended after {timeout_s:g} s; it goes on") from None
-        return RunResult.of(run)
+        return self.result_of(run, allow_pickle=allow_pickle)
+
+    def result_of(self, run: Run, *, allow_pickle: bool = False) -> RunResult[Any]:
+        """Give the result that a folded log shows; its values may be read after the client is gone."""
+        opener = None if self._connect is None else opener_of(self._connect, allow_pickle=allow_pickle)
+        return RunResult.of(run, opener)
+
+    async def value(self, step: str | None = None, *, allow_pickle: bool = False) -> Any:
+        """Give what the run, or one of its steps, gave, with all that is stored beside the log.
+
+        Files and folders in it are below a temporary folder, until this process ends.
+
+        Args:
+            step: its name; None: the value of the run.
+            allow_pickle: whether it may be a pickle, which runs what is in it.
+
+        Raises:
+            NotFound: if the run has no such step.
+            RunFailed: if there is no value, because it did not succeed (yet).
+            ArtifactUnreadable: if a part of it is missing, damaged, or cannot be read in this process.
+        """
+        run = await self.state()
+        result = RunResult.of(run)
+        if step is None:
+            found = result.value
+        elif step in result.steps:
+            found = result.steps[step].value
+        else:
+            raise NotFound(f"run {self.id} has no step {step!r}{nearest(step, result.steps)}")
+        return await ArtifactStore(self._bus.objects).load(found, pickles=allow_pickle)
 
     async def watch(self) -> AsyncIterator[Run]:
         """Give the folded run after each batch of its events, until it has ended.

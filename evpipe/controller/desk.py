@@ -14,13 +14,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final, TypeAlias
 
 import anyio.lowlevel
+import anyio.to_thread
 import msgpack
 import structlog
 from anyio.abc import TaskGroup
 
 from evpipe.bus.protocol import Bus, Outcome, Record, Refused, Sending
+from evpipe.client.artifact_store import store_all
 from evpipe.client.graphs import fetch_graph
 from evpipe.controller.chores import Chores
+from evpipe.controller.look_ups import LookUps, Miss
 from evpipe.controller.timers import Timers
 from evpipe.core.commands import Command, Decide, Launch, Quarantine, StopAttempt, WakeAt
 from evpipe.core.events import (
@@ -36,12 +39,14 @@ from evpipe.core.events import (
     StepSkipped,
     Submitted,
 )
-from evpipe.core.graph import Graph
+from evpipe.core.fingerprint import NO_FACTS, RunFacts
+from evpipe.core.graph import Graph, Step
 from evpipe.core.machine import Run
 from evpipe.core.parameters import check_parameters
 from evpipe.core.states import Reason
-from evpipe.errors import EvpipeError, RemoteProtocolError, UsageError
+from evpipe.errors import EvpipeError, LimitExceeded, RemoteProtocolError, UsageError
 from evpipe.wire.messages import (
+    LaunchOrder,
     Submission,
     decode_event,
     decode_submission,
@@ -50,6 +55,7 @@ from evpipe.wire.messages import (
     order_of,
 )
 from evpipe.wire.registry import RunEntry
+from evpipe.wire.spool import spooled
 from evpipe.wire.subjects import EventSubject
 
 log = structlog.get_logger(__name__)
@@ -80,7 +86,21 @@ _DECISIONS: Final[dict[str, type[Decision]]] = {
 class Case:
     """One run on the desk."""
 
-    __slots__ = ("broken", "last", "launches", "pipeline", "queue", "run", "sequence", "shown", "source", "waiting")
+    __slots__ = (
+        "broken",
+        "facts",
+        "last",
+        "launches",
+        "no_cache",
+        "pipeline",
+        "queue",
+        "refresh",
+        "run",
+        "sequence",
+        "shown",
+        "source",
+        "waiting",
+    )
 
     def __init__(self, run_id: str, pipeline: str) -> None:
         self.run = Run(run_id)
@@ -89,6 +109,10 @@ class Case:
         self.queue = ""
         #: Where the code of its steps is, as its submit says.
         self.source: Mapping[str, Any] = {}
+        #: What its submit says of the cache.
+        self.facts: RunFacts = NO_FACTS
+        self.no_cache = False
+        self.refresh: frozenset[str] = frozenset()
         #: Records that wait for the run's graph, or for what came before them to be done; None when there is nothing
         #: to wait for.
         self.waiting: list[tuple[Record, EventSubject]] | None = []
@@ -102,6 +126,10 @@ class Case:
         self.shown = ""
         #: A bug stopped this run; nothing more is done for it here.
         self.broken = False
+
+    def refreshes(self, step: str) -> bool:
+        """Say whether a step is to run even if the cache has its result."""
+        return step in self.refresh or "*" in self.refresh
 
 
 class Desk:
@@ -122,6 +150,7 @@ class Desk:
         self._task_group = task_group
         self._chores = chores
         self._now_s = now_s
+        self._look_ups = LookUps(bus, task_group, self.cases, self._send_launch, self._decide, lambda: self._now_s)
         self._graphs: OrderedDict[str, Graph] = OrderedDict()
         #: Runs that ended lately: a second submit of one must not start it again.
         self._ended: OrderedDict[str, None] = OrderedDict()
@@ -224,6 +253,8 @@ class Desk:
             self._decide(case, pending)
         if event is None:
             return
+        if subject.step is not None and (state := case.run.steps.get(subject.step)) is not None and state.ended:
+            self._look_ups.step_ended(case.run.id, subject.step)
         if isinstance(event, CancelRequested):
             # A launch that has not left must not leave any more: its attempt is about to be ended by decree.
             _hold_back(case)
@@ -256,7 +287,8 @@ class Desk:
         """Make the run's first event: fetch its graph and check what the submitter may not have checked."""
         try:
             submission = decode_submission(record.payload)
-            case.queue, case.source = submission.queue, submission.source
+            case.queue, case.source, case.facts = submission.queue, submission.source, submission.facts
+            case.no_cache, case.refresh = submission.no_cache, frozenset(submission.refresh)
             graph = await self._graph(case, submission)
             parameters = check_parameters(graph.parameters, submission.parameters, of=graph.pipeline)
         except (UsageError, RemoteProtocolError) as error:
@@ -298,16 +330,51 @@ class Desk:
     def _launch(self, case: Case, command: Launch) -> None:
         graph = case.run.graph
         assert graph is not None
+        if graph.steps[command.step].cache is not None and not case.no_cache:
+            self._look_ups.begin(case, command)
+        else:
+            self._send_launch(case, command)
+
+    def _send_launch(self, case: Case, command: Launch, miss: Miss | None = None) -> None:
+        graph = case.run.graph
+        assert graph is not None
         step = graph.steps[command.step]
-        order = order_of(step, command.arguments, pipeline=case.pipeline, source=case.source)
+        order = order_of(
+            step,
+            command.arguments,
+            pipeline=case.pipeline,
+            source=case.source,
+            fingerprint=miss.fingerprint if miss is not None else "",
+            components=miss.components if miss is not None else {},
+        )
+        what = f"step {command.step!r}"
         try:
-            payload = encode_launch(order, f"step {command.step!r}")
+            self._publish_launch(case, command, step, encode_launch(order, what))
+        except LimitExceeded:
+            self._task_group.start_soon(self._send_large_launch, case, command, step, order, what)
         except EvpipeError as error:
-            failure = Failure(message=str(error))
-            self._decide(
-                case, StepFailed(step=command.step, attempt=command.attempt, reason=Reason.OUTPUT, failure=failure)
-            )
+            self._fail_launch(case, command, error)
+
+    async def _send_large_launch(self, case: Case, command: Launch, step: Step, order: LaunchOrder, what: str) -> None:
+        """Launch with the arguments as one artifact."""
+        try:
+            with spooled() as spool:
+                payload = await anyio.to_thread.run_sync(encode_launch, order, what, spool)
+                await store_all(self._bus, spool.files)
+        except EvpipeError as error:
+            self._fail_launch(case, command, error)
             return
+        state = case.run.steps[command.step]
+        if self.cases.get(case.run.id) is case and case.run.cancel is None and state.attempt == command.attempt:
+            self._publish_launch(case, command, step, payload)
+
+    def _fail_launch(self, case: Case, command: Launch, error: EvpipeError) -> None:
+        failure = Failure(message=str(error))
+        self._decide(
+            case, StepFailed(step=command.step, attempt=command.attempt, reason=Reason.OUTPUT, failure=failure)
+        )
+
+    def _publish_launch(self, case: Case, command: Launch, step: Step, payload: bytes) -> None:
         subject = self._subjects.launch(case.queue or step.queue, case.run.id, command.step, command.attempt)
         key = (command.step, command.attempt)
 
@@ -367,6 +434,7 @@ class Desk:
         # One whose answer was lost would be sent again after its subject was freed, and run in a run that has ended.
         _hold_back(case)
         del self.cases[run.id]
+        self._look_ups.run_ended(run.id)
         self._ended[run.id] = None
         if len(self._ended) > ENDED_KEPT:
             self._ended.popitem(last=False)

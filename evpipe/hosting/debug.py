@@ -8,122 +8,185 @@ other modes; only time-outs and cancellation are noticed when a call returns.
 from __future__ import annotations
 
 import heapq
+import tempfile
 import time
 from collections import deque
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Final
 
 import anyio
 
-from evpipe.client.client import new_run_id
+from evpipe.client.client import check_refresh, new_run_id
+from evpipe.client.fingerprints import components_of, facts_of_run
+from evpipe.client.loops import outside_of_any_loop
 from evpipe.core.commands import Decide, Launch, WakeAt
-from evpipe.core.events import Decision, Due, Event, Failure, Submitted
-from evpipe.core.graph import Graph
+from evpipe.core.events import Decision, Due, Event, Failure, Origin, StepCached, StepSucceeded, Submitted
+from evpipe.core.fingerprint import NO_FACTS
 from evpipe.core.machine import Run
 from evpipe.core.states import Reason
 from evpipe.errors import EvpipeError
 from evpipe.hosting.display import Display
-from evpipe.hosting.loops import outside_of_any_loop
 from evpipe.sdk.pipeline import Built
-from evpipe.sdk.result import RunResult
+from evpipe.sdk.result import Opener, RunResult
 from evpipe.wire.graphs import decode_graph, encode_graph
 from evpipe.wire.messages import (
     Submission,
     decode_event,
     decode_launch,
+    decode_submission,
     encode_event,
     encode_launch,
     encode_submission,
     order_of,
 )
+from evpipe.wire.spool import OUT, attempt_shelf, attempt_spool
+from evpipe.wire.storing import artifacts_of, loaded
 from evpipe.wire.subjects import DEFAULT_PRIORITY, EventSubject, LaunchSubject
+from evpipe.worker.attempt_files import AttemptFiles
 from evpipe.worker.code import find_function
 from evpipe.worker.conclusion import Conclusion, conclude_error, conclude_failure, conclude_value
 from evpipe.worker.failures import timeout_failure
 
 
-def run_debug(built: Built, display: Display | None = None) -> RunResult[Any]:
+def run_debug(
+    built: Built,
+    display: Display | None = None,
+    *,
+    no_cache: bool = False,
+    refresh: bool | Sequence[str] = False,
+) -> RunResult[Any]:
     """Run a built pipeline in this thread.
 
     Args:
         display: is told of the run; None: nobody is.
+        no_cache: as of `run`; there is no cache but what this run itself has computed.
+        refresh: as of `run`.
     """
+    check_refresh(refresh, built.graph, no_cache=no_cache)
     if display is not None:
         display.bus("none, plain calls in this thread (mode debug)")
-    encode_submission(Submission(graph="0" * 64, parameters=built.parameters))
-    graph = decode_graph(encode_graph(built.graph))
-    run = Run(new_run_id())
-    place = {name: i for i, name in enumerate(graph.order)}
-    #: What is to be folded next; before it is empty nothing is called.
-    events: deque[Event] = deque([Submitted(at_s=time.time(), graph=graph, parameters=built.parameters)])
-    ready: list[tuple[int, int, Launch]] = []
-    waits: list[tuple[float, int, WakeAt]] = []
-    count = 0
-    while not run.ended:
-        if events:
-            for command in run.step(events.popleft()):
-                count += 1
-                match command:
-                    case Launch():
-                        heapq.heappush(ready, (place[command.step], count, command))
-                    case Decide():
-                        events.append(_logged(command.event, run, graph))
-                    case WakeAt():
-                        heapq.heappush(waits, (command.at_s, count, command))
-                    case _:
-                        # Nothing runs that could be stopped, and nothing comes from outside that could be nonsense.
-                        pass
-        elif waits and (waits[0][0] <= time.time() or not ready):
-            at_s, _, wake = heapq.heappop(waits)
-            if wake.step is not None:
-                time.sleep(max(0.0, at_s - time.time()))
-            events.append(Due(at_s=time.time(), step=wake.step, attempt=wake.attempt))
-        else:
-            launch = heapq.heappop(ready)[2]
-            state = run.steps[launch.step]
-            if not state.ended and state.attempt == launch.attempt:
-                events.append(_read(launch.step, _call(run.id, graph, launch), run, graph))
-    if display is not None:
-        display.finished(run)
-    return RunResult.of(run)
+    return _DebugRun(built, caches=not no_cache and not refresh).to_end(display)
 
 
-def _logged(event: Decision, run: Run, graph: Graph) -> Event:
-    """Give the event as the log would give it back: what is too long is cut."""
-    step, kind, payload = encode_event(event)
-    return _read(step, Conclusion(kind, payload), run, graph)
+class _DebugRun:
+    """One run: its fold, and what it has stored."""
 
+    def __init__(self, built: Built, *, caches: bool) -> None:
+        # For as long as its values may be asked for.
+        self._folder = tempfile.TemporaryDirectory(prefix="evpipe-debug-", ignore_cleanup_errors=True)
+        with_pickle = any(step.pickle for step in built.graph.steps.values())
+        spool = attempt_spool(Path(self._folder.name))
+        submission = Submission(graph="0" * 64, parameters=built.parameters)
+        self._parameters = decode_submission(encode_submission(submission, spool)).parameters
+        self.graph = decode_graph(encode_graph(built.graph, spool))
+        self.run = Run(new_run_id())
+        self._facts = (facts_of_run(built.graph) if caches else None) or NO_FACTS
+        #: Results of cached steps, by fingerprint.
+        self._results: dict[str, tuple[StepSucceeded, str]] = {}
+        shelf = attempt_shelf(Path(self._folder.name), OUT, pickles=with_pickle)
+        self._open: Opener = lambda value: loaded(value, shelf) if artifacts_of(value) else value
 
-def _read(step: str | None, written: Conclusion, run: Run, graph: Graph) -> Event:
-    found = decode_event(EventSubject(graph.pipeline, run.id, step, written.kind), written.payload, time.time())
-    assert found is not None, "this version knows what it writes"
-    return found
+    def to_end(self, display: Display | None) -> RunResult[Any]:
+        run, graph = self.run, self.graph
+        place = {name: i for i, name in enumerate(graph.order)}
+        #: What is to be folded next; before it is empty nothing is called.
+        submitted = Submitted(at_s=time.time(), graph=graph, parameters=self._parameters)
+        events: deque[Event] = deque([submitted])
+        ready: list[tuple[int, int, Launch]] = []
+        waits: list[tuple[float, int, WakeAt]] = []
+        count = 0
+        while not run.ended:
+            if events:
+                for command in run.step(events.popleft()):
+                    count += 1
+                    match command:
+                        case Launch():
+                            heapq.heappush(ready, (place[command.step], count, command))
+                        case Decide():
+                            events.append(self._logged(command.event))
+                        case WakeAt():
+                            heapq.heappush(waits, (command.at_s, count, command))
+                        case _:
+                            # Nothing runs that could be stopped, and nothing comes from outside that could be nonsense.
+                            pass
+            elif waits and (waits[0][0] <= time.time() or not ready):
+                at_s, _, wake = heapq.heappop(waits)
+                if wake.step is not None:
+                    time.sleep(max(0.0, at_s - time.time()))
+                events.append(Due(at_s=time.time(), step=wake.step, attempt=wake.attempt))
+            else:
+                launch = heapq.heappop(ready)[2]
+                state = run.steps[launch.step]
+                if not state.ended and state.attempt == launch.attempt:
+                    events.append(self._launched(launch))
+        if display is not None:
+            display.finished(run)
+        # The opener holds this object, and so the folder, for as long as the result lives.
+        return RunResult.of(run, lambda value: self._open(value))
 
+    def _launched(self, launch: Launch) -> Event:
+        """Give what follows from a launch: what the cache says, or what the call gives."""
+        components = components_of(self.graph.steps[launch.step], launch.arguments, self._facts)
+        fingerprint = components.fingerprint() if components is not None else ""
+        if fingerprint in self._results:
+            found, step = self._results[fingerprint]
+            origin = Origin(pipeline=self.graph.pipeline, run=self.run.id, step=step, at_s=found.at_s)
+            return self._logged(
+                StepCached(
+                    step=launch.step,
+                    attempt=launch.attempt,
+                    value=found.value,
+                    fingerprint=fingerprint,
+                    origin=origin,
+                )
+            )
+        event = self._read(launch.step, self._call(launch))
+        if fingerprint and isinstance(event, StepSucceeded):
+            self._results[fingerprint] = (event, launch.step)
+        return event
 
-def _call(run: str, graph: Graph, launch: Launch) -> Conclusion:
-    """Run one attempt to its end."""
-    step = graph.steps[launch.step]
-    subject = LaunchSubject(step.queue, DEFAULT_PRIORITY, run, launch.step, launch.attempt)
-    order = order_of(step, launch.arguments, pipeline=graph.pipeline)
-    began_s = time.time()
-    try:
-        # Through the same encode and decode as on the bus: a step cannot see what another did to an argument.
-        named = dict(decode_launch(encode_launch(order, f"step {step.name!r}")).arguments)
-    except EvpipeError as error:
-        return conclude_failure(subject, Failure(message=str(error)), began_s, Reason.OUTPUT)
-    positional = named.pop("*", ())
-    try:
-        function = find_function(step.code)
-        if step.executor == "inline":
-            value = outside_of_any_loop(lambda: anyio.run(_awaited, function, positional, named))
-        else:
-            value = function(*positional, **named)
-    except KeyboardInterrupt:
-        raise
-    except BaseException as error:  # noqa: BLE001 - SystemExit of a step is its failure
-        return conclude_error(subject, _from_step_on(error), began_s)
-    if step.timeout_s is not None and time.time() - began_s > step.timeout_s:
-        return conclude_failure(subject, timeout_failure(step.timeout_s), began_s, Reason.TIMEOUT)
-    return conclude_value(subject, order, value, began_s)
+    def _logged(self, event: Decision) -> Event:
+        """Give the event as the log would give it back: what is too long is cut."""
+        step, kind, payload = encode_event(event)
+        return self._read(step, Conclusion(kind, payload))
+
+    def _read(self, step: str | None, written: Conclusion) -> Event:
+        subject = EventSubject(self.graph.pipeline, self.run.id, step, written.kind)
+        found = decode_event(subject, written.payload, time.time())
+        assert found is not None, "this version knows what it writes"
+        return found
+
+    def _files(self) -> AttemptFiles:
+        return AttemptFiles(Path(self._folder.name), allow_pickle=True, inputs=OUT)
+
+    def _call(self, launch: Launch) -> Conclusion:
+        """Run one attempt to its end."""
+        step = self.graph.steps[launch.step]
+        subject = LaunchSubject(step.queue, DEFAULT_PRIORITY, self.run.id, launch.step, launch.attempt)
+        order = order_of(step, launch.arguments, pipeline=self.graph.pipeline)
+        files = self._files()
+        began_s = time.time()
+        try:
+            # Through the same encode and decode as on the bus: a step cannot see what another did to an argument.
+            data = encode_launch(order, f"step {step.name!r}", files.writer(order))
+            order = decode_launch(data)
+        except EvpipeError as error:
+            return conclude_failure(subject, Failure(message=str(error)), began_s, Reason.OUTPUT)
+        try:
+            function = find_function(step.code)
+            positional, named = (files.decode(data, order) if order.artifacts else order).call()
+            if step.executor == "inline":
+                value = outside_of_any_loop(lambda: anyio.run(_awaited, function, positional, named))
+            else:
+                value = function(*positional, **named)
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # noqa: BLE001 - SystemExit of a step is its failure
+            return conclude_error(subject, _from_step_on(error), began_s)
+        if step.timeout_s is not None and time.time() - began_s > step.timeout_s:
+            return conclude_failure(subject, timeout_failure(step.timeout_s), began_s, Reason.TIMEOUT)
+        return conclude_value(subject, order, value, began_s, files)
 
 
 def _from_step_on(error: BaseException) -> BaseException:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar, get_args
 
 import anyio
 
+from evpipe.client.loops import outside_of_any_loop
 from evpipe.errors import UsageError
 from evpipe.hosting.debug import run_debug
 from evpipe.hosting.logs import configure_logs
-from evpipe.hosting.loops import outside_of_any_loop
 from evpipe.hosting.session import Session
 from evpipe.sdk.definition import AnyPipeline
 from evpipe.sdk.hook import Mode
@@ -28,6 +28,8 @@ def run(
     mode: Mode | None = None,
     key: str | None = None,
     timeout_s: float | None = None,
+    no_cache: bool = False,
+    refresh: bool | Sequence[str] = False,
 ) -> RunResult[R]:
     """Run a pipeline and wait for its end; works in a script, a notebook and under a running loop.
 
@@ -38,6 +40,8 @@ def run(
             "local": in this process, without a server; "debug": plain calls in this thread. None: "bus".
         key: makes the run idempotent: the same key, graph and parameters are the same run.
         timeout_s: seconds to wait for the end.
+        no_cache: take nothing from the cache, and record nothing there.
+        refresh: names of steps that run even if the cache has their results, which are replaced; True: all.
 
     Returns:
         The result, whatever the run's status; its `.value` raises unless the run succeeded.
@@ -55,8 +59,8 @@ def run(
     if mode == "debug":
         if key is not None or timeout_s is not None:
             raise UsageError("key and timeout_s mean nothing in debug mode, where the run is this very call")
-        return run_debug(target.build(dict(params or {})))
+        return run_debug(target.build(dict(params or {})), no_cache=no_cache, refresh=refresh)
     # What is wrong with the call is said before any server is started for it.
     built = target.build(dict(params or {}))
-    session = Session(built, mode=mode or "bus", key=key, timeout_s=timeout_s)
+    session = Session(built, mode=mode or "bus", key=key, timeout_s=timeout_s, no_cache=no_cache, refresh=refresh)
     return outside_of_any_loop(lambda: anyio.run(session.run), session.interrupt)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import sys
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from typing import Any, Final
 
@@ -17,7 +17,7 @@ from anyio.lowlevel import current_token
 
 from evpipe.bus.memory import MemoryBus
 from evpipe.bus.settings import BusSettings, load_settings
-from evpipe.client.client import Client
+from evpipe.client.client import Client, check_refresh
 from evpipe.client.handle import RunHandle
 from evpipe.controller.controller import Controller
 from evpipe.core.machine import Run
@@ -58,6 +58,8 @@ class Session:
         mode: Mode,
         key: str | None,
         timeout_s: float | None,
+        no_cache: bool = False,
+        refresh: bool | Sequence[str] = False,
         display: Display | None = None,
         watch: bool = False,
         settings: BusSettings | None = None,
@@ -66,6 +68,10 @@ class Session:
         self._mode = mode
         self._key = key
         self._timeout_s = timeout_s
+        self._no_cache = no_cache
+        self._refresh = refresh
+        # What is wrong with it is said before any server is started.
+        check_refresh(refresh, built.graph, no_cache=no_cache)
         self._display = display or Display(sys.stderr)
         self._settings = settings
         self._watch = watch
@@ -106,7 +112,14 @@ class Session:
 
     async def _run_to_end(self) -> RunResult[Any]:
         async with self._client() as (client, queue):
-            handle = await client.submit_built(self._built, key=self._key, queue=queue, code_travels=not self._hosts)
+            handle = await client.submit_built(
+                self._built,
+                key=self._key,
+                queue=queue,
+                no_cache=self._no_cache,
+                refresh=self._refresh,
+                code_travels=not self._hosts,
+            )
             self._display.submitted(handle)
             async with AsyncExitStack() as stack:
                 task_group = await stack.enter_async_context(anyio.create_task_group())
@@ -127,7 +140,8 @@ class Session:
                     self._display.finished(self._run)
                 raise KeyboardInterrupt
             self._display.finished(run)
-            return RunResult.of(run)
+            pickles = any(step.pickle for step in self._built.graph.steps.values())
+            return handle.result_of(run, allow_pickle=pickles)
 
     @asynccontextmanager
     async def _client(self) -> AsyncIterator[tuple[Client, str]]:
@@ -136,7 +150,7 @@ class Session:
             self._display.bus("in this process, no server (mode local)")
             async with MemoryBus() as bus:
                 client = Client(bus=bus)
-                async with Controller(client), Worker(client, [OWN_QUEUE]):
+                async with Controller(client), Worker(client, [OWN_QUEUE], allow_pickle=True):
                     yield client, OWN_QUEUE
             return
         settings = self._settings or load_settings()
@@ -155,7 +169,7 @@ class Session:
             queue = own_queue(client.embedded.user_id)
             async with (
                 Controller(client) as controller,
-                Worker(client, [queue], transient=True),
+                Worker(client, [queue], transient=True, allow_pickle=True),
                 anyio.create_task_group() as task_group,
             ):
                 task_group.start_soon(cancel_orphans, client, controller, client.embedded)

@@ -17,6 +17,7 @@ from evpipe.core.names import check_name
 from evpipe.core.parameters import REQUIRED, Parameter, check_parameter_names, check_parameters
 from evpipe.errors import UsageError
 from evpipe.sdk.build import Build, Readers
+from evpipe.sdk.cache import Cache
 from evpipe.sdk.definition import QUEUE_DEFAULT, AnyPipeline, Built, PipelineOptions
 from evpipe.sdk.functions import check_step_function
 from evpipe.sdk.handle import Handle, ParameterHandle, Placeholder
@@ -187,6 +188,8 @@ class Pipeline(AnyPipeline[..., Any]):
         retries: int | Retry | Unset = UNSET,
         timeout_s: float | Unset | None = UNSET,
         on_failure: OnFailureName | Unset = UNSET,
+        cache: bool | Cache | Unset = UNSET,
+        pickle: bool | Unset = UNSET,
         description: str | Unset = UNSET,
         **arguments: Any,
     ) -> R: ...
@@ -205,6 +208,8 @@ class Pipeline(AnyPipeline[..., Any]):
         retries: int | Retry | Unset = UNSET,
         timeout_s: float | Unset | None = UNSET,
         on_failure: OnFailureName | Unset = UNSET,
+        cache: bool | Cache | Unset = UNSET,
+        pickle: bool | Unset = UNSET,
         description: str | Unset = UNSET,
         **arguments: Any,
     ) -> R: ...
@@ -222,6 +227,8 @@ class Pipeline(AnyPipeline[..., Any]):
         retries: int | Retry | Unset = UNSET,
         timeout_s: float | Unset | None = UNSET,
         on_failure: OnFailureName | Unset = UNSET,
+        cache: bool | Cache | Unset = UNSET,
+        pickle: bool | Unset = UNSET,
         description: str | Unset = UNSET,
         **arguments: Any,
     ) -> Any:
@@ -252,6 +259,8 @@ class Pipeline(AnyPipeline[..., Any]):
             "retries": retries,
             "timeout_s": timeout_s,
             "on_failure": on_failure,
+            "cache": cache,
+            "pickle": pickle,
             "description": description,
         }
         options: dict[str, Any] = {option: value for option, value in given.items() if value is not UNSET}

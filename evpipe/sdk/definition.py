@@ -7,7 +7,7 @@ submits one needs no more than this.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, ParamSpec, TypeVar
 
@@ -108,7 +108,13 @@ class AnyPipeline(ABC, Generic[P, R_co]):
         return self.options().run(*args, **kwargs)
 
     def options(
-        self, *, mode: Mode | None = None, key: str | None = None, timeout_s: float | None = None
+        self,
+        *,
+        mode: Mode | None = None,
+        key: str | None = None,
+        timeout_s: float | None = None,
+        no_cache: bool = False,
+        refresh: bool | Sequence[str] = False,
     ) -> PipelineRun[P, R_co]:
         """Say how to run it, as in `churn.options(mode="local").run(rows=500)`.
 
@@ -116,9 +122,12 @@ class AnyPipeline(ABC, Generic[P, R_co]):
             mode: what runs it; None: as configured.
             key: with the same key, graph and parameters there is only one run.
             timeout_s: seconds to wait for the end; the run itself goes on after them.
+            no_cache: take nothing from the cache, and record nothing there.
+            refresh: names of steps that run even if the cache has their results, which are replaced; True: all.
 
         """
-        return PipelineRun(self, RunOptions(mode=mode, key=key, timeout_s=timeout_s))
+        how = RunOptions(mode=mode, key=key, timeout_s=timeout_s, no_cache=no_cache, refresh=refresh)
+        return PipelineRun(self, how)
 
     @abstractmethod
     def _by_position(self) -> tuple[str, ...]:

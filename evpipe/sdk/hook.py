@@ -6,7 +6,7 @@ hook, which `evpipe/__init__` sets to a function that imports `evpipe.hosting` w
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
@@ -28,6 +28,10 @@ class RunOptions:
     key: str | None = None
     #: Seconds to wait for the end of the run; None: no limit.
     timeout_s: float | None = None
+    #: Nothing is taken from the cache, and nothing is recorded there.
+    no_cache: bool = False
+    #: Steps that run even if the cache has their results, which are replaced; True: all of them.
+    refresh: bool | Sequence[str] = False
 
 
 RunHook: TypeAlias = "Callable[[AnyPipeline[..., Any], Mapping[str, Any], RunOptions], RunResult[Any]]"

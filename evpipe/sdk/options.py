@@ -8,11 +8,13 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any, Final, Literal, TypeAlias
 
+from evpipe.core.fingerprint import CachePolicy
 from evpipe.core.graph import EXECUTORS, check_seconds
 from evpipe.core.names import check_name
 from evpipe.core.retry import NO_RETRIES, RetryPolicy
 from evpipe.core.states import OnFailure
 from evpipe.errors import UsageError
+from evpipe.sdk.cache import cache_policy
 from evpipe.sdk.functions import namespace_of
 from evpipe.sdk.handle import Handle
 from evpipe.sdk.retry import retry_policy
@@ -46,6 +48,9 @@ class StepOptions:
     on_failure: OnFailure = OnFailure.FAIL
     #: Handles and names of steps.
     after: tuple[Handle | str, ...] = ()
+    #: None: it is not cached.
+    cache: CachePolicy | None = None
+    pickle: bool = False
     description: str = ""
 
 
@@ -132,6 +137,12 @@ def _after(value: object, where: str) -> tuple[Handle | str, ...]:
     return tuple(value)
 
 
+def _pickle(value: object, where: str) -> bool:
+    if not isinstance(value, bool):
+        raise UsageError(f"{where}: pickle must be True or False, not {value!r}")
+    return value
+
+
 def _description(value: object, where: str) -> str:
     if not isinstance(value, str):
         raise UsageError(f"{where}: description must be text, not {value!r}")
@@ -145,5 +156,7 @@ _CHECKS: Final[Mapping[str, Callable[[object, str], object]]] = {
     "timeout_s": _timeout_s,
     "on_failure": _on_failure,
     "after": _after,
+    "cache": cache_policy,
+    "pickle": _pickle,
     "description": _description,
 }

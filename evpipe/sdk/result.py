@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar, cast
 
+from evpipe.core.events import Origin
 from evpipe.core.states import RUN_ENDS, STEP_VALUES, Reason, RunStatus, StepStatus
 from evpipe.errors import RunFailed
 
@@ -17,6 +18,14 @@ R_co = TypeVar("R_co", covariant=True)
 
 #: Steps that ended without a value, and for a reason.
 _ENDED_WITHOUT_VALUE = frozenset({StepStatus.FAILED, StepStatus.SKIPPED, StepStatus.CANCELLED})
+
+
+#: Gives a value with everything in the place of its artifacts.
+Opener: TypeAlias = Callable[[Any], Any]
+
+
+def _as_it_is(value: Any) -> Any:
+    return value
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
@@ -30,6 +39,8 @@ class StepResult:
     status: StepStatus
     #: Number of its last attempt; 0 if there was none.
     attempts: int = 0
+    #: Whose result the cache gave; None: it is this run's own.
+    cached_from: Origin | None = None
     #: When it first became ready, when its last attempt began, when it ended; UTC.
     queued_at: datetime | None = None
     started_at: datetime | None = None
@@ -40,17 +51,19 @@ class StepResult:
     #: Of its last failure; may be empty.
     traceback: str = ""
     _value: Any = None
+    _open: Opener = _as_it_is
 
     @property
     def value(self) -> Any:
-        """What it returned.
+        """What it returned. What of it is stored beside the log is fetched now, and again whenever this is read.
 
         Raises:
             RunFailed: if it returned nothing, because it did not succeed (yet).
+            ArtifactUnreadable: if a part of it is missing, damaged, or cannot be read in this process.
 
         """
         if self.status in STEP_VALUES:
-            return self._value
+            return self._open(self._value)
         why = f" ({self.reason}): {self.error}" if self.reason else ""
         raise RunFailed(
             f"step {self.name!r} of run {self.run_id} has no value: it is {self.status}{why}",
@@ -66,7 +79,7 @@ class StepResult:
         return f"<step {self.name!r}: {self.status}{attempts}{f', {self.error}' if self.error else ''}>"
 
     @classmethod
-    def of(cls, run: Run, name: str, state: StepState) -> StepResult:
+    def of(cls, run: Run, name: str, state: StepState, opener: Opener) -> StepResult:
         """Show the state of a step in a folded log."""
         # The state keeps the last failure through a retry; what succeeded in the end has no error to show.
         failed = state.status in _ENDED_WITHOUT_VALUE
@@ -76,7 +89,8 @@ class StepResult:
             run_status=run.status,
             name=name,
             status=state.status,
-            attempts=state.attempt,
+            attempts=0 if state.status is StepStatus.CACHED else state.attempt,
+            cached_from=state.cached_from,
             queued_at=_moment(state.queued_at_s),
             started_at=_moment(state.started_at_s),
             ended_at=_moment(state.ended_at_s),
@@ -84,6 +98,7 @@ class StepResult:
             reason=state.reason if failed else None,
             traceback=state.failure.traceback if shows_traceback and state.failure else "",
             _value=run.outputs.get(name),
+            _open=opener,
         )
 
 
@@ -103,17 +118,19 @@ class RunResult(Generic[R_co]):
     #: The step that failed the run: the first one to fail for good.
     failed_step: str | None = None
     _value: R_co | None = None
+    _open: Opener = _as_it_is
 
     @property
     def value(self) -> R_co:
-        """What the pipeline returned.
+        """What the pipeline returned. What of it is stored beside the log is fetched now, whenever this is read.
 
         Raises:
             RunFailed: unless the run succeeded; names the step that failed, its attempt and the traceback.
+            ArtifactUnreadable: if a part of it is missing, damaged, or cannot be read in this process.
 
         """
         if self.status is RunStatus.SUCCEEDED:
-            return cast("R_co", self._value)
+            return cast("R_co", self._open(self._value))
         step = self.steps.get(self.failed_step) if self.failed_step is not None else None
         message = f"run {self.id}" + (f" of pipeline {self.pipeline!r}" if self.pipeline else "")
         if self.status not in RUN_ENDS:
@@ -139,17 +156,23 @@ class RunResult(Generic[R_co]):
         return f"<run {self.id} of pipeline {self.pipeline!r}: {self.status}, {done} of {len(self.steps)} steps{error}>"
 
     @classmethod
-    def of(cls, run: Run) -> RunResult[Any]:
-        """Show a folded log; the run need not have ended."""
+    def of(cls, run: Run, opener: Opener | None = None) -> RunResult[Any]:
+        """Show a folded log; the run need not have ended.
+
+        Args:
+            opener: gives values with everything in the place of their artifacts; None: they stay artifacts.
+        """
+        opener = opener or _as_it_is
         return RunResult(
             id=run.id,
             pipeline=run.graph.pipeline if run.graph is not None else "",
             status=run.status,
             error=run.message,
             reason=run.reason,
-            steps={name: StepResult.of(run, name, state) for name, state in run.steps.items()},
+            steps={name: StepResult.of(run, name, state, opener) for name, state in run.steps.items()},
             failed_step=run.failed[0] if run.failed else None,
             _value=run.value,
+            _open=opener,
         )
 
 

@@ -14,10 +14,12 @@ from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Generic, ParamSpec, Protocol, TypeVar, cast, overload
 
+from evpipe.core.fingerprint import CachePolicy
 from evpipe.core.graph import Step as GraphStep
 from evpipe.core.names import check_name, nearest
 from evpipe.errors import UsageError
 from evpipe.sdk.build import Build, current_build, refuse_handles
+from evpipe.sdk.cache import Cache
 from evpipe.sdk.functions import check_step_function, code_of, name_for
 from evpipe.sdk.handle import Handle
 from evpipe.sdk.options import UNSET, Executor, OnFailureName, StepOptions, Unset, check_options, executors_of
@@ -70,6 +72,8 @@ class Step(Generic[P, R_co]):
         timeout_s: float | Unset | None = UNSET,
         on_failure: OnFailureName | Unset = UNSET,
         after: Sequence[object] | Unset = UNSET,
+        cache: bool | Cache | Unset = UNSET,
+        pickle: bool | Unset = UNSET,
         description: str | Unset = UNSET,
     ) -> StepT:
         """Give the same step with other options, as in `load.options(queue="gpu", name="load2")(rows)`.
@@ -90,9 +94,12 @@ class Step(Generic[P, R_co]):
             "timeout_s": timeout_s,
             "on_failure": on_failure,
             "after": after,
+            "cache": cache,
+            "pickle": pickle,
             "description": description,
         }
         checked = check_options(given, where, executors=executors_of(self._fn))
+        _check_ignored(checked.get("cache"), self._signature, where)
         other = copy.copy(self)
         other._options = replace(self._options, **checked)
         if name is not UNSET:
@@ -129,6 +136,8 @@ class Step(Generic[P, R_co]):
             retries=options.retries,
             timeout_s=options.timeout_s,
             on_failure=options.on_failure,
+            cache=options.cache,
+            pickle=options.pickle,
             description=options.description,
         )
         return build.add(step, shape)
@@ -213,6 +222,8 @@ def step(
     timeout_s: float | None = None,
     on_failure: OnFailureName = "fail",
     after: Sequence[object] = (),
+    cache: bool | Cache = False,
+    pickle: bool = False,
     description: str = "",
 ) -> StepDecorator: ...
 def step(
@@ -227,6 +238,8 @@ def step(
     timeout_s: float | None = None,
     on_failure: OnFailureName = "fail",
     after: Sequence[object] = (),
+    cache: bool | Cache = False,
+    pickle: bool = False,
     description: str = "",
 ) -> Any:
     """Make a step of a function at module level: `@step` or `@step(retries=3, …)`.
@@ -242,6 +255,10 @@ def step(
         on_failure: "fail": what needs it is skipped and the run fails; "skip": the same, but the run may
             succeed; "continue": what needs it runs and gets None.
         after: names of steps that must have ended well before it, beside those whose outputs it takes.
+        cache: True, or a `Cache(...)`: a result is kept and used again for a step with the same code, environment and
+            arguments.
+        pickle: whether arguments and output may be pickles where nothing else can carry them; workers have to allow
+            it, too (`evpipe worker --allow-pickle`).
 
     Raises:
         UsageError: if the function cannot be a step or an option is not allowed.
@@ -260,6 +277,8 @@ def step(
             "timeout_s": timeout_s,
             "on_failure": on_failure,
             "after": after,
+            "cache": cache,
+            "pickle": pickle,
             "description": description,
         }
         return make_step(function, name_for("step", function, name), given)
@@ -270,4 +289,15 @@ def step(
 def make_step(fn: Callable[..., Any], name: str, given: Mapping[str, object]) -> Step[..., Any]:
     """Make a step of a function that was checked; options that are not given are at their defaults."""
     options = check_options({"executor": None, **given}, f"step {name!r}", executors=executors_of(fn))
+    _check_ignored(options.get("cache"), inspect.signature(fn), f"step {name!r}")
     return (CoroutineStep if inspect.iscoroutinefunction(fn) else FunctionStep)(fn, name, StepOptions(**options))
+
+
+def _check_ignored(policy: CachePolicy | None, signature: inspect.Signature, where: str) -> None:
+    """Refuse a name in `Cache(ignore=…)` that is none of the function's parameters."""
+    takes = signature.parameters
+    if policy is None or any(p.kind is p.VAR_KEYWORD for p in takes.values()):
+        return
+    for name in policy.ignore:
+        if name not in takes:
+            raise UsageError(f"{where}: Cache(ignore=…) names {name!r}, which it does not take{nearest(name, takes)}")

@@ -43,10 +43,8 @@ class CacheEntry:
     run: str
     step: str
     attempt: int
-    #: Seconds that the attempt took.
-    duration_s: float
-    #: What the step gave, encoded.
-    value: bytes
+    #: The payload of the attempt's `succeeded`.
+    event: bytes
     components: Mapping[str, Any]
 
     def origin(self, at_s: float) -> Origin:
@@ -103,10 +101,9 @@ def encode_entry(entry: CacheEntry) -> bytes:
         "run": entry.run,
         "step": entry.step,
         "attempt": entry.attempt,
-        "duration_s": entry.duration_s,
         "components": entry.components,
     }
-    return encode_map({**fields, "value": entry.value})
+    return encode_map({**fields, "event": entry.event})
 
 
 def decode_entry(data: bytes) -> CacheEntry | Marker:
@@ -118,17 +115,16 @@ def decode_entry(data: bytes) -> CacheEntry | Marker:
     fields = decode_map(data, "the cache entry")
     if fields.flag("marker"):
         return Marker(fields.text("pipeline"), fields.text("run"), fields.text("step"))
-    value = fields.map.get("value")
-    if not isinstance(value, bytes):
-        raise RemoteProtocolError("the cache entry has no value")
+    event = fields.map.get("event")
+    if not isinstance(event, bytes):
+        raise RemoteProtocolError("the cache entry has no result")
     return CacheEntry(
         fingerprint=fields.text("fingerprint"),
         pipeline=fields.text("pipeline"),
         run=fields.text("run"),
         step=fields.text("step"),
         attempt=fields.whole("attempt"),
-        duration_s=fields.number("duration_s", 0.0),
-        value=value,
+        event=event,
         components=fields.submap("components"),
     )
 

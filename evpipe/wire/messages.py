@@ -7,7 +7,7 @@ The subject of an event says pipeline, run, step and kind; the payload says the 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
@@ -383,6 +383,12 @@ class LaunchOrder:
     components: Mapping[str, Any] = field(default_factory=dict)
     #: The artifacts among its arguments; of a launch that was decoded.
     artifacts: tuple[Artifact, ...] = ()
+
+    def call(self) -> tuple[Sequence[Any], dict[str, Any]]:
+        """Give the positional and the named arguments of the call; their values are here."""
+        assert not isinstance(self.arguments, Artifact), "decoded with a reader"
+        named = dict(self.arguments)
+        return named.pop("*", ()), named
 
 
 def order_of(

@@ -11,7 +11,9 @@ from __future__ import annotations
 import hashlib
 import io
 import secrets
-from collections.abc import Callable, Mapping
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, Final, cast
 
@@ -99,6 +101,23 @@ class Spool:
             data=held,
             meta=dict(meta),
         )
+
+
+@contextmanager
+def spooled(*, pickles: bool = False) -> Iterator[Spool]:
+    """Give a spool over a temporary folder, which is made when there is the first file and goes with the block."""
+    folder: list[tempfile.TemporaryDirectory[str]] = []
+
+    def made() -> Path:
+        if not folder:
+            folder.append(tempfile.TemporaryDirectory(prefix="evpipe-spool-"))
+        return Path(folder[0].name)
+
+    try:
+        yield Spool(made, pickles=pickles)
+    finally:
+        for found in folder:
+            found.cleanup()
 
 
 class _Draft(io.RawIOBase):
@@ -260,11 +279,11 @@ def attempt_spool(folder: Path, *, pickles: bool = False) -> Spool:
     return Spool(made, pickles=pickles)
 
 
-def attempt_shelf(folder: Path, *, pickles: bool = False) -> Shelf:
+def attempt_shelf(folder: Path, inputs: str = IN, *, pickles: bool = False) -> Shelf:
     """Give what reads the artifacts that were put below an attempt's folder."""
 
     def find(digest: str) -> Path | None:
-        file = folder / IN / digest
+        file = folder / inputs / digest
         return file if file.is_file() else None
 
     def made() -> Path:

@@ -7,11 +7,14 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from evpipe.core.events import Failure, StepFailed, StepSucceeded
+from evpipe.core.events import Failure, StepFailed
 from evpipe.core.states import Reason
-from evpipe.errors import EvpipeError
-from evpipe.wire.messages import LaunchOrder, encode_event
+from evpipe.errors import EncodingError, EvpipeError
+from evpipe.wire.messages import LaunchOrder, encode_event, encode_succeeded
+from evpipe.wire.serializers.registry import ArtifactUnreadable
+from evpipe.wire.storing import encode_stored
 from evpipe.wire.subjects import LaunchSubject
+from evpipe.worker.attempt_files import AttemptFiles
 from evpipe.worker.code import CodeNotFound
 from evpipe.worker.failures import failure_of
 from evpipe.worker.outputs import OutputMismatch, shape_output
@@ -23,24 +26,41 @@ class Conclusion(NamedTuple):
     #: Of the event: "succeeded" or "failed".
     kind: str
     payload: bytes
+    #: Whether files in the attempt's folder have to be stored before it is told.
+    has_artifacts: bool = False
 
 
-def conclude_value(launch: LaunchSubject, order: LaunchOrder, value: Any, started_at_s: float) -> Conclusion:
+def conclude_value(
+    launch: LaunchSubject, order: LaunchOrder, value: Any, started_at_s: float, files: AttemptFiles
+) -> Conclusion:
     """Make the end of an attempt whose body returned; never raises.
+
+    Args:
+        files: take what does not travel in the event.
 
     A value that has not the declared outputs, or that cannot travel, is a failure with the reason `output`.
     """
     try:
         shaped = shape_output(value, order.outputs, launch.step)
-        event = StepSucceeded(step=launch.step, attempt=launch.attempt, value=shaped, started_at_s=started_at_s)
-        _, kind, payload = encode_event(event)
+        packed = encode_stored(shaped, f"the output of step {launch.step!r}", files.writer(order))
     except (OutputMismatch, EvpipeError) as error:
-        return conclude_failure(launch, Failure(message=str(error)), started_at_s, Reason.OUTPUT)
-    return Conclusion(kind, payload)
+        message = str(error)
+        if isinstance(error, EncodingError) and order.pickle and not files.allow_pickle:
+            message += "; the step may pickle, but its worker does not allow it: evpipe worker --allow-pickle"
+        return conclude_failure(launch, Failure(message=message), started_at_s, Reason.OUTPUT)
+    except OSError as error:
+        # A full disk, most likely.
+        message = f"the output of step {launch.step!r} cannot be stored: {error}"
+        return conclude_failure(launch, Failure(message=message), started_at_s, Reason.OUTPUT)
+    payload = encode_succeeded(launch.attempt, started_at_s, packed)
+    return Conclusion("succeeded", payload, files.wrote)
 
 
 def conclude_error(launch: LaunchSubject, error: BaseException, started_at_s: float) -> Conclusion:
     """Make the end of an attempt whose body raised, or could not be called."""
+    if isinstance(error, ArtifactUnreadable):
+        # Its arguments cannot be made, and another attempt would not find them either.
+        return conclude_failure(launch, Failure(message=str(error)), started_at_s, Reason.OUTPUT)
     if isinstance(error, CodeNotFound):
         failure = Failure(message=str(error), types=("evpipe.worker.code.CodeNotFound",))
     else:

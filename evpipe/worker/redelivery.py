@@ -10,13 +10,13 @@ from enum import Enum
 from typing import Final
 
 from evpipe.bus.protocol import Bus, Record
-from evpipe.core.events import Event, Finished, StepCancelled, StepFailed, StepStarted, StepSucceeded
+from evpipe.core.events import Event, Finished, StepCached, StepCancelled, StepFailed, StepStarted, StepSucceeded
 from evpipe.errors import RemoteProtocolError
 from evpipe.wire.messages import decode_event
 from evpipe.wire.subjects import LaunchSubject
 
 #: Kinds that say how far attempts of a step have come.
-KINDS: Final = ("started", "succeeded", "failed", "cancelled")
+KINDS: Final = ("started", "succeeded", "failed", "cached", "cancelled")
 QUESTIONS: Final = 3
 QUESTION_S: Final = 1.0
 
@@ -43,7 +43,7 @@ async def examine(bus: Bus, launch: LaunchSubject) -> Verdict:
     for kind in KINDS:
         record = await bus.last(bus.subjects.events_of_step(launch.run, launch.step, kind))
         event = _decoded(bus, record)
-        if isinstance(event, StepCancelled):
+        if isinstance(event, (StepCancelled, StepCached)):
             return Verdict.OVER
         if isinstance(event, StepStarted):
             if event.attempt > launch.attempt:
@@ -82,9 +82,9 @@ async def _ended_before(bus: Bus, launch: LaunchSubject) -> bool:
 
 
 async def _ended_meanwhile(bus: Bus, launch: LaunchSubject) -> bool:
-    for kind in ("succeeded", "failed", "cancelled"):
+    for kind in ("succeeded", "failed", "cached", "cancelled"):
         event = _decoded(bus, await bus.last(bus.subjects.events_of_step(launch.run, launch.step, kind)))
-        if isinstance(event, StepCancelled):
+        if isinstance(event, (StepCancelled, StepCached)):
             return True
         if isinstance(event, (StepSucceeded, StepFailed)) and event.attempt >= launch.attempt:
             return True

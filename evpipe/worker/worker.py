@@ -56,6 +56,8 @@ class Worker:
         transient: the queues are this process's own: nothing of them stays when it has gone.
         local_code: steps are found where this process finds its modules, and those that are no processes run in it.
             If not, all run in children of it, with the code that each run was submitted with.
+        allow_pickle: whether steps with `pickle=True` may read and write pickles: whoever may submit to these queues
+            may then have any code read here, which he may have run here anyway.
 
     Raises:
         UsageError: if a queue has an illegal name or `slots` is not a whole number from 1 to 10,000.
@@ -69,6 +71,7 @@ class Worker:
         *,
         transient: bool = False,
         local_code: bool = True,
+        allow_pickle: bool = False,
     ) -> None:
         if isinstance(queues, str) or not queues:
             raise UsageError(f"queues must be a list of queue names, not {queues!r}")
@@ -91,7 +94,7 @@ class Worker:
         self._cancelled: set[tuple[str, str]] = set()
         self._stack = AsyncExitStack()
         self._spawner = Spawner()
-        self._executors = Executors(self._bus, slots, local_code=local_code)
+        self._executors = Executors(self._bus, slots, worker=self.id, local_code=local_code, allow_pickle=allow_pickle)
         self._now = anyio.current_time
         self._cancelled_error: type[BaseException] = BaseException
         self._intake: Intake | None = None

@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Final, Literal, TypeAlias
+from typing import Any, Final, Literal, NamedTuple, TypeAlias
 
 import anyio
 import anyio.to_thread
@@ -52,6 +52,25 @@ sys.path.append({package!r})
 from evpipe.worker.children.main import main
 main({descriptor})
 """
+
+
+class Given(NamedTuple):
+    """What a child is given of an attempt."""
+
+    #: The launch, as it came.
+    payload: bytes
+    #: The attempt's folder, which need not exist.
+    folder: Path
+    has_artifacts: bool
+    allow_pickle: bool
+
+    def as_fields(self) -> dict[str, Any]:
+        return {
+            "order": self.payload,
+            "folder": str(self.folder),
+            "has_artifacts": self.has_artifacts,
+            "allow_pickle": self.allow_pickle,
+        }
 
 
 class ChildGone(Exception):
@@ -138,11 +157,11 @@ class Child:
 
     # ---- attempts
 
-    async def run(self, launch: LaunchSubject, payload: bytes, output: AttemptLog) -> Conclusion:
+    async def run(self, launch: LaunchSubject, given: Given, output: AttemptLog) -> Conclusion:
         """Run an attempt in it.
 
         Args:
-            payload: of the launch.
+            given: the launch, and where its artifacts are.
             output: is told the lines that the attempt writes.
 
         Raises:
@@ -158,7 +177,7 @@ class Child:
             # What earlier attempts wrote is none of this one's.
             self._tail.clear()
         try:
-            self._write({"frame": "run", "id": number, "launch": list(launch), "order": payload})
+            self._write({"frame": "run", "id": number, "launch": list(launch), **given.as_fields()})
             await held.done.wait()
         except BaseException:
             if self.role == "host":
@@ -385,7 +404,7 @@ class Child:
                 kind, payload = frame.get("kind"), frame.get("payload")
                 if kind not in {"succeeded", "failed"} or not isinstance(payload, bytes):
                     raise RemoteProtocolError("an end that is no event")
-                held.conclusion = Conclusion(kind, payload)
+                held.conclusion = Conclusion(kind, payload, frame.get("has_artifacts") is True)
                 held.end()
             case "output":
                 held.output.miss(int(frame.get("left_out", 0)))

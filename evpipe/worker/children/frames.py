@@ -2,10 +2,12 @@
 
     worker ──▶ child   begin   role, source: what it will run
                        run     id, launch, order: run an attempt
+                               folder, has_artifacts, allow_pickle: where its artifacts are, and go (see attempt_files)
                        stop    id: end an attempt, its result is not wanted (role host)
     child ──▶ worker   ready   it has begun
                        output  id, stream, text, left_out: what an attempt wrote, and what of it was dropped (role host)
-                       ended   id, kind, payload, spoilt: how an attempt ended, as an event of the log;
+                       ended   id, kind, payload, has_artifacts, spoilt: how an attempt ended, as an event of the log;
+                               whether there are files in its folder that belong to it;
                                `spoilt` says why this child must run no other, or is empty
                        stopped id: it has ended, as it was told to (role host)
                        stale   id: it did not run it, for it has code that has changed since it was loaded

@@ -14,16 +14,18 @@ from typing import Any, Final, TextIO
 
 import anyio
 import anyio.lowlevel
+import anyio.to_thread
 from anyio import CancelScope
 
 from evpipe.errors import RemoteProtocolError
 from evpipe.wire.messages import LaunchOrder
 from evpipe.wire.subjects import LaunchSubject
+from evpipe.worker.attempt_files import AttemptFiles
 from evpipe.worker.children.frames import Channel, Frames, encode_frame, receive, send
 from evpipe.worker.children.modules import Modules
 from evpipe.worker.children.output import Lines
-from evpipe.worker.conclusion import conclude_error, conclude_value
-from evpipe.worker.executors.here import call_here
+from evpipe.worker.conclusion import conclude_error
+from evpipe.worker.executors.here import call_here, conclude_here
 
 #: A frame takes them, however long they are: each has up to 32 KiB.
 LINES_PER_FRAME: Final = 20
@@ -106,8 +108,9 @@ class Host:
         with scope:
             try:
                 await anyio.lowlevel.checkpoint_if_cancelled()
-                order = self._order(frame)
-                conclusion = conclude_value(launch, order, await call_here(order), started_at_s)
+                files = AttemptFiles.of_frame(frame)
+                order = await self._order(frame, files)
+                conclusion = await conclude_here(launch, order, await call_here(order), started_at_s, files)
             except anyio.get_cancelled_exc_class():
                 raise
             except BaseException as error:  # noqa: BLE001 - SystemExit and KeyboardInterrupt of a step are its failure
@@ -121,11 +124,14 @@ class Host:
             self.write({"frame": "stopped", "id": number})
         else:
             fields = {"frame": "ended", "id": number, "kind": conclusion.kind, "payload": conclusion.payload}
-            self.write({**fields, "spoilt": ""})
+            self.write({**fields, "has_artifacts": conclusion.has_artifacts, "spoilt": ""})
 
-    def _order(self, frame: dict[str, Any]) -> LaunchOrder:
+    async def _order(self, frame: dict[str, Any], files: AttemptFiles) -> LaunchOrder:
         try:
-            return self._modules.order(frame["order"])
+            if frame["has_artifacts"]:
+                # They may take long to read, and others run in this loop.
+                return await anyio.to_thread.run_sync(self._modules.order, frame["order"], files)
+            return self._modules.order(frame["order"], files)
         except RemoteProtocolError as error:
             raise AssertionError("the worker has read it before") from error
 

@@ -12,6 +12,7 @@ from typing import Final
 
 from evpipe.client.source import Source
 from evpipe.wire.messages import LaunchOrder, decode_launch
+from evpipe.worker.attempt_files import AttemptFiles
 from evpipe.worker.code import CodeNotFound, find_function
 
 RUNS_KEPT: Final = 1_000
@@ -45,8 +46,8 @@ class Modules:
         elif module in self.source.files and module not in sys.modules:
             self._load(module, self.source.files[module])
 
-    def order(self, data: bytes) -> LaunchOrder:
-        """Decode a launch when its code is loaded.
+    def order(self, data: bytes, files: AttemptFiles) -> LaunchOrder:
+        """Decode a launch when its code is loaded, with the values of its artifacts.
 
         A value's class is looked up among modules that are loaded already: when this launch is the first of its module,
         it is decoded again.
@@ -54,6 +55,7 @@ class Modules:
         Raises:
             RemoteProtocolError: if it is not one.
             CodeNotFound: if its function is not there.
+            ArtifactUnreadable: if an artifact among its arguments cannot be read.
         """
         order = decode_launch(data)
         module = str(order.code.get("module"))
@@ -62,6 +64,9 @@ class Modules:
         find_function(order.code)
         # Before it runs, which may take long: a file that changes meanwhile is another than was loaded.
         self.note()
+        if order.artifacts:
+            # Now that the serializers of its module are known.
+            return files.decode(data, order)
         return order if sys.modules.get(module) is before else decode_launch(data)
 
     def stale(self, run: str) -> bool:

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from evpipe.wire.subjects import LaunchSubject
+from evpipe.worker.attempt_files import AttemptFiles
 from evpipe.worker.children.frames import Channel
 from evpipe.worker.children.modules import Modules
 from evpipe.worker.code import find_function
@@ -49,6 +50,7 @@ def serve_single(channel: Channel, modules: Modules, flush: Callable[[], None]) 
             os._exit(FORKED)
         modules.note()
         ended = {"frame": "ended", "id": frame["id"], "kind": conclusion.kind, "payload": conclusion.payload}
+        ended["has_artifacts"] = conclusion.has_artifacts
         try:
             channel.write({**ended, "spoilt": spoilt})
         except OSError:
@@ -67,13 +69,13 @@ def _run(
     surroundings: Surroundings | None = None
     spoilt = ""
     try:
-        order = modules.order(frame["order"])
+        files = AttemptFiles.of_frame(frame)
+        order = modules.order(frame["order"], files)
         function = find_function(order.code)
-        named = dict(order.arguments)
-        positional = named.pop("*", ())
+        positional, named = order.call()
         # What the modules set when they were loaded stays.
         surroundings = Surroundings()
-        conclusion = conclude_value(launch, order, function(*positional, **named), started_at_s)
+        conclusion = conclude_value(launch, order, function(*positional, **named), started_at_s, files)
     except BaseException as error:  # noqa: BLE001 - SystemExit and KeyboardInterrupt of a step are its failure
         conclusion = conclude_error(launch, error, started_at_s)
         if isinstance(error, MemoryError):

@@ -4,24 +4,35 @@ from __future__ import annotations
 
 import time
 from contextlib import AsyncExitStack
+from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
 import anyio
+import anyio.to_thread
 import structlog
 
 from evpipe.bus.protocol import Bus
+from evpipe.client.artifact_store import ArtifactStore
 from evpipe.client.source import Source
 from evpipe.core.events import Failure
 from evpipe.core.states import Reason
+from evpipe.errors import BusRefused, LimitExceeded, only_one
+from evpipe.wire.artifacts import is_digest
+from evpipe.wire.cache import BUCKET, CacheEntry, encode_entry, encode_made, made_key
 from evpipe.wire.messages import LaunchOrder
+from evpipe.wire.serializers.registry import ArtifactUnreadable
+from evpipe.wire.spool import IN, OUT
 from evpipe.wire.subjects import LaunchSubject
+from evpipe.worker.attempt_files import AttemptFiles
 from evpipe.worker.bundles import BundleStore
-from evpipe.worker.children.child import ChildGone, Role
+from evpipe.worker.children.child import ChildGone, Given, Role
 from evpipe.worker.children.pool import Pool
-from evpipe.worker.code import CodeNotFound
-from evpipe.worker.conclusion import Conclusion, conclude_error, conclude_failure, conclude_value
-from evpipe.worker.executors.here import call_here
+from evpipe.worker.code import CodeNotFound, find_function
+from evpipe.worker.conclusion import Conclusion, conclude_error, conclude_failure
+from evpipe.worker.executors.here import call_here, conclude_here
+from evpipe.worker.failures import types_of
+from evpipe.worker.scratch import Scratch
 from evpipe.worker.telemetry import LogBook
 
 log = structlog.get_logger(__name__)
@@ -34,12 +45,19 @@ class Executors:
     """Runs attempts.
 
     Args:
+        worker: its id.
         local_code: this process has the code: inline and thread steps run in it, and children look where it looks.
             Otherwise all steps run in children, which have the code that the run was submitted with.
+        allow_pickle: whether steps that ask for it may read and write pickles.
     """
 
-    def __init__(self, bus: Bus, slots: int, *, local_code: bool) -> None:
+    def __init__(self, bus: Bus, slots: int, *, worker: str, local_code: bool, allow_pickle: bool) -> None:
         self._local_code = local_code
+        self._allow_pickle = allow_pickle
+        self._scratch = Scratch(worker)
+        self._objects = bus.objects
+        self._artifacts = ArtifactStore(bus.objects)
+        self._cache = bus.bucket(BUCKET)
         self._pool = Pool(slots)
         self._book = LogBook(bus)
         self._bundles = BundleStore(bus)
@@ -50,6 +68,8 @@ class Executors:
 
     async def __aenter__(self) -> Self:
         self._cancelled = anyio.get_cancelled_exc_class()
+        await self._scratch.open()
+        self._stack.push_async_callback(self._scratch.close)
         await self._stack.enter_async_context(self._pool)
         return self
 
@@ -64,29 +84,68 @@ class Executors:
 
     async def execute(self, launch: LaunchSubject, order: LaunchOrder, payload: bytes) -> Conclusion:
         """Run an attempt to its end; raises nothing but its own cancellation."""
+        folder = self._scratch.new()
         try:
-            return await self._execute(launch, order, payload)
-        except Exception as error:
-            # A bug of ours. Another worker may do better, and after some tries the step has failed and says why.
-            log.exception("executor_broken", run_id=launch.run, step_id=launch.step, attempt=launch.attempt)
-            failure = Failure(message=f"its worker failed: {type(error).__name__}: {error}")
-            return conclude_failure(launch, failure, time.time(), Reason.LOST)
+            return await self._execute(launch, order, payload, folder)
+        except BaseExceptionGroup as group:
+            # Of several transfers; a cancellation comes by itself.
+            return self._broken(launch, only_one(group))
+        except Exception as error:  # noqa: BLE001 - told by `_broken`
+            return self._broken(launch, error)
+        finally:
+            with anyio.CancelScope(shield=True):
+                await self._scratch.remove(folder)
 
-    async def _execute(self, launch: LaunchSubject, order: LaunchOrder, payload: bytes) -> Conclusion:
+    def _broken(self, launch: LaunchSubject, error: BaseException) -> Conclusion:
+        """Make the end of an attempt that could not be run, or whose output could not be stored."""
+        if isinstance(error, (ArtifactUnreadable, BusRefused, LimitExceeded)):
+            failure = Failure(message=str(error), types=types_of(type(error)))
+            return conclude_failure(launch, failure, time.time(), Reason.OUTPUT)
+        # A bug of ours. Another worker may do better, and after some tries the step has failed and says why.
+        log.error("executor_broken", run_id=launch.run, step_id=launch.step, attempt=launch.attempt, exc_info=error)
+        failure = Failure(message=f"its worker failed: {type(error).__name__}: {error}")
+        return conclude_failure(launch, failure, time.time(), Reason.LOST)
+
+    async def _execute(self, launch: LaunchSubject, order: LaunchOrder, payload: bytes, folder: Path) -> Conclusion:
+        if order.artifacts:
+            await self._artifacts.fetch(order.artifacts, folder / IN)
+        conclusion = await self._run(launch, order, payload, folder)
+        if conclusion.has_artifacts:
+            await self._artifacts.store(self._objects, await anyio.to_thread.run_sync(_files, folder / OUT))
+        if order.fingerprint and conclusion.kind == "succeeded":
+            await self._record(launch, order, conclusion)
+        return conclusion
+
+    async def _record(self, launch: LaunchSubject, order: LaunchOrder, conclusion: Conclusion) -> None:
+        """Put the result into the cache: before it is told, so that whoever sees the end finds it there."""
+        entry = CacheEntry(
+            fingerprint=order.fingerprint,
+            pipeline=order.pipeline,
+            run=launch.run,
+            step=launch.step,
+            attempt=launch.attempt,
+            event=conclusion.payload,
+            components=order.components,
+        )
+        await self._cache.put(made_key(order.pipeline, launch.step, order.fingerprint), encode_made(entry))
+        await self._cache.put(order.fingerprint, encode_entry(entry))
+
+    async def _run(self, launch: LaunchSubject, order: LaunchOrder, payload: bytes, folder: Path) -> Conclusion:
         role = ROLES.get(order.executor)
         if role is None:
             known = ", ".join(ROLES)
             error = CodeNotFound(f"this worker has no executor {order.executor!r}: it has {known}")
             return conclude_error(launch, error, time.time())
         if self._local_code and role == "host":
-            return await self._execute_here(launch, order)
+            return await self._run_here(launch, order, payload, folder)
         try:
             source = await self._source_of(launch, order)
         except CodeNotFound as error:
             return conclude_error(launch, error, time.time())
         started_at_s = time.time()
         try:
-            return await self._pool.run(role, source, launch, payload, self._book.of(launch))
+            given = Given(payload, folder, bool(order.artifacts), self._allow_pickle)
+            return await self._pool.run(role, source, launch, given, self._book.of(launch))
         except ChildGone as gone:
             # Where nobody can say that it was the step, the attempt is lost, which is not charged to its retries.
             reason = Reason.LOST if gone.shared else Reason.ERROR
@@ -100,12 +159,22 @@ class Executors:
             return source
         return self._source[1]
 
-    async def _execute_here(self, launch: LaunchSubject, order: LaunchOrder) -> Conclusion:
+    async def _run_here(self, launch: LaunchSubject, order: LaunchOrder, payload: bytes, folder: Path) -> Conclusion:
         started_at_s = time.time()
+        files = AttemptFiles(folder, allow_pickle=self._allow_pickle)
         try:
+            if order.artifacts:
+                # So that the serializers of its module are known.
+                find_function(order.code)
+                order = await anyio.to_thread.run_sync(files.decode, payload, order)
             value = await call_here(order)
+            return await conclude_here(launch, order, value, started_at_s, files)
         except self._cancelled:
             raise
         except BaseException as error:  # noqa: BLE001 - SystemExit and KeyboardInterrupt of a step are its failure
             return conclude_error(launch, error, started_at_s)
-        return conclude_value(launch, order, value, started_at_s)
+
+
+def _files(folder: Path) -> dict[str, Path]:
+    """Give the files that a child left for its output, by their digests."""
+    return {file.name: file for file in folder.iterdir() if is_digest(file.name)}

@@ -1,0 +1,76 @@
+"""What the fingerprint of a step in a run is made of: the controller looks it up, `explain` says what changed."""
+
+from __future__ import annotations
+
+import os
+import reprlib
+import sys
+from collections.abc import Iterable, Mapping
+from typing import Any, Final
+
+from evpipe.client.code_facts import facts_of
+from evpipe.core.artifact import Artifact
+from evpipe.core.fingerprint import Components, FunctionFacts, Input, RunFacts
+from evpipe.core.graph import Graph, Step
+from evpipe.wire.cache import SHOWN_CHARS_MAX
+from evpipe.wire.digests import value_digest
+
+#: Names the container image that the steps of this machine's runs run in, where they do.
+IMAGE_VARIABLE: Final = "EVPIPE_IMAGE"
+_SHOWN: Final = reprlib.Repr()
+_SHOWN.maxstring = _SHOWN.maxother = _SHOWN.maxlong = 48
+
+
+def facts_of_run(graph: Graph) -> RunFacts | None:
+    """Find out what this process knows of the functions of a graph's cached steps; None if there are none."""
+    codes = [step.code for step in graph.steps.values() if step.cache is not None]
+    if not codes:
+        return None
+    found = facts_of(codes)
+    functions = {
+        f"{module}:{name}": FunctionFacts(code=facts.digest, packages=facts.packages)
+        for (module, name), facts in found.items()
+    }
+    version = f"{sys.version_info.major}.{sys.version_info.minor}"
+    return RunFacts(python=version, image=os.environ.get(IMAGE_VARIABLE, ""), functions=functions)
+
+
+def components_of(step: Step, arguments: Mapping[str, Any], facts: RunFacts) -> Components | None:
+    """Give what the fingerprint of a step with these arguments is made of.
+
+    Returns:
+        None if it is not cached, or nothing is known of its function.
+    """
+    function = facts.functions.get(f"{step.code.get('module')}:{step.code.get('name')}")
+    if step.cache is None or function is None or not function.code:
+        return None
+    inputs: dict[str, Input] = {}
+    for name, value in arguments.items():
+        named: Iterable[tuple[str, Any]] = [(name, value)]
+        if name == "*" and isinstance(value, (list, tuple)):
+            named = [(f"*{i}", item) for i, item in enumerate(value)]
+        for argument, given in named:
+            if argument not in step.cache.ignore:
+                inputs[argument] = Input(value_digest(given, f"argument {argument!r}"), shown(given))
+    # The outputs that are declared shape the value.
+    code = function.code if step.outputs is None else f"{function.code} {','.join(step.outputs)}"
+    return Components(
+        code=code,
+        version=step.cache.version,
+        python=facts.python,
+        image=facts.image,
+        packages=function.packages,
+        inputs=inputs,
+    )
+
+
+def shown(value: Any) -> str:
+    """Show a value in a few characters, on one line."""
+    if isinstance(value, Artifact):
+        return str(value)
+    try:
+        text = _SHOWN.repr(value)
+    except Exception:  # noqa: BLE001 - code of a user
+        text = f"a {type(value).__name__}"
+    text = " ".join(text.split())
+    return text if len(text) <= SHOWN_CHARS_MAX else text[: SHOWN_CHARS_MAX - 1] + "…"

@@ -1,0 +1,273 @@
+"""Looking cached steps up before they are launched, and letting equal ones wait for the first of them.
+
+    Launch of a cached step ─▶ fingerprint ─▶ entry there? ─▶ `cached` into the log
+                                              marker of another, who lives? ─▶ wait for its end, look again
+                                              else ─▶ own marker (compare and set) ─▶ launch
+
+A marker is a hint: who waits trusts the leader's log. Finding one's own marker means that it was a miss: launch, which
+is refused if it was sent before. So nothing here has to be in the log but a hit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+import anyio
+import structlog
+from anyio.abc import TaskGroup
+
+from evpipe.bus.protocol import Bus, Entry
+from evpipe.client.artifact_store import is_intact
+from evpipe.client.fingerprints import components_of
+from evpipe.core.commands import Launch
+from evpipe.core.events import Event, Finished, StepCached, StepSucceeded
+from evpipe.core.fingerprint import CachePolicy
+from evpipe.core.states import StepStatus
+from evpipe.errors import BusError, EvpipeError, RemoteProtocolError
+from evpipe.wire.cache import (
+    BUCKET,
+    HIT_TTL_S,
+    CacheEntry,
+    Hit,
+    Marker,
+    components_map,
+    decode_entry,
+    encode_hit,
+    encode_marker,
+    hit_key,
+)
+from evpipe.wire.messages import decode_event
+from evpipe.wire.subjects import EventSubject
+
+if TYPE_CHECKING:
+    from evpipe.controller.desk import Case
+
+log = structlog.get_logger(__name__)
+
+#: Who waits for another looks again after this, whatever it has heard.
+LOOK_AGAIN_S: Final = 10.0
+#: Artifacts of an entry are read to see whether they are damaged, up to this many bytes of all of them.
+READ_BYTES_MAX: Final = 32 * 1024 * 1024
+#: Look-ups under way at the same time.
+LOOK_UPS_MAX: Final = 64
+#: Kinds of events after which a step does not run any more.
+_ENDS: Final = ("succeeded", "cached", "cancelled", "skipped")
+
+
+@dataclass(frozen=True, slots=True)
+class Miss:
+    """What a launch says of the cache."""
+
+    fingerprint: str
+    components: dict[str, Any]
+
+
+@dataclass(slots=True)
+class _Found:
+    """What was read under a fingerprint."""
+
+    content: CacheEntry | Marker | None
+    revision: int
+    at_s: float
+
+
+class LookUps:
+    """The look-ups of one controller.
+
+    Args:
+        cases: the runs that it leads, by id.
+        launch: sends a launch after a miss.
+        decide: puts a decision into the log.
+        now_s: gives the bus's clock.
+    """
+
+    def __init__(
+        self,
+        bus: Bus,
+        task_group: TaskGroup,
+        cases: dict[str, Case],
+        launch: Callable[[Case, Launch, Miss | None], None],
+        decide: Callable[[Case, StepCached], None],
+        now_s: Callable[[], float],
+    ) -> None:
+        self._bus = bus
+        self._bucket = bus.bucket(BUCKET)
+        self._task_group = task_group
+        self._cases = cases
+        self._launch = launch
+        self._decide = decide
+        self._now_s = now_s
+        self._limiter = anyio.CapacityLimiter(LOOK_UPS_MAX)
+        #: Set when a step that others wait for has ended; by run and step.
+        self._leaders: dict[tuple[str, str], anyio.Event] = {}
+        #: Attempts that are being looked up: a takeover, or a repeated command, does not begin again.
+        self._open: set[tuple[str, str, int]] = set()
+
+    def begin(self, case: Case, command: Launch) -> None:
+        """Look a step up, then launch it or say that it is cached."""
+        key = (case.run.id, command.step, command.attempt)
+        if key not in self._open:
+            self._open.add(key)
+            self._task_group.start_soon(self._run, case, command, key)
+
+    def step_ended(self, run: str, step: str) -> None:
+        """Take note that a step has ended, or its run has."""
+        ended = self._leaders.pop((run, step), None)
+        if ended is not None:
+            ended.set()
+
+    def run_ended(self, run: str) -> None:
+        for leader in [leader for leader in self._leaders if leader[0] == run]:
+            self.step_ended(*leader)
+
+    # ---- one look-up
+
+    async def _run(self, case: Case, command: Launch, key: tuple[str, str, int]) -> None:
+        try:
+            await self._look_up(case, command)
+        except EvpipeError as error:
+            # The cache only saves work.
+            log.warning("look_up_failed", run_id=case.run.id, step_id=command.step, error=str(error))
+            if self._wanted(case, command):
+                self._launch(case, command, None)
+        finally:
+            self._open.discard(key)
+
+    async def _look_up(self, case: Case, command: Launch) -> None:
+        graph = case.run.graph
+        assert graph is not None
+        step = graph.steps[command.step]
+        policy = step.cache
+        assert policy is not None, "only of cached steps"
+        components = components_of(step, command.arguments, case.facts)
+        if components is None:
+            self._launch(case, command, None)
+            return
+        fingerprint = components.fingerprint()
+        miss = Miss(fingerprint, components_map(components))
+        if case.refreshes(command.step):
+            self._launch(case, command, miss)
+            return
+        me = Marker(case.pipeline, case.run.id, command.step)
+        while self._wanted(case, command):
+            found = await self._read(fingerprint)
+            content = found.content
+            if isinstance(content, CacheEntry) and (content.run, content.step, content.attempt) == (
+                me.run,
+                me.step,
+                command.attempt,
+            ):
+                # Its own result, on its way into the log.
+                self._launch(case, command, miss)
+                return
+            if isinstance(content, CacheEntry):
+                event = await self._usable(content, found, policy)
+                if event is not None:
+                    if self._wanted(case, command):
+                        self._hit(case, command, content, found, event)
+                    return
+            elif content is not None and content != me and await self._lives(content):
+                await self._wait_for(content)
+                continue
+            if content == me or await self._lead(fingerprint, me, found):
+                if self._wanted(case, command):
+                    self._launch(case, command, miss)
+                return
+
+    def _wanted(self, case: Case, command: Launch) -> bool:
+        """Say whether this attempt is still to be launched."""
+        state = case.run.steps[command.step]
+        return (
+            self._cases.get(case.run.id) is case
+            and not case.broken
+            and case.run.cancel is None
+            and state.status in (StepStatus.QUEUED, StepStatus.RUNNING)
+            and state.attempt == command.attempt
+        )
+
+    async def _read(self, fingerprint: str) -> _Found:
+        async with self._limiter:
+            entry: Entry | None = await self._bucket.get(fingerprint)
+        if entry is None:
+            return _Found(None, 0, 0.0)
+        try:
+            content = decode_entry(entry.value)
+        except RemoteProtocolError as error:
+            # Of a newer writer, or garbage: as if nothing were there, and replaced.
+            log.warning("cache_entry_quarantined", fingerprint=fingerprint, reason=str(error))
+            content = None
+        return _Found(content, entry.revision, entry.at_s)
+
+    async def _lead(self, fingerprint: str, me: Marker, found: _Found) -> bool:
+        async with self._limiter:
+            revision = await self._bucket.put(fingerprint, encode_marker(me), expected=found.revision)
+        return revision is not None
+
+    async def _usable(self, entry: CacheEntry, found: _Found, policy: CachePolicy) -> StepSucceeded | None:
+        """Give the result if it counts still, and all of it is there."""
+        if policy.ttl_s is not None and self._now_s() - found.at_s > policy.ttl_s:
+            return None
+        try:
+            event = decode_event(EventSubject(entry.pipeline, entry.run, entry.step, "succeeded"), entry.event, 0.0)
+        except RemoteProtocolError:
+            return None
+        if not isinstance(event, StepSucceeded):
+            return None
+        async with self._limiter:
+            if not await is_intact(self._bus, event.value, read_bytes_max=READ_BYTES_MAX):
+                log.warning("cache_entry_damaged", fingerprint=entry.fingerprint, run_id=entry.run, step_id=entry.step)
+                return None
+        return event
+
+    def _hit(self, case: Case, command: Launch, entry: CacheEntry, found: _Found, event: StepSucceeded) -> None:
+        self._decide(
+            case,
+            StepCached(
+                step=command.step,
+                attempt=command.attempt,
+                value=event.value,
+                fingerprint=entry.fingerprint,
+                origin=entry.origin(found.at_s),
+            ),
+        )
+        self._task_group.start_soon(self._record_hit, Hit(entry.fingerprint, case.pipeline, case.run.id, command.step))
+
+    async def _record_hit(self, hit: Hit) -> None:
+        try:
+            await self._bucket.put(hit_key(hit), encode_hit(hit), ttl_s=HIT_TTL_S)
+        except BusError as error:
+            log.warning("chore_failed", error=str(error))
+
+    # ---- others with the same fingerprint
+
+    async def _wait_for(self, leader: Marker) -> None:
+        ended = self._leaders.setdefault((leader.run, leader.step), anyio.Event())
+        with anyio.move_on_after(LOOK_AGAIN_S):
+            await ended.wait()
+
+    async def _lives(self, leader: Marker) -> bool:
+        """Say whether the step that a marker names is still to end, by its run's log."""
+        case = self._cases.get(leader.run)
+        if case is not None:
+            if case.waiting is not None:
+                return True
+            state = case.run.steps.get(leader.step)
+            return not case.broken and state is not None and not state.ended
+        submitted = await self._bus.last(self._bus.subjects.events_of_step(leader.run, "_", "submitted"))
+        if submitted is None or isinstance(await self._event(leader.run, "_", "finished"), Finished):
+            return False
+        for kind in _ENDS:
+            if await self._event(leader.run, leader.step, kind) is not None:
+                return False
+        return True
+
+    async def _event(self, run: str, step: str, kind: str) -> Event | None:
+        record = await self._bus.last(self._bus.subjects.events_of_step(run, step, kind))
+        if record is None:
+            return None
+        try:
+            return decode_event(self._bus.subjects.parse_event(record.subject), record.payload, record.at_s)
+        except RemoteProtocolError:
+            return None

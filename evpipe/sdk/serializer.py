@@ -1,0 +1,64 @@
+"""`@serializer`: how values of a user's class travel between steps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, BinaryIO, TypeVar
+
+from evpipe.errors import UsageError
+from evpipe.wire.serializers.registry import Stored, register_serializer
+
+C = TypeVar("C", bound=type)
+
+
+def serializer(cls: type, *, name: str, version: int = 1) -> Callable[[C], C]:
+    """Give values of a class a way to travel: decorates a class with `write` and `read`.
+
+        @serializer(Grid, name="grid", version=1)
+        class GridSerializer:
+            @staticmethod
+            def write(grid: Grid, file: BinaryIO) -> None: ...
+
+            @staticmethod
+            def read(file: BinaryIO) -> Grid: ...
+
+    Equal values must be written as equal bytes, or the cache takes them for different ones. Where a value is read, the
+    module that has the decorator must be imported: it is best where the class is.
+
+    Args:
+        cls: values of it, and of its subclasses, are written by this.
+        name: names the form on the wire: letters, digits, '_' and '-'.
+        version: of the form; what was written in another version is refused.
+
+    Raises:
+        UsageError: if there is no such class, name or version, or `write` or `read` is missing.
+    """
+
+    def decorate(found: C) -> C:
+        write, read = getattr(found, "write", None), getattr(found, "read", None)
+        if not callable(write) or not callable(read):
+            raise UsageError(f"the serializer {name!r} needs write(value, file) and read(file) as static methods")
+        register_serializer(cls, _Users(name, version, write, read))
+        return found
+
+    return decorate
+
+
+class _Users:
+    """A user's serializer; see `registry.Serializer`."""
+
+    def __init__(
+        self, name: str, version: int, write: Callable[[Any, BinaryIO], None], read: Callable[[BinaryIO], Any]
+    ) -> None:
+        self.name = name
+        self.version = version
+        self._write = write
+        self._read = read
+
+    def write(self, value: Any, file: BinaryIO) -> Mapping[str, Any]:
+        self._write(value, file)
+        return {}
+
+    def read(self, stored: Stored) -> Any:
+        with stored.open() as file:
+            return self._read(file)
