@@ -46,8 +46,31 @@ def write_result(talk: Talk, result: RunResult[Any], *, as_json: bool, stream: T
     """Write the value, or with -o json the object that tells all."""
     if as_json:
         write_data(json_text(described(result, talk.error)), stream)
-    elif result.status == "succeeded" and result.value is not None:
-        write_data(value_text(result.value), stream)
+    elif result.status == "succeeded" and result.stored is not None:
+        write_data(value_text(opened(result.stored)), stream)
+
+
+def opened(value: Any) -> Any:
+    """Give a value for showing: what travels with it is opened, what is stored elsewhere stays an artifact.
+
+    Nothing is fetched to be shown, and no file is made.
+    """
+    from evpipe.errors import EvpipeError
+    from evpipe.wire.spool import Shelf
+    from evpipe.wire.storing import artifacts_of, loaded
+
+    artifacts = artifacts_of(value)
+    here = all(found.data is not None and found.kind not in {"file", "folder", "pickle"} for found in artifacts)
+    if not artifacts or not here:
+        return value
+
+    def nowhere(*_: object) -> Any:
+        return None
+
+    try:
+        return loaded(value, Shelf(nowhere, nowhere))
+    except EvpipeError:
+        return value
 
 
 def described(result: RunResult[Any], error: str = "") -> dict[str, Any]:
@@ -56,7 +79,7 @@ def described(result: RunResult[Any], error: str = "") -> dict[str, Any]:
         "id": result.id,
         "pipeline": result.pipeline,
         "status": str(result.status),
-        "value": plain(result.value) if result.status == "succeeded" else None,
+        "value": plain(opened(result.stored)) if result.status == "succeeded" else None,
         "error": error or result.error or None,
         "reason": result.reason,
         "steps": {
@@ -68,6 +91,7 @@ def described(result: RunResult[Any], error: str = "") -> dict[str, Any]:
                 "ended_at": step.ended_at,
                 "error": step.error or None,
                 "reason": step.reason,
+                "cached_from": None if step.cached_from is None else step.cached_from.run,
             }
             for name, step in result.steps.items()
         },

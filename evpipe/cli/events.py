@@ -25,7 +25,14 @@ _UNITS_S: Final = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 _DURATION: Final = re.compile(r"(\d+(?:\.\d+)?)([smhd])\Z")
 _SEQUENCE: Final = re.compile(r"\d{1,19}\Z")
 _SEQUENCE_MAX: Final = 2**63 - 1
-COLOURS: Final = {"succeeded": "green", "failed": "red", "cancelled": "magenta", "retry": "yellow", "started": "cyan"}
+COLOURS: Final = {
+    "succeeded": "green",
+    "cached": "blue",
+    "failed": "red",
+    "cancelled": "magenta",
+    "retry": "yellow",
+    "started": "cyan",
+}
 VALUE_CHARS_MAX: Final = 100
 
 _short = reprlib.Repr()

@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 
 import click
 
+from evpipe.cli.cache import cache
 from evpipe.cli.controller import controller
 from evpipe.cli.dev import dev
 from evpipe.cli.doctor import doctor
@@ -19,7 +20,9 @@ from evpipe.cli.logs import logs
 from evpipe.cli.output import DEBUG_VARIABLE, Exit, Group, json_text, say, show_if_debugging, write_data
 from evpipe.cli.run import run
 from evpipe.cli.runs import runs
+from evpipe.cli.storage import gc
 from evpipe.cli.worker import worker
+from evpipe.cli.workers import queues, workers
 
 #: The name of the thread executor's threads.
 STEP_THREAD = "evpipe-step"
@@ -56,6 +59,10 @@ cli.add_command(events)
 cli.add_command(dev)
 cli.add_command(controller)
 cli.add_command(worker)
+cli.add_command(queues)
+cli.add_command(workers)
+cli.add_command(cache)
+cli.add_command(gc)
 cli.add_command(doctor)
 
 

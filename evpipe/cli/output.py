@@ -1,7 +1,7 @@
 """What the command line says: data on standard output, talk on standard error, and the exit code.
 
 Values on standard output as JSON are those of the run, with what JSON does not have written like this: bytes as
-`{"base64": "…"}`, tuples as lists, named tuples as objects, NaN and infinities as the strings "NaN", "Infinity" and
+`{"base64": "…"}`, what is stored elsewhere as `{"artifact": kind, "bytes": …, "digest": …}`, tuples as lists, named tuples as objects, NaN and infinities as the strings "NaN", "Infinity" and
 "-Infinity", times in ISO 8601 (UTC), anything else as its repr.
 """
 
@@ -22,6 +22,7 @@ from typing import Any, Final, TextIO
 
 import click
 
+from evpipe.core.artifact import Artifact
 from evpipe.core.names import nearest
 from evpipe.errors import (
     BusError,
@@ -132,6 +133,8 @@ def plain(value: Any) -> Any:
         return {"base64": base64.b64encode(value).decode()}
     if isinstance(value, datetime):
         return value.isoformat()
+    if isinstance(value, Artifact):
+        return {"artifact": value.kind, "bytes": value.size_bytes, "digest": value.digest}
     if isinstance(value, dict):
         return {str(key): plain(child) for key, child in value.items()}
     if isinstance(value, tuple) and hasattr(value, "_fields"):

@@ -12,6 +12,7 @@ from evpipe.cli.conclusion import conclude, write_result
 from evpipe.cli.dry_run import write_dry_run
 from evpipe.cli.output import Command, Exit, data_apart, output_option, report, seconds, url_option
 from evpipe.errors import UsageError
+from evpipe.sdk.hook import RunOptions
 
 if TYPE_CHECKING:
     from evpipe.cli.talk import Talk
@@ -34,6 +35,10 @@ if TYPE_CHECKING:
 )
 @click.option("--key", help="Makes it idempotent: the same key, graph and parameters are the same run.")
 @click.option("--timeout", "timeout_s", metavar="S", callback=seconds, help="Seconds to wait for the end.")
+@click.option("--no-cache", is_flag=True, help="Take nothing from the cache, and record nothing there.")
+@click.option(
+    "--refresh", metavar="STEP", multiple=True, help="Run this step even if the cache has its result; '*': all steps."
+)
 @click.option("--dry-run", is_flag=True, help="Show the steps and the files that would travel; run nothing.")
 @click.option("--watch", is_flag=True, help="Show what the steps write also on a configured bus.")
 @url_option
@@ -45,6 +50,8 @@ def run(
     mode: Mode,
     key: str | None,
     timeout_s: float | None,
+    no_cache: bool,
+    refresh: tuple[str, ...],
     dry_run: bool,
     watch: bool,
     url: str | None,
@@ -70,7 +77,14 @@ def run(
             if dry_run:
                 write_dry_run(_built(target, params)[0], as_json=as_json, stream=data)
                 return Exit.SUCCEEDED
-            talk, result, code = _run(target, params, mode, key, timeout_s, url, watch=watch, quiet=quiet)
+            how = RunOptions(
+                mode=mode,
+                key=key,
+                timeout_s=timeout_s,
+                no_cache=no_cache,
+                refresh=True if "*" in refresh else refresh or False,
+            )
+            talk, result, code = _run(target, params, how, url, watch=watch, quiet=quiet)
         except Exception as error:
             if not as_json:
                 raise
@@ -83,16 +97,14 @@ def run(
 def _run(
     target: str,
     params: Sequence[str],
-    mode: Mode,
-    key: str | None,
-    timeout_s: float | None,
+    how: RunOptions,
     url: str | None,
     *,
     watch: bool,
     quiet: bool,
 ) -> tuple[Talk, RunResult[Any], Exit]:
     """Run it; errors before the submit are raised, what comes after it is told and has a result and a code."""
-    _check_options(mode, key, timeout_s, url)
+    _check_options(how, url)
     built, note = _built(target, params)
     # What is wrong with the call is said before what takes long to import.
     from evpipe.cli.talk import Talk
@@ -100,9 +112,9 @@ def _run(
 
     configure_logs()
     talk = Talk(sys.stderr, quiet=quiet)
-    if note and mode == "bus":
+    if note and how.mode == "bus":
         talk.note(note)
-    result, code = conclude(talk, lambda: _to_end(built, mode, key, timeout_s, url, talk, watch=watch), quiet=quiet)
+    result, code = conclude(talk, lambda: _to_end(built, how, url, talk, watch=watch), quiet=quiet)
     return talk, result, code
 
 
@@ -116,8 +128,9 @@ def _built(target: str, params: Sequence[str]) -> tuple[Built, str]:
         return pipeline.build(values), note
 
 
-def _check_options(mode: Mode, key: str | None, timeout_s: float | None, url: str | None) -> None:
-    given = {"--url": url, "--key": key, "--timeout": timeout_s}
+def _check_options(how: RunOptions, url: str | None) -> None:
+    mode = how.mode or "bus"
+    given = {"--url": url, "--key": how.key, "--timeout": how.timeout_s}
     meaningless = {"local": ("--url",), "debug": tuple(given)}.get(mode, ())
     for name in meaningless:
         if given[name] is not None:
@@ -148,18 +161,26 @@ def read_parameters(pipeline: AnyPipeline[..., Any], params: Sequence[str]) -> d
     return values
 
 
-def _to_end(
-    built: Built, mode: Mode, key: str | None, timeout_s: float | None, url: str | None, talk: Talk, *, watch: bool
-) -> RunResult[Any]:
-    if mode == "debug":
+def _to_end(built: Built, how: RunOptions, url: str | None, talk: Talk, *, watch: bool) -> RunResult[Any]:
+    if how.mode == "debug":
         from evpipe.hosting.debug import run_debug
 
-        return run_debug(built, talk)
+        return run_debug(built, talk, no_cache=how.no_cache, refresh=how.refresh)
     import anyio
 
     from evpipe.bus.settings import load_settings
     from evpipe.hosting.session import Session
 
-    settings = load_settings(url=url) if mode == "bus" else None
-    session = Session(built, mode=mode, key=key, timeout_s=timeout_s, display=talk, watch=watch, settings=settings)
+    settings = load_settings(url=url) if how.mode == "bus" else None
+    session = Session(
+        built,
+        mode=how.mode or "bus",
+        key=how.key,
+        timeout_s=how.timeout_s,
+        no_cache=how.no_cache,
+        refresh=how.refresh,
+        display=talk,
+        watch=watch,
+        settings=settings,
+    )
     return anyio.run(session.run)

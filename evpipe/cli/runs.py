@@ -6,11 +6,12 @@ import re
 import sys
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from evpipe.cli.conclusion import conclude, described, write_result
+from evpipe.cli.conclusion import conclude, described, opened, write_result
 from evpipe.cli.events import COLOURS, Wanted, parameters_text, write_events
 from evpipe.cli.output import (
     Command,
@@ -26,7 +27,7 @@ from evpipe.cli.output import (
     value_text,
     write_data,
 )
-from evpipe.core.states import RunStatus
+from evpipe.core.states import STEP_VALUES, RunStatus
 from evpipe.errors import NotFound, UsageError
 
 if TYPE_CHECKING:
@@ -166,33 +167,52 @@ def _entry(entry: RunEntry) -> dict[str, Any]:
 
 @runs.command(cls=Command)
 @run_argument
+@click.option("--outputs", is_flag=True, help="Show what each step gave: its type, size and digest.")
+@click.option(
+    "--save",
+    "folder",
+    metavar="DIR",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Write the stored outputs to files below a new folder, one folder a step.",
+)
 @url_option
 @output_option
-def show(run_id: str, url: str | None, output: str) -> Exit:
+def show(run_id: str, outputs: bool, folder: Path | None, url: str | None, output: str) -> Exit:
     """Show a run as the log has it now: status, parameters, steps, value.
 
-    With -o json the object of `evpipe run`, and parameters, submitted_at, ended_at.
+    With -o json the object of `evpipe run`, and parameters, submitted_at, ended_at; with --outputs each step has an
+    array outputs, of objects with path, kind, bytes, digest, stored and, of what is small, value.
     """
+    from evpipe.cli.outputs import save_outputs
 
     async def read(client: Client) -> tuple[RunHandle[Any], Run]:
         handle = await find_run(client, run_id)
-        return handle, await handle.state()
+        run = await handle.state()
+        if folder is not None:
+            for line in await save_outputs(client.bus.objects, run, folder):
+                say(line)
+        return handle, run
 
     found: tuple[RunHandle[Any], Run] = on_bus(url, read)
-    _show(*found, as_json=output == "json")
+    _show(*found, as_json=output == "json", outputs=outputs)
     return Exit.SUCCEEDED
 
 
-def _show(handle: RunHandle[Any], run: Run, *, as_json: bool) -> None:
+def _show(handle: RunHandle[Any], run: Run, *, as_json: bool, outputs: bool) -> None:
     from dataclasses import replace
 
+    from evpipe.cli.outputs import outputs_of
     from evpipe.sdk.result import RunResult
 
     result = replace(RunResult.of(run), pipeline=handle.pipeline)
     submitted, ended = _moment(run.submitted_at_s), _moment(run.at_s if run.ended else None)
     if as_json:
         more = {"parameters": dict(run.parameters), "submitted_at": submitted, "ended_at": ended}
-        write_data(json_text({**described(result), **more}))
+        found = {**described(result), **more}
+        if outputs:
+            for name, step in result.steps.items():
+                found["steps"][name]["outputs"] = [part.described() for part in outputs_of(step.stored)]
+        write_data(json_text(found))
         return
     for name, text in (
         ("run", result.id),
@@ -201,7 +221,7 @@ def _show(handle: RunHandle[Any], run: Run, *, as_json: bool) -> None:
         ("submitted", _clock(submitted)),
         ("took", _took(submitted, ended)),
         ("parameters", parameters_text(run.parameters)),
-        ("value", value_text(result.value) if result.status == "succeeded" else ""),
+        ("value", value_text(opened(result.stored)) if result.status == "succeeded" else ""),
     ):
         if text:
             write_data(f"{name + ':':<12}{text}")
@@ -210,12 +230,25 @@ def _show(handle: RunHandle[Any], run: Run, *, as_json: bool) -> None:
         _write_table(
             ("step", "status", "attempts", "started", "took", ""), [_step(step) for step in result.steps.values()]
         )
+    if outputs:
+        rows = [
+            (f"{name}{part.path}", part.kind, f"{part.size_bytes:,}", part.digest[:12], part.shown)
+            for name, step in result.steps.items()
+            for part in outputs_of(step.stored)
+            if step.status in STEP_VALUES
+        ]
+        if rows:
+            write_data("")
+            _write_table(("output", "type", "bytes", "digest", ""), rows)
 
 
 def _step(step: StepResult) -> Sequence[str]:
     took = _took(step.started_at, step.ended_at)
     attempts = str(step.attempts) if step.attempts else ""
-    return (step.name, str(step.status), attempts, _clock(step.started_at), took, _because_of(step.reason, step.error))
+    why = _because_of(step.reason, step.error)
+    if step.cached_from is not None:
+        why = f"from step {step.cached_from.step} of run {step.cached_from.run}"
+    return (step.name, str(step.status), attempts, _clock(step.started_at), took, why)
 
 
 def _because(result: RunResult[Any]) -> str:

@@ -42,6 +42,11 @@ _CODE_FORMS = "write --code local:my_package or --code local:my_package.steps"
     "May be repeated.",
 )
 @click.option(
+    "--allow-pickle",
+    is_flag=True,
+    help="Let steps with pickle=True read and write pickles. Reading one runs what is in it.",
+)
+@click.option(
     "--drain-timeout",
     "drain_timeout_s",
     metavar="S",
@@ -52,7 +57,12 @@ _CODE_FORMS = "write --code local:my_package or --code local:my_package.steps"
 )
 @url_option
 def worker(
-    queues: tuple[str, ...], slots: int | None, codes: tuple[str, ...], drain_timeout_s: float, url: str | None
+    queues: tuple[str, ...],
+    slots: int | None,
+    codes: tuple[str, ...],
+    allow_pickle: bool,
+    drain_timeout_s: float,
+    url: str | None,
 ) -> Exit:
     """Run a worker until SIGTERM or Ctrl-C.
 
@@ -86,5 +96,13 @@ def worker(
     from evpipe.hosting.serve import serve_worker
 
     configure_logs("info")
-    serve = partial(serve_worker, settings, queues, slots, drain_timeout_s=drain_timeout_s, local_code=bool(codes))
+    serve = partial(
+        serve_worker,
+        settings,
+        queues,
+        slots,
+        drain_timeout_s=drain_timeout_s,
+        local_code=bool(codes),
+        allow_pickle=allow_pickle,
+    )
     return exit_of_signal(anyio.run(serve))

@@ -7,6 +7,7 @@ import hashlib
 import secrets
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
@@ -20,8 +21,10 @@ from evpipe.bus.protocol import Bus, Refused
 from evpipe.bus.settings import BusSettings, load_settings
 from evpipe.client.artifact_store import store_all
 from evpipe.client.bundle import bundle_of
+from evpipe.client.cache import CacheView
 from evpipe.client.events import RunEvent, run_event
 from evpipe.client.fingerprints import facts_of_run
+from evpipe.client.garbage import Garbage, collect_garbage
 from evpipe.client.graphs import graph_bytes
 from evpipe.client.handle import RunHandle
 from evpipe.core.fingerprint import NO_FACTS
@@ -31,6 +34,8 @@ from evpipe.errors import Conflict, NotFound, RemoteProtocolError, UsageError
 from evpipe.sdk.definition import AnyPipeline, Built
 from evpipe.wire.graphs import graph_digest
 from evpipe.wire.messages import Submission, decode_submission, encode_submission
+from evpipe.wire.presence import BUCKET as WORKERS_BUCKET
+from evpipe.wire.presence import WorkerEntry, decode_worker
 from evpipe.wire.registry import BUCKET, RunEntry, decode_run_entry
 from evpipe.wire.spool import spooled
 from evpipe.wire.subjects import RUN_KINDS, STEP_KINDS, check_run_id
@@ -43,6 +48,8 @@ log = structlog.get_logger(__name__)
 
 R = TypeVar("R")
 
+#: Objects that nothing refers to are kept for so long, by default.
+GARBAGE_OLDER_S = 3_600.0
 #: How often a user of the embedded server makes sure that its keeper lives.
 KEEPER_LOOK_S = 1.0
 
@@ -333,7 +340,45 @@ class Client:
                     if event is not None:
                         yield event
 
+    @property
+    def cache(self) -> CacheView:
+        """The cache: list, explain, clear."""
+        return CacheView(self.bus)
+
+    async def collect_garbage(self, *, older_s: float = GARBAGE_OLDER_S, dry_run: bool = False) -> Garbage:
+        """Remove objects that no run and no result in the cache refers to.
+
+        Args:
+            older_s: seconds that an object must be old to be removed; nothing that is younger than the oldest run that
+                goes on is removed either.
+            dry_run: only look.
+        """
+        return await collect_garbage(self.bus, older_s=older_s, dry_run=dry_run)
+
     # ---- who is there
+
+    async def workers(self) -> list[WorkerEntry]:
+        """List the workers that are there, those that began first first."""
+        found: list[WorkerEntry] = []
+        for entry in await self.bus.bucket(WORKERS_BUCKET).entries():
+            try:
+                found.append(decode_worker(entry.value))
+            except RemoteProtocolError:
+                continue
+        return sorted(found, key=lambda worker: (worker.started_at_s, worker.id))
+
+    async def queues(self) -> list[QueueState]:
+        """List the queues that launches were pulled from, or that a worker serves, by name."""
+        workers = [worker for worker in await self.workers() if not worker.draining]
+        waiting: dict[str, list[int]] = {queue: [0, 0] for worker in workers for queue in worker.queues}
+        for lane in await self.bus.lanes():
+            counts = waiting.setdefault(lane.queue, [0, 0])
+            counts[0] += lane.waiting
+            counts[1] += lane.taken
+        return [
+            QueueState(queue, counts[0], counts[1], tuple(worker.id for worker in workers if queue in worker.queues))
+            for queue, counts in sorted(waiting.items())
+        ]
 
     async def controller_answers(self, timeout_s: float) -> bool:
         bus = self.bus
@@ -342,6 +387,18 @@ class Client:
     async def worker_answers(self, queue: str, timeout_s: float) -> bool:
         bus = self.bus
         return await bus.ask(bus.subjects.ping_worker(queue), b"", timeout_s=timeout_s) is not None
+
+
+@dataclass(frozen=True, slots=True)
+class QueueState:
+    """A queue as it is now."""
+
+    name: str
+    #: Launches that no worker has taken yet, and launches that were taken and are not done.
+    waiting: int
+    taken: int
+    #: Ids of the workers that serve it.
+    workers: tuple[str, ...]
 
 
 def embedded_settings(settings: BusSettings, server: EmbeddedServer) -> BusSettings:

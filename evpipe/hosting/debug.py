@@ -28,7 +28,7 @@ from evpipe.core.states import Reason
 from evpipe.errors import EvpipeError
 from evpipe.hosting.display import Display
 from evpipe.sdk.pipeline import Built
-from evpipe.sdk.result import Opener, RunResult
+from evpipe.sdk.result import RunResult
 from evpipe.wire.graphs import decode_graph, encode_graph
 from evpipe.wire.messages import (
     Submission,
@@ -84,8 +84,7 @@ class _DebugRun:
         self._facts = (facts_of_run(built.graph) if caches else None) or NO_FACTS
         #: Results of cached steps, by fingerprint.
         self._results: dict[str, tuple[StepSucceeded, str]] = {}
-        shelf = attempt_shelf(Path(self._folder.name), OUT, pickles=with_pickle)
-        self._open: Opener = lambda value: loaded(value, shelf) if artifacts_of(value) else value
+        self._shelf = attempt_shelf(Path(self._folder.name), OUT, pickles=with_pickle)
 
     def to_end(self, display: Display | None) -> RunResult[Any]:
         run, graph = self.run, self.graph
@@ -122,8 +121,11 @@ class _DebugRun:
                     events.append(self._launched(launch))
         if display is not None:
             display.finished(run)
-        # The opener holds this object, and so the folder, for as long as the result lives.
-        return RunResult.of(run, lambda value: self._open(value))
+        # The method holds this object, and so the folder, for as long as the result lives.
+        return RunResult.of(run, self._opened)
+
+    def _opened(self, value: Any) -> Any:
+        return loaded(value, self._shelf) if artifacts_of(value) else value
 
     def _launched(self, launch: Launch) -> Event:
         """Give what follows from a launch: what the cache says, or what the call gives."""

@@ -51,13 +51,20 @@ async def serve_controller(settings: BusSettings) -> signal.Signals:
 
 
 async def serve_worker(
-    settings: BusSettings, queues: Sequence[str], slots: int | None, *, drain_timeout_s: float, local_code: bool
+    settings: BusSettings,
+    queues: Sequence[str],
+    slots: int | None,
+    *,
+    drain_timeout_s: float,
+    local_code: bool,
+    allow_pickle: bool = False,
 ) -> signal.Signals:
     """Run launches of these queues until a signal comes, then let the attempts that run come to their end.
 
     Args:
         queues: served strictly in this order.
         local_code: as of `Worker`.
+        allow_pickle: likewise.
         drain_timeout_s: seconds that they are given; then they are cancelled and their launches come again elsewhere.
 
     Returns:
@@ -68,7 +75,7 @@ async def serve_worker(
     """
 
     async def host(client: Client, leave: Leave) -> None:
-        async with Worker(client, queues, slots, local_code=local_code) as worker:
+        async with Worker(client, queues, slots, local_code=local_code, allow_pickle=allow_pickle) as worker:
             log.info("worker_serves", worker_id=worker.id, queues=list(worker.queues), slots=worker.slots)
             await leave.wait()
             log.info("worker_drains", worker_id=worker.id, timeout_s=drain_timeout_s)

@@ -74,6 +74,14 @@ class StepResult:
             traceback=self.traceback,
         )
 
+    @property
+    def stored(self) -> Any:
+        """The value as the log has it, with artifacts in the place of what is stored beside it; None if there is none.
+
+        Reading it fetches nothing.
+        """
+        return self._value
+
     def __repr__(self) -> str:
         attempts = f" after {self.attempts} attempts" if self.attempts > 1 else ""
         return f"<step {self.name!r}: {self.status}{attempts}{f', {self.error}' if self.error else ''}>"
@@ -149,6 +157,14 @@ class RunResult(Generic[R_co]):
             attempt=step.attempts if step else 0,
             traceback=step.traceback if step else "",
         )
+
+    @property
+    def stored(self) -> Any:
+        """The value as the log has it, with artifacts in the place of what is stored beside it; None if there is none.
+
+        Reading it fetches nothing.
+        """
+        return self._value
 
     def __repr__(self) -> str:
         done = sum(step.status in STEP_VALUES for step in self.steps.values())

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import time
 from collections import deque
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
@@ -27,11 +28,13 @@ from evpipe.core.events import Failure, StepStarted
 from evpipe.core.names import check_name
 from evpipe.errors import RemoteProtocolError, UsageError
 from evpipe.wire.messages import decode_event, decode_launch, encode_event
+from evpipe.wire.presence import WorkerEntry
 from evpipe.wire.subjects import LaunchSubject
 from evpipe.worker.attempt import Attempt, lost
 from evpipe.worker.conclusion import Conclusion, conclude_failure
 from evpipe.worker.executors.executors import Executors
 from evpipe.worker.intake import Intake
+from evpipe.worker.presence import host_name, own_version, python_version, tell_presence
 from evpipe.worker.redelivery import Verdict, examine
 from evpipe.worker.spawning import Spawner
 
@@ -83,6 +86,7 @@ class Worker:
         self.id = f"worker-{secrets.token_hex(4)}"
         self.queues = tuple(queues)
         self.slots = slots
+        self._host, self._version, self._started_at_s = host_name(), own_version(), time.time()
         self._client = client
         self._transient = transient
         self._bus: Bus = client.bus
@@ -118,6 +122,7 @@ class Worker:
         for queue in self.queues:
             await self._stack.enter_async_context(bus.listen(bus.subjects.ping_worker(queue), self._here))
         task_group.start_soon(self._heartbeat)
+        task_group.start_soon(tell_presence, bus, self._entry)
         task_group.start_soon(self._tell_started)
         self._intake = await self._stack.enter_async_context(
             Intake(bus, self.queues, self.slots, self._free, self._delivered, transient=self._transient)
@@ -302,6 +307,20 @@ class Worker:
                     attempt.telling = self._bus.append(self._subject(attempt, kind), payload)
                 self._young.popleft()
             await self._began.wait()
+
+    def _entry(self) -> WorkerEntry:
+        return WorkerEntry(
+            id=self.id,
+            host=self._host,
+            pid=os.getpid(),
+            queues=self.queues,
+            slots=self.slots,
+            busy=self._busy,
+            draining=self._draining,
+            started_at_s=self._started_at_s,
+            python=python_version(),
+            version=self._version,
+        )
 
     def _here(self, *_: object) -> bytes | None:
         # One that drains serves nothing any more.

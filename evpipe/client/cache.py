@@ -1,0 +1,255 @@
+"""The cache as people see it: what is in it, why a step was taken from it or not, and clearing it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+
+from evpipe.bus.protocol import Bus
+from evpipe.client.fingerprints import components_of
+from evpipe.core.bindings import BindingError, resolve
+from evpipe.core.events import Origin
+from evpipe.core.fingerprint import Components, Difference, differences
+from evpipe.core.machine import Run
+from evpipe.core.names import nearest
+from evpipe.core.states import STEP_ENDS, StepStatus
+from evpipe.errors import EvpipeError, NotFound, RemoteProtocolError
+from evpipe.wire.cache import BUCKET, CacheEntry, Made, decode_entry, decode_made, is_entry_key
+from evpipe.wire.messages import Submission, decode_submission
+
+
+@dataclass(frozen=True, slots=True)
+class CachedResult:
+    """One result in the cache."""
+
+    fingerprint: str
+    pipeline: str
+    step: str
+    run: str
+    #: When it was recorded, by the bus's clock: seconds since 1970.
+    at_s: float
+    #: How often it was used in the last 30 days.
+    hits: int
+    components: Components
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Explanation:
+    """Why a step's result was taken from the cache, or was not."""
+
+    run: str
+    step: str
+    status: StepStatus
+    #: One sentence.
+    sentence: str
+    #: "" if it has none: it is not cached, or its inputs are not there yet.
+    fingerprint: str = ""
+    components: Components | None = None
+    #: Of a hit: whose result it is.
+    origin: Origin | None = None
+    #: Of a miss: the run with the result that differs least, and in what.
+    compared_with: str = ""
+    differences: tuple[Difference, ...] = ()
+
+
+class CacheView:
+    """The cache of an installation: `Client.cache`."""
+
+    def __init__(self, bus: Bus) -> None:
+        self._bus = bus
+        self._bucket = bus.bucket(BUCKET)
+
+    async def results(self, *, pipeline: str | None = None, step: str | None = None) -> list[CachedResult]:
+        """List the results, the newest first.
+
+        Args:
+            pipeline: only of steps of this pipeline.
+            step: only of steps with this name.
+        """
+        hits = Counter(key.key.split(".")[1] for key in await self._bucket.entries("hit"))
+        found: dict[str, CachedResult] = {}
+        for entry in await self._bucket.entries("made" if pipeline is None else f"made.{pipeline}"):
+            parts = entry.key.split(".")
+            if len(parts) != 4 or step not in (None, parts[2]):
+                continue
+            try:
+                made = decode_made(entry.value)
+            except RemoteProtocolError:
+                continue
+            found[entry.key] = CachedResult(
+                parts[3], parts[1], parts[2], made.run, entry.at_s, hits[parts[3]], made.components
+            )
+        return sorted(found.values(), key=lambda result: result.at_s, reverse=True)
+
+    async def clear(
+        self,
+        *,
+        pipeline: str | None = None,
+        step: str | None = None,
+        fingerprint: str | None = None,
+        before_s: float | None = None,
+    ) -> int:
+        """Remove results; what runs now and is recorded later stays.
+
+        Args:
+            pipeline: only of its steps.
+            step: only of steps with this name.
+            fingerprint: only those whose fingerprint begins so.
+            before_s: only those that are older than this moment, by the bus's clock.
+
+        Returns:
+            How many results were removed.
+        """
+        everything = (pipeline, step, fingerprint, before_s) == (None, None, None, None)
+        gone: set[str] = set()
+        for result in await self.results(pipeline=pipeline, step=step):
+            if fingerprint is not None and not result.fingerprint.startswith(fingerprint):
+                continue
+            if before_s is not None and result.at_s >= before_s:
+                continue
+            gone.add(result.fingerprint)
+        for entry in await self._bucket.entries():
+            token = entry.key if is_entry_key(entry.key) else entry.key.split(".")[-1 if "made." in entry.key else 1]
+            if (token in gone or everything) and not (is_entry_key(entry.key) and _is_marker(entry.value)):
+                await self._bucket.delete(entry.key)
+        return len(gone)
+
+    async def explain(self, run_id: str, step: str) -> Explanation:
+        """Say why a step's result was taken from the cache, or was not.
+
+        Raises:
+            NotFound: if there is no such run, or it has no such step.
+        """
+        from evpipe.client.fold import RunFold
+
+        fold = RunFold(self._bus, run_id)
+        async for records in self._bus.replay(
+            [self._bus.subjects.events_of_run(run_id)], up_to=await self._bus.last_sequence()
+        ):
+            for record in records:
+                await fold.fold(record)
+        if fold.run.graph is None:
+            raise NotFound(f"there is no run {run_id} with a graph that can be read")
+        return await self.explain_folded(fold.run, step)
+
+    async def explain_folded(self, run: Run, step: str) -> Explanation:
+        """As `explain`, of a run that was folded."""
+        graph = run.graph
+        if graph is None or step not in graph.steps:
+            raise NotFound(f"run {run.id} has no step {step!r}{nearest(step, graph.steps if graph else ())}")
+        status = run.steps[step].status
+        submission = await self._submission(run.id)
+
+        def told(sentence: str) -> Explanation:
+            return Explanation(run=run.id, step=step, status=status, sentence=sentence)
+
+        if graph.steps[step].cache is None:
+            return told("it is not cached: @step(cache=True) makes it so")
+        if submission.no_cache:
+            return told("the run was submitted with no_cache: nothing is looked up, and nothing recorded")
+        waiting = [parent for parent in graph.parents[step] if run.steps[parent].status not in STEP_ENDS]
+        if waiting:
+            return told(f"its inputs are not there yet: it waits for {', '.join(waiting[:4])}")
+        try:
+            arguments = resolve(graph.steps[step].arguments, run.outputs, run.parameters)
+            components = components_of(graph.steps[step], arguments, submission.facts)
+        except (BindingError, EvpipeError) as error:
+            return told(f"its inputs cannot be made: {error}")
+        if components is None:
+            return told("nothing is known of the source of its function, so it has no fingerprint")
+        return await self._compared(run, step, components, submission)
+
+    async def _compared(self, run: Run, step: str, components: Components, submission: Submission) -> Explanation:
+        state = run.steps[step]
+        fingerprint = components.fingerprint()
+        common = Explanation(
+            run=run.id, step=step, status=state.status, sentence="", fingerprint=fingerprint, components=components
+        )
+        if state.cached_from is not None:
+            origin = state.cached_from
+            return _with(common, f"cached: step {origin.step!r} of run {origin.run} had the same", origin=origin)
+        nearest_made = await self._nearest(run, step, components)
+        if step in submission.refresh or "*" in submission.refresh:
+            return _with(common, "it was refreshed: it ran whatever the cache had, and replaced that")
+        if nearest_made is None:
+            return _with(common, "nothing was recorded of this step before, or what was recorded was not usable")
+        differs = differences(nearest_made.components, components)
+        if not differs:
+            return _with(
+                common,
+                f"run {nearest_made.run} recorded the same result; it was not there yet, too old, or damaged",
+                compared_with=nearest_made.run,
+            )
+        changes = ", ".join(map(str, differs))
+        return _with(
+            common,
+            f"it differs from that of run {nearest_made.run}: {changes}",
+            compared_with=nearest_made.run,
+            differences=differs,
+        )
+
+    async def _nearest(self, run: Run, step: str, components: Components) -> Made | None:
+        """Give what was recorded of this step, by another run, with the fewest differences; of several the newest."""
+        assert run.graph is not None
+        best: tuple[int, Made] | None = None
+        for entry in reversed(await self._bucket.entries(f"made.{run.graph.pipeline}.{step}")):
+            try:
+                made = decode_made(entry.value)
+            except RemoteProtocolError:
+                continue
+            if made.run == run.id:
+                continue
+            count = len(differences(made.components, components))
+            if best is None or count < best[0]:
+                best = (count, made)
+        return None if best is None else best[1]
+
+    async def _submission(self, run_id: str) -> Submission:
+        record = await self._bus.last(self._bus.subjects.events_of_step(run_id, "_", "submitted"))
+        if record is None:
+            raise NotFound(f"there is no run {run_id}")
+        return decode_submission(record.payload)
+
+
+def _with(found: Explanation, sentence: str, **fields: object) -> Explanation:
+    from dataclasses import replace
+
+    return replace(found, sentence=sentence, **fields)  # type: ignore[arg-type]  # fields of it
+
+
+def _is_marker(data: bytes) -> bool:
+    try:
+        return not isinstance(decode_entry(data), CacheEntry)
+    except RemoteProtocolError:
+        return False
+
+
+async def cache_line(view: CacheView, run: Run) -> str:
+    """Say in one line what of a run was cached, and why the rest of its cached steps ran; "" if there are none.
+
+    Raises:
+        EvpipeError: if the cache cannot be read.
+    """
+    if run.graph is None:
+        return ""
+    cacheable = [name for name, step in run.graph.steps.items() if step.cache is not None]
+    cached = [name for name in cacheable if run.steps[name].status is StepStatus.CACHED]
+    ran = [name for name in cacheable if run.steps[name].status is StepStatus.SUCCEEDED]
+    if not cached and not ran:
+        return ""
+    reasons: list[str] = []
+    for name in ran[:SHOWN_MAX]:
+        found = await view.explain_folded(run, name)
+        if found.differences:
+            more = len(found.differences) - CHANGES_MAX
+            changes = ", ".join(map(str, found.differences[:CHANGES_MAX])) + (f" and {more} more" if more > 0 else "")
+            reasons.append(f"{name}: {changes}")
+    if len(ran) > SHOWN_MAX and reasons:
+        reasons.append("…")
+    line = f"{len(cached)} cached, {len(ran)} ran"
+    return f"{line}: {'; '.join(reasons)}" if reasons else line
+
+
+#: Steps whose reasons the line gives, and changes of each.
+SHOWN_MAX = 3
+CHANGES_MAX = 3
