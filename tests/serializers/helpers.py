@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -97,8 +98,8 @@ def written(value: Any) -> tuple[Serializer, bytes, dict[str, Any]]:
 
 def read(kind: str, data: bytes, meta: Mapping[str, Any]) -> Any:
     """Read bytes as an artifact of a kind."""
-    serializer = serializer_named(kind, 1)
-    return serializer.read(StoredBytes(data, meta))
+    with closing(StoredBytes(data, meta)) as stored:
+        return serializer_named(kind, 1).read(stored)
 
 
 def round_trip(value: Any) -> Any:
@@ -168,11 +169,8 @@ def check_corrupted(value: Any, *, tries: int = 60, seed: int = 1) -> int:
             # The start is where sizes and names are.
             at = dice.randrange(min(len(broken), 200) if i % 3 == 1 else len(broken))
             broken[at] ^= 1 << dice.randrange(8)
-        stored = StoredBytes(bytes(broken), meta)
         try:
-            serializer.read(stored)
+            read(serializer.name, bytes(broken), meta)
         except ArtifactUnreadable:
             refused += 1
-        finally:
-            stored.close()
     return refused
