@@ -1,8 +1,9 @@
 """What the command line says: data on standard output, talk on standard error, and the exit code.
 
 Values on standard output as JSON are those of the run, with what JSON does not have written like this: bytes as
-`{"base64": "…"}`, what is stored elsewhere as `{"artifact": kind, "bytes": …, "digest": …}`, tuples as lists, named tuples as objects, NaN and infinities as the strings "NaN", "Infinity" and
-"-Infinity", times in ISO 8601 (UTC), anything else as its repr.
+`{"base64": "…"}`, what is stored beside the run as `{"artifact": kind, "bytes": …, "digest": "…"}`, tuples as lists,
+named tuples as objects, NaN and infinities as the strings "NaN", "Infinity" and "-Infinity", times in ISO 8601 (UTC),
+anything else as its repr.
 """
 
 from __future__ import annotations

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+import anyio.to_thread
+
 from evpipe.cli.output import one_line, value_text
 from evpipe.core.artifact import Artifact
 from evpipe.core.machine import Run
-from evpipe.errors import EvpipeError, UsageError
+from evpipe.errors import UsageError
 from evpipe.wire.digests import value_digest
 from evpipe.wire.serializers.registry import ArtifactUnreadable
 from evpipe.wire.values import pack
@@ -82,7 +83,7 @@ async def save_outputs(objects: Any, run: Run, folder: Path) -> list[str]:
         ArtifactUnreadable: if an artifact is missing or damaged.
     """
     try:
-        folder.mkdir(parents=True)
+        await anyio.to_thread.run_sync(lambda: folder.mkdir(parents=True))
     except FileExistsError:
         raise UsageError(f"--save {folder}: it is there already; name a new folder") from None
     lines: list[str] = []
@@ -94,11 +95,10 @@ async def save_outputs(objects: Any, run: Run, folder: Path) -> list[str]:
         if artifact.data is not None:
             file.write_bytes(artifact.data)
         elif not await objects.get_file(artifact.digest, file):
-            raise ArtifactUnreadable(
-                f"{step}{path}: the artifact {artifact} is missing in the object store, or damaged"
-            )
+            raise ArtifactUnreadable(f"{step}{path}: {artifact} is missing in the object store, or damaged")
+
         if artifact.kind in {"file", "folder"}:
-            file = await asyncio.to_thread(_as_itself, artifact, file, place / name)
+            file = await anyio.to_thread.run_sync(_as_itself, artifact, file, place / name)
         lines.append(f"{step}{path}: {file}")
     return lines or ["there are no stored outputs"]
 
@@ -118,8 +118,6 @@ def _as_itself(artifact: Artifact, stored: Path, folder: Path) -> Path:
         found = serializer_named(artifact.kind, artifact.version).read(
             StoredFile(artifact.meta, artifact.size_bytes, bytes_at, made)
         )
-    except EvpipeError:
-        raise
     finally:
         bytes_at.unlink()
     return Path(found)

@@ -119,6 +119,10 @@ class Display:
             line += f": {' '.join(run.message.split())}"
         self._say(line)
 
+    def cache(self, line: str) -> None:
+        """Say what of the run was taken from the cache."""
+        self._say(f"cache: {' '.join(line.split())}")
+
     def _say(self, line: str) -> None:
         if not self._quiet:
             self._stream.write(line + "\n")

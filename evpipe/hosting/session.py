@@ -17,11 +17,12 @@ from anyio.lowlevel import current_token
 
 from evpipe.bus.memory import MemoryBus
 from evpipe.bus.settings import BusSettings, load_settings
+from evpipe.client.cache import cache_line
 from evpipe.client.client import Client, check_refresh
 from evpipe.client.handle import RunHandle
 from evpipe.controller.controller import Controller
 from evpipe.core.machine import Run
-from evpipe.errors import WaitTimeout
+from evpipe.errors import EvpipeError, WaitTimeout
 from evpipe.hosting.display import Display
 from evpipe.hosting.orphans import cancel_orphans, own_queue
 from evpipe.sdk.hook import Mode
@@ -38,6 +39,8 @@ OUTPUT_WAIT_S: Final = 2.0
 #: So many lines are shown in so many seconds.
 SHOW_LINES_MAX: Final = 500
 SHOW_WINDOW_S: Final = 0.5
+#: What the cache did is told if it can be found out in this time.
+EXPLAIN_WAIT_S: Final = 2.0
 #: After Ctrl-C the steps of an embedded run are given this long to end.
 CANCEL_WAIT_S: Final = 10.0
 
@@ -140,6 +143,7 @@ class Session:
                     self._display.finished(self._run)
                 raise KeyboardInterrupt
             self._display.finished(run)
+            await self._say_what_was_cached(client, run)
             pickles = any(step.pickle for step in self._built.graph.steps.values())
             return handle.result_of(run, allow_pickle=pickles)
 
@@ -262,6 +266,16 @@ class Session:
         async for _ in signals:
             scope.cancel()
             return
+
+    async def _say_what_was_cached(self, client: Client, run: Run) -> None:
+        """Say what was taken from the cache and why the rest ran; the run does not depend on it."""
+        try:
+            with anyio.move_on_after(EXPLAIN_WAIT_S):
+                line = await cache_line(client.cache, run)
+                if line:
+                    self._display.cache(line)
+        except EvpipeError as error:
+            log.debug("cache_not_explained", error=str(error))
 
     async def _say_who_is_missing(self, client: Client, handle: RunHandle[Any]) -> None:
         """Say within 5 s if nobody is there to run it."""
