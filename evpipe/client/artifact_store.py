@@ -29,7 +29,7 @@ from evpipe.core.bindings import BindingError
 from evpipe.errors import LimitExceeded, RemoteProtocolError
 from evpipe.wire.artifacts import VALUE
 from evpipe.wire.serializers.registry import ArtifactUnreadable
-from evpipe.wire.spool import Shelf
+from evpipe.wire.spool import Shelf, TemporaryFolder
 from evpipe.wire.storing import artifacts_in, artifacts_of, loaded
 
 log = structlog.get_logger(__name__)
@@ -243,15 +243,12 @@ class ArtifactStore:
                 self._kept_bytes -= size
 
 
-_lasting: tempfile.TemporaryDirectory[str] | None = None
+_lasting: Final = TemporaryFolder("values")
 
 
 def lasting_folder() -> Path:
     """Make a folder that goes with this process."""
-    global _lasting
-    if _lasting is None:
-        _lasting = tempfile.TemporaryDirectory(prefix="evpipe-values-", ignore_cleanup_errors=True)
-    return Path(tempfile.mkdtemp(dir=_lasting.name))
+    return Path(tempfile.mkdtemp(dir=_lasting.path))
 
 
 async def store_all(bus: Bus, files: Mapping[str, Path]) -> None:

@@ -8,7 +8,6 @@ import sys
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
-from evpipe.client.code_facts import facts_of
 from evpipe.core.artifact import Artifact
 from evpipe.core.fingerprint import Components, FunctionFacts, Input, RunFacts
 from evpipe.core.graph import Graph, Step
@@ -26,6 +25,9 @@ def facts_of_run(graph: Graph) -> RunFacts | None:
     codes = [step.code for step in graph.steps.values() if step.cache is not None]
     if not codes:
         return None
+    # Only who has cached steps pays for its import.
+    from evpipe.client.code_facts import facts_of
+
     found = facts_of(codes)
     functions = {
         f"{module}:{name}": FunctionFacts(code=facts.digest, packages=facts.packages)

@@ -40,7 +40,7 @@ from evpipe.wire.messages import (
     encode_submission,
     order_of,
 )
-from evpipe.wire.spool import OUT, attempt_shelf, attempt_spool
+from evpipe.wire.spool import Shelf, Spool, TemporaryFolder
 from evpipe.wire.storing import artifacts_of, loaded
 from evpipe.wire.subjects import DEFAULT_PRIORITY, EventSubject, LaunchSubject
 from evpipe.worker.attempt_files import AttemptFiles
@@ -74,9 +74,9 @@ class _DebugRun:
 
     def __init__(self, built: Built, *, caches: bool) -> None:
         # For as long as its values may be asked for.
-        self._folder = tempfile.TemporaryDirectory(prefix="evpipe-debug-", ignore_cleanup_errors=True)
+        self._folder = TemporaryFolder("debug")
         with_pickle = any(step.pickle for step in built.graph.steps.values())
-        spool = attempt_spool(Path(self._folder.name))
+        spool = self._spool(with_pickle)
         submission = Submission(graph="0" * 64, parameters=built.parameters)
         self._parameters = decode_submission(encode_submission(submission, spool)).parameters
         self.graph = decode_graph(encode_graph(built.graph, spool))
@@ -84,7 +84,7 @@ class _DebugRun:
         self._facts = (facts_of_run(built.graph) if caches else None) or NO_FACTS
         #: Results of cached steps, by fingerprint.
         self._results: dict[str, tuple[StepSucceeded, str]] = {}
-        self._shelf = attempt_shelf(Path(self._folder.name), OUT, pickles=with_pickle)
+        self._reader = self._shelf(with_pickle)
 
     def to_end(self, display: Display | None) -> RunResult[Any]:
         run, graph = self.run, self.graph
@@ -125,7 +125,7 @@ class _DebugRun:
         return RunResult.of(run, self._opened)
 
     def _opened(self, value: Any) -> Any:
-        return loaded(value, self._shelf) if artifacts_of(value) else value
+        return loaded(value, self._reader) if artifacts_of(value) else value
 
     def _launched(self, launch: Launch) -> Event:
         """Give what follows from a launch: what the cache says, or what the call gives."""
@@ -160,7 +160,17 @@ class _DebugRun:
         return found
 
     def _files(self) -> AttemptFiles:
-        return AttemptFiles(Path(self._folder.name), allow_pickle=True, inputs=OUT)
+        return AttemptFiles(self._shelf, self._spool, allow_pickle=True)
+
+    def _spool(self, pickles: bool) -> Spool:
+        return Spool(lambda: self._folder.path, pickles=pickles)
+
+    def _shelf(self, pickles: bool) -> Shelf:
+        def find(digest: str) -> Path | None:
+            file = self._folder.path / digest
+            return file if file.is_file() else None
+
+        return Shelf(find, lambda: Path(tempfile.mkdtemp(dir=self._folder.path)), pickles=pickles)
 
     def _call(self, launch: Launch) -> Conclusion:
         """Run one attempt to its end."""

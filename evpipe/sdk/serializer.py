@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, BinaryIO, TypeVar
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
 from evpipe.errors import UsageError
-from evpipe.wire.serializers.registry import Stored, register_serializer
+
+if TYPE_CHECKING:
+    from evpipe.wire.serializers.registry import Stored
 
 C = TypeVar("C", bound=type)
 
@@ -38,6 +40,9 @@ def serializer(cls: type, *, name: str, version: int = 1) -> Callable[[C], C]:
         write, read = getattr(found, "write", None), getattr(found, "read", None)
         if not callable(write) or not callable(read):
             raise UsageError(f"the serializer {name!r} needs write(value, file) and read(file) as static methods")
+        # Here, so that a file with a `@step` loads nothing of the wire.
+        from evpipe.wire.serializers.registry import register_serializer
+
         register_serializer(cls, _Users(name, version, write, read))
         return found
 

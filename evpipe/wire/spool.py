@@ -11,7 +11,9 @@ from __future__ import annotations
 import hashlib
 import io
 import secrets
+import shutil
 import tempfile
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -103,21 +105,38 @@ class Spool:
         )
 
 
+class TemporaryFolder:
+    """A folder that is made when it is first needed, and goes with this object, or with the process.
+
+    Args:
+        name: is part of its name.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._path: Path | None = None
+        self._remove: Callable[[], object] = lambda: None
+
+    @property
+    def path(self) -> Path:
+        if self._path is None:
+            self._path = Path(tempfile.mkdtemp(prefix=f"evpipe-{self._name}-"))
+            self._remove = weakref.finalize(self, shutil.rmtree, self._path, ignore_errors=True)
+        return self._path
+
+    def remove(self) -> None:
+        """Remove it now, with all that is in it."""
+        self._remove()
+
+
 @contextmanager
 def spooled(*, pickles: bool = False) -> Iterator[Spool]:
     """Give a spool over a temporary folder, which is made when there is the first file and goes with the block."""
-    folder: list[tempfile.TemporaryDirectory[str]] = []
-
-    def made() -> Path:
-        if not folder:
-            folder.append(tempfile.TemporaryDirectory(prefix="evpipe-spool-"))
-        return Path(folder[0].name)
-
+    folder = TemporaryFolder("spool")
     try:
-        yield Spool(made, pickles=pickles)
+        yield Spool(lambda: folder.path, pickles=pickles)
     finally:
-        for found in folder:
-            found.cleanup()
+        folder.remove()
 
 
 class _Draft(io.RawIOBase):
@@ -279,11 +298,11 @@ def attempt_spool(folder: Path, *, pickles: bool = False) -> Spool:
     return Spool(made, pickles=pickles)
 
 
-def attempt_shelf(folder: Path, inputs: str = IN, *, pickles: bool = False) -> Shelf:
+def attempt_shelf(folder: Path, *, pickles: bool = False) -> Shelf:
     """Give what reads the artifacts that were put below an attempt's folder."""
 
     def find(digest: str) -> Path | None:
-        file = folder / inputs / digest
+        file = folder / IN / digest
         return file if file.is_file() else None
 
     def made() -> Path:

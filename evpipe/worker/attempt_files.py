@@ -6,35 +6,44 @@ looks at values. The folder is made by whoever has something to put into it: mos
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from evpipe.core.bindings import BindingError
 from evpipe.wire.messages import LaunchOrder, decode_launch
 from evpipe.wire.serializers.registry import ArtifactUnreadable
-from evpipe.wire.spool import IN, Spool, attempt_shelf, attempt_spool
+from evpipe.wire.spool import Shelf, Spool, attempt_shelf, attempt_spool
 
 
 class AttemptFiles:
     """Reads the artifacts among an attempt's arguments and writes those of its output.
 
     Args:
-        folder: of the attempt alone; need not exist.
+        shelf: gives what reads; told whether pickles may be read.
+        spool: gives what writes; told whether it may pickle.
         allow_pickle: whether the worker allows pickles; the step has to, too.
-        inputs: the folder below it in which those that it needs are.
     """
 
-    def __init__(self, folder: Path, *, allow_pickle: bool, inputs: str = IN) -> None:
-        self._folder = folder
-        self._inputs = inputs
+    def __init__(self, shelf: Callable[[bool], Shelf], spool: Callable[[bool], Spool], *, allow_pickle: bool) -> None:
+        self._shelf = shelf
+        self._make_spool = spool
         self.allow_pickle = allow_pickle
         self._spool: Spool | None = None
 
     @classmethod
+    def below(cls, folder: Path, *, allow_pickle: bool) -> AttemptFiles:
+        """Give those of an attempt with a folder of its own, which need not exist."""
+        return cls(
+            lambda pickles: attempt_shelf(folder, pickles=pickles),
+            lambda pickles: attempt_spool(folder, pickles=pickles),
+            allow_pickle=allow_pickle,
+        )
+
+    @classmethod
     def of_frame(cls, frame: Mapping[str, Any]) -> AttemptFiles:
         """Take what the worker says of them (see `children.frames`)."""
-        return cls(Path(frame["folder"]), allow_pickle=frame["allow_pickle"])
+        return cls.below(Path(frame["folder"]), allow_pickle=frame["allow_pickle"])
 
     def decode(self, data: bytes, order: LaunchOrder) -> LaunchOrder:
         """Decode a launch with the values of its artifacts in their places.
@@ -45,7 +54,7 @@ class AttemptFiles:
         Raises:
             ArtifactUnreadable: if one cannot be read, or has no such part.
         """
-        reader = attempt_shelf(self._folder, self._inputs, pickles=order.pickle and self.allow_pickle)
+        reader = self._shelf(order.pickle and self.allow_pickle)
         try:
             return decode_launch(data, reader)
         except BindingError as error:
@@ -54,7 +63,7 @@ class AttemptFiles:
     def writer(self, order: LaunchOrder) -> Spool:
         """Give what stores the parts of its output."""
         if self._spool is None:
-            self._spool = attempt_spool(self._folder, pickles=order.pickle and self.allow_pickle)
+            self._spool = self._make_spool(order.pickle and self.allow_pickle)
         return self._spool
 
     @property

@@ -170,10 +170,10 @@ def test_a_step_looks_like_its_function() -> None:
 
 def test_unknown_options_are_python_s_own_errors() -> None:
     """An option of a later release must not be taken silently by this one."""
-    options: Any = {"cache": True}
-    with pytest.raises(TypeError, match="unexpected keyword argument 'cache'"):
+    options: Any = {"warp": True}
+    with pytest.raises(TypeError, match="unexpected keyword argument 'warp'"):
         step(**options)
-    with pytest.raises(TypeError, match="unexpected keyword argument 'cache'"):
+    with pytest.raises(TypeError, match="unexpected keyword argument 'warp'"):
         sample.load.options(**options)
-    with pytest.raises(TypeError, match="unexpected keyword argument 'cache'"):
+    with pytest.raises(TypeError, match="unexpected keyword argument 'warp'"):
         pipeline(**options)

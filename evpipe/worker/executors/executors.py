@@ -161,7 +161,7 @@ class Executors:
 
     async def _run_here(self, launch: LaunchSubject, order: LaunchOrder, payload: bytes, folder: Path) -> Conclusion:
         started_at_s = time.time()
-        files = AttemptFiles(folder, allow_pickle=self._allow_pickle)
+        files = AttemptFiles.below(folder, allow_pickle=self._allow_pickle)
         try:
             if order.artifacts:
                 # So that the serializers of its module are known.
