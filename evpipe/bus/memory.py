@@ -8,7 +8,6 @@ disconnect, a server that comes back having forgotten its acknowledgements.
 
 from __future__ import annotations
 
-import hashlib
 import math
 import time
 from collections import deque
@@ -16,6 +15,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import dataclass
 from enum import Enum
+from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
@@ -23,17 +23,22 @@ import anyio
 import anyio.lowlevel
 from anyio.abc import TaskGroup
 
+from evpipe.bus.content import BytesSink, BytesSource, FileSink, FileSource, HashSink, Sink, Source
 from evpipe.bus.memory_stream import MemoryFeed, MemoryStream, matches, replayed
-from evpipe.bus.outbox import Message, Outbox, Verdict
+from evpipe.bus.outbox import BACKOFF_S, Message, Outbox, Verdict
 from evpipe.bus.protocol import (
     ACK_WAIT_S,
+    FULL_S,
     SETTLE_S,
+    YOUNG_S,
     Answer,
     Bucket,
     BusInfo,
     Delivery,
     Done,
     Entry,
+    LaneState,
+    ObjectEntry,
     Objects,
     Outcome,
     Pull,
@@ -43,12 +48,14 @@ from evpipe.bus.protocol import (
     Stored,
     Telemetry,
 )
-from evpipe.errors import BusClosed
+from evpipe.errors import BusClosed, BusRefused
 from evpipe.wire.limits import PAYLOAD_BYTES_MAX
 from evpipe.wire.subjects import Subjects
 
 #: As much of what steps write as one process keeps, where no server does.
 TELEMETRY_BYTES_MAX: Final = 32 * 1024**2
+#: What of an object is read, written or hashed before others may go on.
+PIECE_BYTES: Final = 1024 * 1024
 
 
 class Fault(Enum):
@@ -80,6 +87,8 @@ class _Lane:
     """The consumer of one queue and priority."""
 
     def __init__(self) -> None:
+        #: Whether anybody has pulled from it: a server makes its consumer then.
+        self.pulled = False
         self.waiting: deque[_Kept] = deque()
         self.held: dict[int, _Kept] = {}
         self.wake = anyio.Event()
@@ -87,6 +96,11 @@ class _Lane:
     def notify(self) -> None:
         self.wake.set()
         self.wake = anyio.Event()
+
+    def state(self, queue: str, priority: int) -> LaneState:
+        # As a server counts: what was released, or taken by somebody who died, was taken.
+        left = [kept.deliveries > 0 for kept in self.waiting if not kept.acked]
+        return LaneState(queue, priority, left.count(False), len(self.held) + left.count(True))
 
 
 class MemoryServer:
@@ -104,6 +118,10 @@ class MemoryServer:
         self.buckets: dict[str, dict[str, tuple[Entry, float | None]]] = {}
         self.revision = 0
         self.objects: dict[str, bytes] = {}
+        #: Of each object, the revision and the moment of its description.
+        self._described: dict[str, tuple[int, float]] = {}
+        #: Past it objects wait for room.
+        self.objects_bytes_max: float = math.inf
         self.listeners: dict[int, tuple[str, Answer]] = {}
         self._epoch: tuple[float, float] | None = None
 
@@ -154,6 +172,9 @@ class MemoryServer:
             self._lanes[key] = _Lane()
         return self._lanes[key]
 
+    def lane_states(self) -> list[LaneState]:
+        return [lane.state(*key) for key, lane in sorted(self._lanes.items()) if lane.pulled]
+
     def remove(self, gone: Callable[[_Kept], bool]) -> None:
         for kept in [kept for kept in self.launches.values() if gone(kept)]:
             del self.launches[kept.subject]
@@ -170,6 +191,30 @@ class MemoryServer:
                 lane.waiting.append(kept)
             kept.acked, kept.deliveries, kept.expires_at = False, 0, None
             lane.notify()
+
+    # ---- objects
+
+    @property
+    def objects_bytes(self) -> int:
+        return sum(map(len, self.objects.values()))
+
+    def describe_object(self, digest: str) -> None:
+        self.revision += 1
+        self._described[digest] = (self.revision, self.now_s())
+
+    def object_entry(self, digest: str) -> ObjectEntry | None:
+        data = self.objects.get(digest)
+        if data is None:
+            return None
+        if digest not in self._described:
+            # Somebody has put it here by hand.
+            self.describe_object(digest)
+        revision, at_s = self._described[digest]
+        return ObjectEntry(digest, len(data), at_s, revision)
+
+    def remove_object(self, digest: str) -> None:
+        self.objects.pop(digest, None)
+        self._described.pop(digest, None)
 
 
 class MemoryDelivery:
@@ -283,26 +328,103 @@ class MemoryBucket:
         await self._bus.reach()
         self._entries().pop(key, None)
 
-    async def entries(self) -> list[Entry]:
+    async def entries(self, under: str = "") -> list[Entry]:
         await self._bus.reach()
-        return [entry for entry, _ in self._entries().values()]
+        found = [entry for entry, _ in self._entries().values()]
+        return [entry for entry in found if not under or f"{entry.key}.".startswith(f"{under}.")]
 
 
 class MemoryObjects:
-    """See `bus.protocol.Objects`."""
+    """See `bus.protocol.Objects`. The loop itself reads and writes files: threads know no virtual time."""
 
     def __init__(self, bus: MemoryBus) -> None:
         self._bus = bus
         self._server = bus.server
 
     async def put(self, digest: str, data: bytes) -> None:
+        await self._put(digest, BytesSource(data))
+
+    async def put_file(self, digest: str, file: Path) -> None:
+        with FileSource(file) as source:
+            await self._put(digest, source)
+
+    async def _put(self, digest: str, source: Source) -> None:
         await self._bus.reach()
-        self._server.objects.setdefault(digest, data)
+        found = await self.find(digest)
+        if found is None or found.size_bytes != source.size_bytes:
+            parts = []
+            while part := source.read(PIECE_BYTES):
+                parts.append(part)
+                await self._bus.reach()
+            source.check(digest)
+            await self._wait_for_room(source.size_bytes)
+            self._server.objects[digest] = b"".join(parts)
+        elif self._server.now_s() - found.at_s < YOUNG_S:
+            return
+        self._server.describe_object(digest)
+
+    async def _wait_for_room(self, size_bytes: int) -> None:
+        end = anyio.current_time() + FULL_S
+        while self._server.objects_bytes + size_bytes > self._server.objects_bytes_max:
+            if anyio.current_time() >= end:
+                raise BusRefused(
+                    f"the object store is full ({self._server.objects_bytes:,} of {self._server.objects_bytes_max:,} "
+                    f"bytes) for {FULL_S:g} s: `evpipe gc` frees space"
+                )
+            await anyio.sleep(BACKOFF_S)
+            await self._bus.reach()
 
     async def get(self, digest: str) -> bytes | None:
+        sink = BytesSink()
+        return sink.data if await self._read(digest, sink) else None
+
+    async def get_file(self, digest: str, file: Path) -> bool:
+        if await self.find(digest) is None:
+            return False
+        with FileSink(file) as sink:
+            whole = await self._read(digest, sink)
+            if whole:
+                sink.keep()
+        return whole
+
+    async def intact(self, digest: str) -> bool:
+        return await self._read(digest, HashSink())
+
+    async def _read(self, digest: str, sink: Sink) -> bool:
+        """Give an object's bytes to a sink; says whether they are what its digest says. If not, it is removed."""
         await self._bus.reach()
         data = self._server.objects.get(digest)
-        return data if data is not None and hashlib.sha256(data).hexdigest() == digest else None
+        if data is None:
+            return False
+        for begin in range(0, len(data), PIECE_BYTES):
+            sink.take([data[begin : begin + PIECE_BYTES]])
+            await self._bus.reach()
+        if sink.digest != digest:
+            if self._server.objects.get(digest) is data:
+                self._server.remove_object(digest)
+            return False
+        return True
+
+    async def find(self, digest: str) -> ObjectEntry | None:
+        await self._bus.reach()
+        return self._server.object_entry(digest)
+
+    async def remove(self, digest: str, *, revision: int | None = None) -> bool:
+        found = await self.find(digest)
+        if found is None or (revision is not None and found.revision != revision):
+            return False
+        self._server.remove_object(digest)
+        return True
+
+    async def entries(self) -> list[ObjectEntry]:
+        await self._bus.reach()
+        found = [self._server.object_entry(digest) for digest in self._server.objects]
+        return sorted((entry for entry in found if entry is not None), key=lambda entry: entry.revision)
+
+    async def remove_orphans(self, *, before_s: float) -> int:
+        # What is put is here when all of it is.
+        await self._bus.reach()
+        return 0
 
 
 class MemoryTelemetry:
@@ -450,7 +572,9 @@ class MemoryBus:
     async def pull(
         self, queue: str, priority: int, deliver: Callable[[Delivery], None], *, transient: bool = False
     ) -> AsyncIterator[Pull]:
-        pull = MemoryPull(self, self.server.lane((queue, priority)), deliver)
+        lane = self.server.lane((queue, priority))
+        lane.pulled = True
+        pull = MemoryPull(self, lane, deliver)
         scope = anyio.CancelScope()
 
         async def run() -> None:
@@ -481,6 +605,10 @@ class MemoryBus:
     async def truncate_launches(self, before: int) -> None:
         await self.reach()
         self.server.remove(lambda kept: kept.sequence < before)
+
+    async def lanes(self) -> list[LaneState]:
+        await self.reach()
+        return self.server.lane_states()
 
     def bucket(self, name: str) -> Bucket:
         return MemoryBucket(self, name)

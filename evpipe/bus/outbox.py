@@ -21,7 +21,7 @@ import structlog
 from anyio.abc import TaskGroup
 
 from evpipe.bus.clock import loop_clock
-from evpipe.bus.protocol import Done, Outcome, Refused, Stored
+from evpipe.bus.protocol import Done, Outcome
 from evpipe.errors import BusClosed, BusRefused
 
 log = structlog.get_logger(__name__)
@@ -43,6 +43,8 @@ class Verdict(Enum):
 
     #: The server cannot take it now: send it again after a pause.
     LATER = "later"
+    #: The same, because there is no room for it.
+    FULL = "full"
 
 
 class Fatal:
@@ -57,7 +59,20 @@ class Fatal:
 class Message:
     """One message on its way. Identity matters, so it is no dataclass."""
 
-    __slots__ = ("done", "dropped", "fail", "headers", "payload", "sent_at", "settled", "subject", "token")
+    __slots__ = (
+        "done",
+        "dropped",
+        "fail",
+        "full",
+        "headers",
+        "payload",
+        "put_off",
+        "repeated",
+        "sent_at",
+        "settled",
+        "subject",
+        "token",
+    )
 
     def __init__(
         self,
@@ -66,13 +81,19 @@ class Message:
         headers: Mapping[str, str] | None,
         done: Done | None,
         fail: Callable[[Exception], None] | None,
+        full: Callable[[], None] | None = None,
     ) -> None:
         self.subject = subject
         self.payload = payload
         self.headers = headers
         self.done = done
         self.fail = fail
+        self.full = full
         self.dropped = False
+        #: The server has said that it cannot take it now, and it was not sent since.
+        self.put_off = False
+        #: It was sent more than once, so it may have been taken more than once.
+        self.repeated = False
         self.settled = False
         #: Given at the first sending and kept: a late reply to any copy settles the message.
         self.token = 0
@@ -91,7 +112,8 @@ class Outbox:
 
     def __init__(self, send: Callable[[int, Message], Awaitable[None]], *, window: int = WINDOW) -> None:
         self._send = send
-        self._window = window
+        #: May be changed at any time.
+        self.window = window
         self._queue: deque[Message] = deque()
         #: The loop's clock; there is none before the outbox runs.
         self._now: Callable[[], float] = anyio.current_time
@@ -118,14 +140,16 @@ class Outbox:
         headers: Mapping[str, str] | None = None,
         done: Done | None = None,
         fail: Callable[[Exception], None] | None = None,
+        full: Callable[[], None] | None = None,
     ) -> Message:
         """Queue a message.
 
         Args:
             done: called with the outcome.
             fail: called if there will never be one; without it that is only logged.
+            full: called each time the server says that there is no room for it.
         """
-        message = Message(subject, payload, headers, done, fail)
+        message = Message(subject, payload, headers, done, fail, full)
         if self._closed:
             self._fail(message, BusClosed("the bus is closed"))
             return message
@@ -168,17 +192,20 @@ class Outbox:
             return
         self._answered_at = self._now()
         under_way = self._in_flight.pop(token, None) is not None
-        if reply is Verdict.LATER:
+        if isinstance(reply, Verdict):
             if under_way:
                 self.full_count += 1
+                message.put_off = True
                 self._delayed.append(message)
                 self._complain(message)
+                if reply is Verdict.FULL and message.full is not None and not message.dropped:
+                    message.full()
         else:
             del self._unanswered[token]
             message.settled = True
             if isinstance(reply, Fatal):
                 self._fail(message, BusRefused(f"the server refuses {message.subject}: {reply.reason}"))
-            elif isinstance(reply, (Stored, Refused)) and message.done is not None and not message.dropped:
+            elif message.done is not None and not message.dropped:
                 message.done(reply)
         self._wake.set()
 
@@ -194,7 +221,7 @@ class Outbox:
         task_group.start_soon(self._repeat_unanswered)
         while True:
             self._wake = anyio.Event()
-            while self._queue and len(self._in_flight) < self._window:
+            while self._queue and len(self._in_flight) < self.window:
                 message = self._queue.popleft()
                 if message.dropped or message.settled:
                     self._unanswered.pop(message.token, None)
@@ -204,6 +231,7 @@ class Outbox:
                     message.token = self._token
                     self._unanswered[message.token] = message
                 message.sent_at = self._now()
+                message.put_off = False
                 self._in_flight[message.token] = message
                 await self._send(message.token, message)
             if not self._queue and not self._unanswered:
@@ -249,6 +277,7 @@ class Outbox:
         if not messages:
             return
         for message in messages:
+            message.repeated = message.repeated or not message.put_off
             self._in_flight.pop(message.token, None)
         self.repeated_count += len(messages)
         self._queue.extendleft(reversed(messages))

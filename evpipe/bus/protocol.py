@@ -29,6 +29,9 @@ from evpipe.wire.subjects import Subjects
 ACK_WAIT_S: Final = 2.0
 #: After an outage everybody is given this long to connect again and say what they have to say.
 SETTLE_S: Final = 1.0
+#: What was stored, or put again, less long ago is young: putting it again changes nothing. Whoever removes old objects
+#: waits for longer than this after the last use that he knows of.
+YOUNG_S: Final = 600.0
 #: How long a put into a full object store waits for room.
 FULL_S: Final = 60.0
 #: The server's default lets 1,000 launches be under way per consumer, and stalls there.
@@ -195,10 +198,11 @@ class Objects(Protocol):
     """
 
     async def put(self, digest: str, data: bytes) -> None:
-        """Store `data` under its digest; where it is already, it only becomes young again (see `remove`).
+        """Store `data` under its digest; where it is already, it only becomes young again (see `remove`, `YOUNG_S`).
 
         Raises:
             BusRefused: if the store is full and stays so.
+            UsageError: if the digest is another's; nothing is stored then.
         """
 
     async def put_file(self, digest: str, file: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+
 import msgpack
 
 from evpipe import Client, Controller, Worker
@@ -183,6 +185,8 @@ async def test_a_damaged_description_of_an_object_is_a_missing_object(world: Wor
     objects = (await world.bus()).objects
     await world.publish(objects._meta_subject("f" * 64), b"\xff garbage")  # type: ignore[attr-defined]  # NATS only
     assert await objects.get("f" * 64) is None
-    await world.publish(objects._meta_subject("e" * 64), b"[]")  # type: ignore[attr-defined]  # NATS only
-    assert await objects.get("e" * 64) is None
-    await objects.put("e" * 64, b"data")
+    digest = hashlib.sha256(b"data").hexdigest()
+    await world.publish(objects._meta_subject(digest), b"[]")  # type: ignore[attr-defined]  # NATS only
+    assert await objects.get(digest) is None
+    await objects.put(digest, b"data")
+    assert await objects.get(digest) == b"data"

@@ -25,6 +25,7 @@ from nats.aio.msg import Msg
 
 from evpipe.bus.memory import Fault, MemoryBus, MemoryServer
 from evpipe.bus.nats.bus import NatsBus
+from evpipe.bus.nats.provision import BUCKETS
 from evpipe.bus.outbox import Message, Verdict
 from evpipe.bus.protocol import Bus, Delivery, Pull, Record
 from evpipe.bus.server import ServerProcess
@@ -402,7 +403,7 @@ class NatsWorld(World):
             for name in ("log", "queue", "telemetry"):
                 await api(raw, f"STREAM.DELETE.{self.prefix}-{name}")
             await api(raw, f"STREAM.DELETE.OBJ_{self.prefix}-objects")
-            for name in ("registry", "leases"):
+            for name in BUCKETS:
                 await api(raw, f"STREAM.DELETE.KV_{self.prefix}-{name}")
 
     @property

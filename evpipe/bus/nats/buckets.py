@@ -1,31 +1,22 @@
-"""Key-value buckets and the object store, as the NATS tools lay them out (`nats kv`, `nats object` read them)."""
+"""Key-value buckets, as the NATS tools lay them out (`nats kv` reads them), and reading single messages."""
 
 from __future__ import annotations
 
 import base64
-import hashlib
-import json
-import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from datetime import UTC, datetime
 from typing import Any, Final
-
-import structlog
 
 from evpipe.bus.nats.connection import ApiError, Connection
 from evpipe.bus.nats.feed import Feed
 from evpipe.bus.outbox import Outbox
 from evpipe.bus.protocol import Entry, Outcome, Record, Stored
 
-log = structlog.get_logger(__name__)
-
 EXPECTED: Final = "Nats-Expected-Last-Subject-Sequence"
 #: JetStream's "no message found" and "stream not found".
 NO_MESSAGE: Final = 10037
 NO_STREAM: Final = 10059
-#: The chunk size of the NATS tools.
-CHUNK_BYTES: Final = 128 * 1024
 
 OpenFeed = Callable[[str, list[str], int], AbstractAsyncContextManager[Feed]]
 Provision = Callable[[], Awaitable[None]]
@@ -33,8 +24,18 @@ Provision = Callable[[], Awaitable[None]]
 
 async def last_message(connection: Connection, stream: str, subject: str) -> tuple[Record, dict[str, str]] | None:
     """Read the newest message of a subject (wildcards allowed) at the stream's leader, with its headers."""
+    return await _message(connection, stream, {"last_by_subj": subject})
+
+
+async def next_message(connection: Connection, stream: str, subject: str, sequence: int) -> Record | None:
+    """Read the first message of a subject from a sequence on, at the stream's leader."""
+    found = await _message(connection, stream, {"next_by_subj": subject, "seq": sequence})
+    return found[0] if found is not None else None
+
+
+async def _message(connection: Connection, stream: str, which: dict[str, Any]) -> tuple[Record, dict[str, str]] | None:
     try:
-        found = await connection.api_patiently(f"STREAM.MSG.GET.{stream}", {"last_by_subj": subject})
+        found = await connection.api_patiently(f"STREAM.MSG.GET.{stream}", which)
     except ApiError as error:
         if error.code == NO_MESSAGE:
             return None
@@ -56,7 +57,8 @@ def _seconds(text: str) -> float:
     """Seconds since 1970 of the server's RFC 3339 time, which has up to nine digits of a second."""
     whole, _, fraction = text.removesuffix("Z").partition(".")
     base = datetime.strptime(whole, "%Y-%m-%dT%H:%M:%S").replace(tzinfo=UTC)
-    return base.timestamp() + (int(fraction) / 10 ** len(fraction) if fraction else 0.0)
+    # In whole nanoseconds first, as the reply subject of a delivery has them: the same moment is the same number.
+    return (int(base.timestamp()) * 1_000_000_000 + int(fraction.ljust(9, "0") or 0)) / 1e9
 
 
 class NatsBucket:
@@ -111,7 +113,7 @@ class NatsBucket:
     async def delete(self, key: str) -> None:
         await self._outbox.put_wait(self._subject(key), b"", headers={"KV-Operation": "DEL"})
 
-    async def entries(self) -> list[Entry]:
+    async def entries(self, under: str = "") -> list[Entry]:
         newest: dict[str, Entry | None] = {}
         try:
             info = await self._connection.api_patiently(f"STREAM.INFO.{self._stream}")
@@ -124,98 +126,14 @@ class NatsBucket:
         if not up_to or not info["state"]["messages"]:
             return []
         prefix = len(self._subject(""))
-        async for records in read_up_to(self._feed, self._stream, [self._subject(">")], 0, up_to):
+        subjects = [self._subject(under), self._subject(f"{under}.>")] if under else [self._subject(">")]
+        async for records in read_up_to(self._feed, self._stream, subjects, 0, up_to):
             for record in records:
                 newest[record.subject[prefix:]] = Entry(
                     record.subject[prefix:], record.payload, record.sequence, record.at_s
                 )
         # A delete marker is an empty message; no entry of ours is empty.
         return [entry for entry in newest.values() if entry is not None and entry.value]
-
-
-class NatsObjects:
-    """See `bus.protocol.Objects`."""
-
-    def __init__(self, connection: Connection, outbox: Outbox, bucket: str, feed: OpenFeed) -> None:
-        self._connection = connection
-        self._outbox = outbox
-        self._bucket = bucket
-        self._stream = f"OBJ_{bucket}"
-        self._feed = feed
-
-    def _meta_subject(self, digest: str) -> str:
-        return f"$O.{self._bucket}.M.{base64.urlsafe_b64encode(digest.encode()).decode()}"
-
-    async def _meta(self, digest: str) -> dict[str, Any] | None:
-        try:
-            found = await last_message(self._connection, self._stream, self._meta_subject(digest))
-        except ApiError as error:
-            if error.code != NO_STREAM:
-                raise
-            # What is put next finds no stream, and that makes it again.
-            return None
-        if found is None:
-            return None
-        try:
-            meta = json.loads(found[0].payload)
-            size, nuid = meta["size"], meta["nuid"]
-        except (ValueError, LookupError, TypeError):
-            meta = size = nuid = None
-        if not isinstance(size, int) or not isinstance(nuid, str) or meta.get("deleted"):
-            return None
-        described: dict[str, Any] = meta
-        return described
-
-    async def put(self, digest: str, data: bytes) -> None:
-        meta = await self._meta(digest)
-        if meta is not None and meta.get("size") == len(data):
-            return
-        nuid = secrets.token_hex(11)
-        chunks = [data[i : i + CHUNK_BYTES] for i in range(0, len(data), CHUNK_BYTES)]
-        subject = f"$O.{self._bucket}.C.{nuid}"
-        last = 0
-        for chunk in chunks:
-            # Each names the one before it: a chunk that is sent again because its reply was lost is stored once.
-            outcome = await self._outbox.put_wait(subject, chunk, headers={EXPECTED: str(last)})
-            if isinstance(outcome, Stored):
-                last = outcome.sequence
-            else:
-                found = await last_message(self._connection, self._stream, subject)
-                last = found[0].sequence if found is not None else 0
-        described = {
-            "name": digest,
-            "bucket": self._bucket,
-            "nuid": nuid,
-            "size": len(data),
-            "chunks": len(chunks),
-            "mtime": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ"),
-            "digest": "SHA-256=" + base64.urlsafe_b64encode(hashlib.sha256(data).digest()).decode(),
-            "options": {"max_chunk_size": CHUNK_BYTES},
-        }
-        # The description comes last: an object is there when all of it is.
-        await self._outbox.put_wait(
-            self._meta_subject(digest), json.dumps(described).encode(), headers={"Nats-Rollup": "sub"}
-        )
-
-    async def get(self, digest: str) -> bytes | None:
-        meta = await self._meta(digest)
-        if meta is None:
-            return None
-        parts: list[bytes] = []
-        size = 0
-        info = await self._connection.api_patiently(f"STREAM.INFO.{self._stream}")
-        subject = f"$O.{self._bucket}.C.{meta['nuid']}"
-        async for records in read_up_to(self._feed, self._stream, [subject], 0, int(info["state"]["last_seq"])):
-            for record in records:
-                parts.append(record.payload)
-                size += len(record.payload)
-            if size >= int(meta["size"]):
-                break
-        data = b"".join(parts)
-        if hashlib.sha256(data).hexdigest() != digest:
-            log.error("object_damaged", digest=digest, size_bytes=len(data), expected_bytes=meta["size"])
-            return None
-        return data
 
 
 async def read_up_to(
@@ -225,12 +143,15 @@ async def read_up_to(
     if after >= up_to:
         return
     async with open_feed(stream, subjects, after) as feed:
-        while True:
-            records = await feed.next_or_end()
-            if not records:
-                return
-            found = [record for record in records if record.sequence <= up_to]
-            if found:
-                yield found
-            if records[-1].sequence >= up_to:
-                return
+        try:
+            while True:
+                records = await feed.next_or_end()
+                if not records:
+                    return
+                found = [record for record in records if record.sequence <= up_to]
+                if found:
+                    yield found
+                if records[-1].sequence >= up_to:
+                    return
+        finally:
+            feed.forget()

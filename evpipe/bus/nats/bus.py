@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, contextmanager
 from types import TracebackType
 from typing import Any, Final, Self
 
@@ -14,12 +14,14 @@ import structlog
 from anyio.abc import TaskGroup
 from nats.aio.msg import Msg
 
-from evpipe.bus.nats.buckets import EXPECTED, NatsBucket, NatsObjects, last_message, read_up_to
+from evpipe.bus.nats.buckets import EXPECTED, NatsBucket, last_message, read_up_to
 from evpipe.bus.nats.connection import NO_LEADER, ApiError, Connection, NotAnswered, checked
-from evpipe.bus.nats.feed import Feed
-from evpipe.bus.nats.lane import Lane
+from evpipe.bus.nats.feed import BATCH, BUFFER_MAX, Feed
+from evpipe.bus.nats.lane import Lane, lane_states
+from evpipe.bus.nats.objects import NatsObjects
 from evpipe.bus.nats.provision import StreamNames, check_jetstream, provision
 from evpipe.bus.nats.telemetry import NatsTelemetry
+from evpipe.bus.nats.upload import Pace
 from evpipe.bus.outbox import Fatal, Message, Outbox, Verdict
 from evpipe.bus.protocol import (
     Answer,
@@ -27,6 +29,7 @@ from evpipe.bus.protocol import (
     BusInfo,
     Delivery,
     Done,
+    LaneState,
     Objects,
     Outcome,
     Pull,
@@ -49,8 +52,15 @@ WRONG_SEQUENCE: Final = frozenset({10071, 10164})
 #: Two meanings in one code: the subject is taken, or the stream is full. Only the description tells.
 STORE_FAILED: Final = 10077
 #: Out of resources, which passes as well.
-UNAVAILABLE: Final = NO_LEADER | {10023, 10047}
+UNAVAILABLE: Final = NO_LEADER | {10023}
+#: "insufficient storage resources": of the server, or of this user's account.
+NO_STORAGE: Final = frozenset({10002, 10047})
+#: A message with this id is just being stored: in a moment it is a duplicate.
+DUPLICATE_UNDER_WAY: Final = 10158
 REPROVISION_EVERY_S: Final = 1.0
+#: Chunks of an object that are asked for at a time, and that may wait to be written when more are asked for.
+CHUNKS_ASKED: Final = 8
+CHUNKS_WAITING: Final = 4
 
 
 class NatsBus:
@@ -69,6 +79,10 @@ class NatsBus:
         # Buckets and objects have an outbox of their own: a lease must not wait behind ten thousand launches.
         self._side_outbox = Outbox(self._send_aside)
         self._side_acks = f"{self._connection.inbox}.side."
+        # And the bytes of objects have one, because neither must wait behind a gigabyte.
+        self._chunk_outbox = Outbox(self._send_chunk)
+        self._chunk_acks = f"{self._connection.inbox}.chunk."
+        self._pace = Pace(self._chunk_outbox)
         self._stack = AsyncExitStack()
         self._missing = anyio.Event()
         self._task_group: TaskGroup | None = None
@@ -79,7 +93,11 @@ class NatsBus:
         task_group = self._task_group = await self._stack.enter_async_context(anyio.create_task_group())
         self._stack.callback(task_group.cancel_scope.cancel)
         try:
-            for acks, answered in ((self._acks, self._answered), (self._side_acks, self._answered_aside)):
+            for acks, answered in (
+                (self._acks, self._answered),
+                (self._side_acks, self._answered_aside),
+                (self._chunk_acks, self._answered_chunk),
+            ):
                 await self._stack.enter_async_context(self._connection.subscribed(f"{acks}*", answered))
             task_group.start_soon(self._connection.run)
             await self._connection.wait_ready()
@@ -94,8 +112,8 @@ class NatsBus:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._outbox.close()
-        self._side_outbox.close()
+        for outbox in (self._outbox, self._side_outbox, self._chunk_outbox):
+            outbox.close()
         with anyio.CancelScope(shield=True):
             await self._connection.close()
         await self._stack.__aexit__(None, None, None)
@@ -111,9 +129,10 @@ class NatsBus:
     # ---- publishing
 
     async def _run_outbox(self, task_group: TaskGroup) -> None:
+        for outbox in (self._side_outbox, self._chunk_outbox):
+            outbox.reconnected()
+            task_group.start_soon(outbox.run, task_group)
         self._outbox.reconnected()
-        self._side_outbox.reconnected()
-        task_group.start_soon(self._side_outbox.run, task_group)
         await self._outbox.run(task_group)
 
     async def _send(self, token: int, message: Message) -> None:
@@ -122,11 +141,17 @@ class NatsBus:
     async def _send_aside(self, token: int, message: Message) -> None:
         self._connection.send(message.subject, message.payload, f"{self._side_acks}{token}", message.headers)
 
+    async def _send_chunk(self, token: int, message: Message) -> None:
+        self._connection.send(message.subject, message.payload, f"{self._chunk_acks}{token}", message.headers)
+
     def _answered(self, message: Msg) -> None:
         self._settle(self._outbox, int(message.subject[len(self._acks) :]), message.data)
 
     def _answered_aside(self, message: Msg) -> None:
         self._settle(self._side_outbox, int(message.subject[len(self._side_acks) :]), message.data)
+
+    def _answered_chunk(self, message: Msg) -> None:
+        self._settle(self._chunk_outbox, int(message.subject[len(self._chunk_acks) :]), message.data)
 
     def _settle(self, outbox: Outbox, token: int, data: bytes) -> None:
         """Take the server's answer to a publish."""
@@ -189,11 +214,23 @@ class NatsBus:
 
     @asynccontextmanager
     async def _open_feed(
-        self, stream: str, subjects: list[str], after: int, since_s: float | None = None
+        self,
+        stream: str,
+        subjects: list[str],
+        after: int,
+        since_s: float | None = None,
+        batch: int = BATCH,
+        buffer_max: int = BUFFER_MAX,
     ) -> AsyncIterator[Feed]:
-        feed = Feed(self._connection, stream, subjects, after=after, since_s=since_s)
+        feed = Feed(
+            self._connection, stream, subjects, after=after, since_s=since_s, batch=batch, buffer_max=buffer_max
+        )
         with self._running(feed.run):
             yield feed
+
+    def _open_narrow_feed(self, stream: str, subjects: list[str], after: int) -> AbstractAsyncContextManager[Feed]:
+        """Open a feed of large messages: few of them are on their way, or wait for their reader."""
+        return self._open_feed(stream, subjects, after, batch=CHUNKS_ASKED, buffer_max=CHUNKS_WAITING)
 
     @contextmanager
     def _running(self, part: Callable[[], Coroutine[Any, Any, None]]) -> Iterator[None]:
@@ -251,6 +288,9 @@ class NatsBus:
 
     # ---- the rest
 
+    async def lanes(self) -> list[LaneState]:
+        return await lane_states(self._connection, self._names.queue, self.subjects)
+
     def bucket(self, name: str) -> Bucket:
         async def provision_again() -> None:
             await provision(self._connection, self.subjects, self.settings.replicas)
@@ -261,7 +301,7 @@ class NatsBus:
 
     @property
     def objects(self) -> Objects:
-        return NatsObjects(self._connection, self._side_outbox, self._names.objects, self._open_feed)
+        return NatsObjects(self._connection, self._pace, self._names.objects, self._open_feed, self._open_narrow_feed)
 
     @property
     def telemetry(self) -> Telemetry:
@@ -310,8 +350,10 @@ def _verdict(error: dict[str, Any]) -> Outcome | Verdict | Fatal:
     if code in WRONG_SEQUENCE:
         return Refused.SEQUENCE
     if code == STORE_FAILED:
-        return Refused.LAUNCHED if "per subject" in text else Verdict.LATER
-    if code in UNAVAILABLE or int(error.get("code", 0)) == 503:
+        return Refused.LAUNCHED if "per subject" in text else Verdict.FULL
+    if code in NO_STORAGE:
+        return Verdict.FULL
+    if code == DUPLICATE_UNDER_WAY or code in UNAVAILABLE or int(error.get("code", 0)) == 503:
         return Verdict.LATER
     return Fatal(f"{text} ({code})")
 

@@ -165,6 +165,12 @@ class Connection:
         client = self._client
         return str(client._server_info.get("version", "")) if client else ""
 
+    @property
+    def payload_bytes_max(self) -> int:
+        """What the server takes in one message, headers included; it has said so when it was connected to."""
+        client = self._client
+        return int(client._server_info.get("max_payload", SERVER_PAYLOAD_MIN)) if client else SERVER_PAYLOAD_MIN
+
     def relocate(self, settings: BusSettings) -> None:
         """Connect to another address from the next client on."""
         self._settings = settings

@@ -36,6 +36,10 @@ class Feed:
     """An open feed of one stream; iterate it for lists of records, never empty.
 
     A wait for the next list may be cancelled, and begun again.
+
+    Args:
+        batch: records that are asked for at a time.
+        buffer_max: records waiting for their reader past which no more are asked for.
     """
 
     def __init__(
@@ -46,12 +50,16 @@ class Feed:
         *,
         after: int,
         since_s: float | None = None,
+        batch: int = BATCH,
+        buffer_max: int = BUFFER_MAX,
     ) -> None:
         self._connection = connection
         self._stream = stream
         self._subjects = list(subjects)
         self._last = after
         self._since_s = since_s
+        self._batch = batch
+        self._buffer_max = buffer_max
         self._buffer: list[Record] = []
         self._filled = anyio.Event()
         self._broken = anyio.Event()
@@ -109,6 +117,13 @@ class Feed:
                 await self._look_again()
         return await self.__anext__() if self._buffer else []
 
+    def forget(self) -> None:
+        """Let the server know that nobody will read on; otherwise it keeps the consumer for `INACTIVE_S`."""
+        if self._consumer:
+            subject = f"$JS.API.CONSUMER.DELETE.{self._stream}.{self._consumer}"
+            # Nobody waits for the answer, and the server gives none without a place for it.
+            self._connection.send(subject, b"", f"{self._inbox}.forgotten")
+
     async def _look_again(self) -> None:
         """Ask what is pending: what the server had for this feed may have made room for newer messages since."""
         consumer, delivered = self._consumer, self._consumer_sequence
@@ -151,11 +166,11 @@ class Feed:
         self._filled.set()
 
     def _ask(self) -> None:
-        if not self._consumer or self._left > BATCH // 2 or len(self._buffer) > BUFFER_MAX:
+        if not self._consumer or self._left > self._batch // 2 or len(self._buffer) > self._buffer_max:
             return
-        self._left += BATCH
+        self._left += self._batch
         subject = f"$JS.API.CONSUMER.MSG.NEXT.{self._stream}.{self._consumer}"
-        self._connection.send(subject, pull_body(BATCH), f"{self._inbox}.{self._consumer}")
+        self._connection.send(subject, pull_body(self._batch), f"{self._inbox}.{self._consumer}")
 
     def _received(self, message: Msg) -> None:
         if message.reply:
@@ -173,7 +188,7 @@ class Feed:
             self.pending = origin.pending
             self._buffer.append(Record(origin.sequence, origin.at_s, message.subject, message.data))
             self._filled.set()
-            if self._left <= BATCH // 2:
+            if self._left <= self._batch // 2:
                 self._ask()
             return
         status = status_of(message)

@@ -13,10 +13,12 @@ import structlog
 from nats.aio.msg import Msg
 
 from evpipe.bus.clock import loop_clock
+from evpipe.bus.nats.buckets import NO_STREAM
 from evpipe.bus.nats.connection import ApiError, Connection
 from evpipe.bus.nats.pulling import HEARTBEAT_S, SILENCE_MAX_S, origin_of, pull_body, status_of
-from evpipe.bus.protocol import ACK_PENDING_MAX, ACK_WAIT_S, SETTLE_S, Delivery
+from evpipe.bus.protocol import ACK_PENDING_MAX, ACK_WAIT_S, SETTLE_S, Delivery, LaneState
 from evpipe.errors import BusRefused
+from evpipe.wire.subjects import Subjects
 
 log = structlog.get_logger(__name__)
 
@@ -51,6 +53,32 @@ def lane_config(queue: str, priority: int, filter_subject: str, *, transient: bo
     if transient:
         config["inactive_threshold"] = TRANSIENT_S * 1_000_000_000
     return config
+
+
+async def lane_states(connection: Connection, stream: str, subjects: Subjects) -> list[LaneState]:
+    """Give what there is in every lane that has a consumer, by queue and priority."""
+    found: dict[tuple[str, int], LaneState] = {}
+    listed = 0
+    while True:
+        try:
+            page = await connection.api_patiently(f"CONSUMER.LIST.{stream}", {"offset": listed})
+        except ApiError as error:
+            if error.code != NO_STREAM:
+                raise
+            # It is made again when something is launched, or pulled.
+            return []
+        consumers: list[dict[str, Any]] = page.get("consumers") or []
+        for consumer in consumers:
+            queue, _, priority = str(consumer["name"]).rpartition("-")
+            # Whatever else has a consumer on the queue is no lane.
+            if priority.isdecimal() and consumer["config"].get("filter_subject") == subjects.launches_of_lane(
+                queue, int(priority)
+            ):
+                state = LaneState(queue, int(priority), int(consumer["num_pending"]), int(consumer["num_ack_pending"]))
+                found[queue, int(priority)] = state
+        listed += len(consumers)
+        if not consumers or listed >= int(page["total"]):
+            return [found[lane] for lane in sorted(found)]
 
 
 class LaneDelivery:

@@ -18,12 +18,12 @@ log = structlog.get_logger(__name__)
 #: before its disk is, because a server whose disk ran full takes nothing more until it is started again.
 LOG_BYTES_MAX: Final = 4 * 1024**3
 QUEUE_BYTES_MAX: Final = 1024**3
-OBJECTS_BYTES_MAX: Final = 2 * 1024**3
+OBJECTS_BYTES_MAX: Final = 16 * 1024**3
 STREAM_BYTES_MIN: Final = 16 * 1024**2
 #: What steps write is kept until it is this old or this much; then the oldest goes.
 TELEMETRY_AGE_S: Final = 7 * 86_400
 TELEMETRY_BYTES_MAX: Final = 256 * 1024**2
-BUCKETS: Final = ("registry", "leases")
+BUCKETS: Final = ("registry", "leases", "cache", "workers")
 #: JetStream's "insufficient storage", "insufficient resources" and "name already in use".
 NO_STORAGE: Final = frozenset({10047, 10023, 10028})
 NAME_IN_USE: Final = 10058
@@ -69,14 +69,6 @@ def stream_configs(subjects: Subjects, names: StreamNames, replicas: int) -> lis
             "discard_new_per_subject": True,
             "max_bytes": QUEUE_BYTES_MAX,
         },
-        {
-            **base,
-            "name": f"OBJ_{names.objects}",
-            "subjects": [f"$O.{names.objects}.C.>", f"$O.{names.objects}.M.>"],
-            "allow_rollup_hdrs": True,
-            "allow_direct": True,
-            "max_bytes": OBJECTS_BYTES_MAX,
-        },
         # The one stream that drops: nothing is decided by what is in it.
         {
             **base,
@@ -88,7 +80,8 @@ def stream_configs(subjects: Subjects, names: StreamNames, replicas: int) -> lis
             "max_bytes": TELEMETRY_BYTES_MAX,
         },
     ]
-    # No limit markers: a marker would make an expired lease look like one that exists.
+    # No limits of their own, so they reserve nothing. No limit markers: a marker would make an expired lease look like
+    # one that exists.
     configs += [
         {
             **base,
@@ -102,6 +95,17 @@ def stream_configs(subjects: Subjects, names: StreamNames, replicas: int) -> lis
         }
         for name in BUCKETS
     ]
+    # The largest comes last: it takes what the others have left.
+    configs.append(
+        {
+            **base,
+            "name": f"OBJ_{names.objects}",
+            "subjects": [f"$O.{names.objects}.C.>", f"$O.{names.objects}.M.>"],
+            "allow_rollup_hdrs": True,
+            "allow_direct": True,
+            "max_bytes": OBJECTS_BYTES_MAX,
+        }
+    )
     return configs
 
 
