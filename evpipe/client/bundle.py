@@ -10,26 +10,18 @@ from __future__ import annotations
 
 import ast
 import functools
-import os
-import pkgutil
 import sys
 import time
-import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from importlib.machinery import FrozenImporter, ModuleSpec, SourceFileLoader
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
+from evpipe.client.own_modules import OwnModules, Stamp, base_of, parsed, stamp
 from evpipe.client.source import Source
-from evpipe.errors import UsageError
 from evpipe.wire.bundles import pack_bundle
 
 KIND: Final = "bundle"
-#: This package is installed at every worker, also where it is developed.
-_OURS: Final = "evpipe"
-#: What changed since may change again and look the same: the clocks of file systems tick every few milliseconds.
-_SETTLED_S: Final = 1.0
 _KNOWN_MAX: Final = 16
 
 
@@ -54,40 +46,16 @@ class Bundle:
         return found
 
 
-class _Stamp(NamedTuple):
-    """What changes when a file does."""
-
-    modified_ns: int
-    changed_ns: int
-    size: int
-
-    def is_older(self, now_ns: int) -> bool:
-        return max(self.modified_ns, self.changed_ns) < now_ns - _SETTLED_S * 1e9
-
-
 class _Known(NamedTuple):
     """A bundle that was made, and what it was made from."""
 
     bundle: Bundle | None
     #: Files that are in it and folders that were looked into; None: there was none.
-    watched: Mapping[str, _Stamp | None]
+    watched: Mapping[str, Stamp | None]
 
 
 #: The last few, by the modules that were asked for and where they were looked for.
 _known: dict[tuple[object, ...], _Known] = {}
-
-
-class _Found(NamedTuple):
-    """A module of the user's."""
-
-    name: str
-    file: str
-    is_package: bool
-
-    @property
-    def inside(self) -> str:
-        """Its path in the bundle."""
-        return self.name.replace(".", "/") + ("/__init__.py" if self.is_package else ".py")
 
 
 def bundle_of(modules: Iterable[str]) -> Bundle | None:
@@ -106,7 +74,7 @@ def bundle_of(modules: Iterable[str]) -> Bundle | None:
     source = Source.of_process()
     key = (frozenset(modules), tuple(sys.path), source.key)
     known = _known.get(key)
-    if known is not None and all(_stamp(path) == stamp for path, stamp in known.watched.items()):
+    if known is not None and all(stamp(path) == before for path, before in known.watched.items()):
         return known.bundle
     now_ns = time.time_ns()
     gathering = _Gathering(source)
@@ -114,7 +82,7 @@ def bundle_of(modules: Iterable[str]) -> Bundle | None:
         gathering.add(module)
     made = gathering.bundle()
     _known.pop(key, None)
-    if all(stamp is None or stamp.is_older(now_ns) for stamp in gathering.watched.values()):
+    if all(found is None or found.is_older(now_ns) for found in gathering.watched.values()):
         _known[key] = _Known(made, gathering.watched)
         for old in list(_known)[:-_KNOWN_MAX]:
             _known.pop(old, None)
@@ -126,15 +94,18 @@ class _Gathering:
 
     def __init__(self, source: Source) -> None:
         self._source = source
-        self._roots = frozenset(source.paths)
+        self._own = OwnModules(source)
         self._seen: set[str] = set()
         #: Path in the bundle -> content, of modules that are found by their name.
         self._files: dict[str, bytes] = {}
         #: Module -> file and its content, of those that are not.
         self._scripts: dict[str, tuple[Path, bytes]] = {}
         self._main = ""
-        #: As in `_Known`.
-        self.watched: dict[str, _Stamp | None] = {}
+
+    @property
+    def watched(self) -> Mapping[str, Stamp | None]:
+        """As in `_Known`."""
+        return self._own.watched
 
     def add(self, module: str) -> None:
         """Add a step's module and what it imports."""
@@ -143,7 +114,7 @@ class _Gathering:
             name = self._main = self._source.main
         file = self._source.files.get(module)
         if file is not None:
-            text = self._read(file)
+            text = self._own.read(file)
             self._scripts[module] = (Path(file), text)
             self._follow(_imports(text, "", is_package=False))
         elif name:
@@ -168,118 +139,25 @@ class _Gathering:
             if name in self._seen:
                 continue
             self._seen.add(name)
-            for found in self._find(name):
-                if found.inside not in self._files:
-                    text = self._files[found.inside] = self._read(found.file)
+            for found in self._own.find(name):
+                if found.is_source and found.inside not in self._files:
+                    text = self._files[found.inside] = self._own.read(found.file)
                     todo.extend(_imports(text, found.name, found.is_package))
-
-    def _read(self, file: str) -> bytes:
-        # Before it is read: what changes meanwhile is another than is known.
-        self.watched[file] = _stamp(file)
-        try:
-            return Path(file).read_bytes()
-        except OSError as error:
-            raise UsageError(f"the source file {file} cannot be read: {error.strerror}") from error
-
-    def _find(self, name: str) -> Iterator[_Found]:
-        """Give the module with this name and the packages that it is in, as far as they are the user's own."""
-        parts = name.split(".")
-        if parts[0] == _OURS or parts[0] in sys.builtin_module_names or FrozenImporter.find_spec(parts[0]):
-            return
-        # Where to look, and what of that is the user's own.
-        places = [place or os.getcwd() for place in sys.path if isinstance(place, str)]  # noqa: PTH109
-        own = self._roots
-        for i in range(len(parts)):
-            full = ".".join(parts[: i + 1])
-            for place in places:
-                if place not in self.watched and _absolute(place) in own:
-                    self.watched[place] = _stamp(place)
-            place, spec, portions = _look(full, places)
-            if spec is None:
-                # A namespace package, or a name of the package that is no module.
-                places, own = portions, frozenset(p for p in map(_absolute, portions) if os.path.dirname(p) in own)  # noqa: PTH120
-                continue
-            if _absolute(place) not in own:
-                return
-            inner = spec.submodule_search_locations
-            if isinstance(spec.loader, SourceFileLoader):
-                yield _Found(full, spec.loader.path, inner is not None)
-            places, own = list(inner or ()), frozenset(map(_absolute, inner or ()))
-
-
-def _look(name: str, places: list[str]) -> tuple[str, ModuleSpec | None, list[str]]:
-    """Look for a module as an import does; `PathFinder` does not where a package of it was not imported yet.
-
-    Returns:
-        The place that has it and what it is there; or "", None and the folders of a namespace package of this name.
-    """
-    portions: list[str] = []
-    for place in places:
-        try:
-            finder = pkgutil.get_importer(place)
-            spec = finder.find_spec(name) if finder is not None else None
-        except (ImportError, ValueError, AttributeError):
-            continue  # somebody's own way of finding modules, or a name that is none
-        if spec is None:
-            continue
-        if spec.loader is not None:
-            return place, spec, []
-        portions += spec.submodule_search_locations or ()
-    return "", None, portions
-
-
-def _absolute(path: str) -> str:
-    return os.path.abspath(path)  # noqa: PTH100 - of a text that may be "", which is the current directory
 
 
 @functools.lru_cache(maxsize=1_024)
 def _imports(text: bytes, name: str, is_package: bool) -> tuple[str, ...]:
     """Give the names that the imports of a module with this source may mean."""
-    tree = _parsed(text)
+    tree = parsed(text)
     package = name if is_package else name.rpartition(".")[0]
     found: dict[str, None] = {}
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             found.update((alias.name, None) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            base = _base(package, node)
+            base = base_of(package, node)
             if base is not None:
                 found[base] = None
                 # Each may be a module. Of `*` nobody can say: the package's own imports name what it has.
                 found.update((f"{base}.{alias.name}", None) for alias in node.names if alias.name != "*")
     return tuple(found)
-
-
-def _parsed(text: bytes) -> ast.AST:
-    """Parse a file; one that Python does not take has no imports, and whoever imports it is told."""
-    try:
-        return ast.parse(text)
-    except SyntaxError:
-        # It may only be a warning (an escape such as "\\d"), where this process makes errors of them.
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            try:
-                return ast.parse(text)
-            except (SyntaxError, ValueError):
-                return ast.Module([], [])
-    except (ValueError, RecursionError, MemoryError):
-        return ast.Module([], [])
-
-
-def _base(package: str, node: ast.ImportFrom) -> str | None:
-    """Give the module that `from … import` names; None for more dots than there are packages."""
-    if not node.level:
-        return node.module
-    parts = package.split(".") if package else []
-    if node.level > len(parts):
-        return None
-    above = parts[: len(parts) - (node.level - 1)]
-    return ".".join([*above, *([node.module] if node.module else [])])
-
-
-def _stamp(path: str) -> _Stamp | None:
-    try:
-        found = os.stat(path)  # noqa: PTH116 - the fastest way, for hundreds of files
-    except OSError:
-        return None
-    return _Stamp(found.st_mtime_ns, found.st_ctime_ns, found.st_size)

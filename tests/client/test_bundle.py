@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from evpipe.client import bundle as bundles
+from evpipe.client import own_modules
 from evpipe.client.bundle import Bundle, bundle_of
 from evpipe.client.source import Source, _own_paths
 from evpipe.errors import LimitExceeded, UsageError
@@ -315,10 +316,10 @@ def test_too_large(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
         folder.packed("job")
 
 
-@pytest.mark.parametrize("settled_s", [bundles._SETTLED_S, -9])
+@pytest.mark.parametrize("settled_s", [own_modules._SETTLED_S, -9])
 def test_change_is_seen(folder: Folder, monkeypatch: pytest.MonkeyPatch, settled_s: float) -> None:
     """A file that is written again is read again; also one whose size and time are what they were."""
-    monkeypatch.setattr(bundles, "_SETTLED_S", settled_s)
+    monkeypatch.setattr(own_modules, "_SETTLED_S", settled_s)
     near = folder.file("near", "import a")
     folder.file("job", "import near, later")
     folder.file("a")
@@ -343,23 +344,23 @@ def test_nothing_is_read_twice(folder: Folder, monkeypatch: pytest.MonkeyPatch) 
     folder.file("job", "import near")
     folder.file("near")
     looks: list[str] = []
-    real = bundles._look
+    real = own_modules._look
 
     def look(name: str, places: list[str]) -> Any:
         looks.append(name)
         return real(name, places)
 
-    monkeypatch.setattr(bundles, "_look", look)
+    monkeypatch.setattr(own_modules, "_look", look)
     made = [bundle_of(["job"]), bundle_of(["job"])]
     assert looks == ["job", "near"] * 2
-    monkeypatch.setattr(bundles, "_SETTLED_S", -9)
+    monkeypatch.setattr(own_modules, "_SETTLED_S", -9)
     made += [bundle_of(["job"]), bundle_of(["job"]), bundle_of(["job"])]
     assert looks == ["job", "near"] * 3
     assert made == made[:1] * 5
 
 
 def test_few_are_kept(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bundles, "_SETTLED_S", -9)
+    monkeypatch.setattr(own_modules, "_SETTLED_S", -9)
     for i in range(bundles._KNOWN_MAX + 3):
         folder.file(f"job{i}")
         bundle_of([f"job{i}"])
