@@ -27,7 +27,7 @@ from evpipe.client.fingerprints import facts_of_run
 from evpipe.client.garbage import Garbage, collect_garbage
 from evpipe.client.graphs import graph_bytes
 from evpipe.client.handle import RunHandle
-from evpipe.core.fingerprint import NO_FACTS
+from evpipe.core.fingerprint import NO_FACTS, RunFacts
 from evpipe.core.graph import Graph
 from evpipe.core.names import check_name, nearest
 from evpipe.errors import Conflict, NotFound, RemoteProtocolError, UsageError
@@ -220,7 +220,7 @@ class Client:
             check_name("queue", queue)
         refreshed = check_refresh(refresh, built.graph, no_cache=no_cache)
         source = await self._code(built.graph) if code_travels and not bus.in_process else {}
-        facts = None if no_cache else await anyio.to_thread.run_sync(facts_of_run, built.graph)
+        facts = None if no_cache else await self._facts(built.graph)
         with spooled() as spool:
             data = await graph_bytes(built.graph, spool)
             submission = Submission(
@@ -254,6 +254,12 @@ class Client:
         # Asked for with every submit, as with the graph: what was deleted meanwhile is put again.
         await self.bus.objects.put(bundle.digest, bundle.data)
         return bundle.as_map()
+
+    async def _facts(self, graph: Graph) -> RunFacts | None:
+        if self.bus.in_process:
+            # Whoever runs it waits for it anyway.
+            return facts_of_run(graph)
+        return await anyio.to_thread.run_sync(facts_of_run, graph)
 
     async def get_run(self, run_id: str) -> RunHandle[Any]:
         """Give a handle of a run by its id; NotFound if there is none."""
@@ -368,10 +374,13 @@ class Client:
         return sorted(found, key=lambda worker: (worker.started_at_s, worker.id))
 
     async def queues(self) -> list[QueueState]:
-        """List the queues that launches were pulled from, or that a worker serves, by name."""
+        """List the queues that a worker serves, or that have launches, by name."""
         workers = [worker for worker in await self.workers() if not worker.draining]
         waiting: dict[str, list[int]] = {queue: [0, 0] for worker in workers for queue in worker.queues}
         for lane in await self.bus.lanes():
+            if lane.queue not in waiting and not lane.waiting and not lane.taken:
+                # Nobody serves it and nobody needs it: the own queue of a script that has ended, say.
+                continue
             counts = waiting.setdefault(lane.queue, [0, 0])
             counts[0] += lane.waiting
             counts[1] += lane.taken

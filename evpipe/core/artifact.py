@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 Key: TypeAlias = str | int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Artifact:
     """A stored value, or a part of one."""
 
@@ -40,5 +40,6 @@ class Artifact:
         """Give the artifact that stands for a part of this one."""
         return replace(self, path=self.path + path) if path else self
 
-    def __str__(self) -> str:
-        return f"<{self.kind}, {self.size_bytes:,} bytes, {self.digest[:12]}>"
+    def __repr__(self) -> str:
+        part = "".join(f"[{key!r}]" for key in self.path)
+        return f"<{self.kind}, {self.size_bytes:,} bytes, {self.digest[:12]}>{part}"

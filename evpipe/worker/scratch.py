@@ -8,11 +8,15 @@ from __future__ import annotations
 import shutil
 from contextlib import suppress
 from pathlib import Path
+from typing import Final
 
 import anyio.to_thread
 
 from evpipe.bus.locks import FileLock
 from evpipe.client.cache_folder import cache_folder
+
+#: Ends the name of the lock of a worker's folder, which is beside it.
+_LOCK: Final = ".lock"
 
 
 class Scratch:
@@ -28,15 +32,16 @@ class Scratch:
         self._lock: FileLock | None = None
         self._number = 0
 
-    async def open(self) -> None:
-        self._folder, self._lock = await anyio.to_thread.run_sync(_open, self._name)
+    def open(self) -> None:
+        """Make the worker's folder; a few calls of the system."""
+        self._folder, self._lock = _open(self._name)
 
     async def close(self) -> None:
         """Remove all of them."""
         folder, lock = self._folder, self._lock
         self._folder = self._lock = None
         if folder is not None:
-            await anyio.to_thread.run_sync(lambda: shutil.rmtree(folder, ignore_errors=True))
+            await self.remove(folder)
         if lock is not None:
             with suppress(OSError):
                 lock.path.unlink()
@@ -50,31 +55,24 @@ class Scratch:
 
     async def remove(self, folder: Path) -> None:
         """Remove the folder of an attempt, if anybody made it."""
-        if folder.exists():  # noqa: ASYNC240 - one look, at most attempts cheaper than a thread
+        # One look, which for most attempts is all, takes less than a thread.
+        if folder.exists():  # noqa: ASYNC240
             await anyio.to_thread.run_sync(lambda: shutil.rmtree(folder, ignore_errors=True))
 
 
 def _open(name: str) -> tuple[Path, FileLock | None]:
     base = cache_folder("attempts")
-    for found in base.iterdir():
-        if found.is_dir():
-            with suppress(OSError):
-                _remove_if_left(found)
-    # The lock comes first: a folder that nobody holds one for is left over.
-    lock = FileLock.try_take(_lock_of(base / name))
-    folder = base / name
-    folder.mkdir(mode=0o700)
-    return folder, lock
+    for found in base.glob(f"*{_LOCK}"):
+        with suppress(OSError):
+            _remove_if_left(found)
+    # The folder itself is made with the first of an attempt's; the lock comes before it.
+    return base / name, FileLock.try_take(base / f"{name}{_LOCK}")
 
 
-def _remove_if_left(folder: Path) -> None:
-    lock = FileLock.try_take(_lock_of(folder))
+def _remove_if_left(path: Path) -> None:
+    lock = FileLock.try_take(path)
     if lock is None:
         return
-    shutil.rmtree(folder, ignore_errors=True)
-    lock.path.unlink(missing_ok=True)
+    shutil.rmtree(path.with_name(path.name.removesuffix(_LOCK)), ignore_errors=True)
+    path.unlink(missing_ok=True)
     lock.release()
-
-
-def _lock_of(folder: Path) -> Path:
-    return folder.with_name(f"{folder.name}.lock")

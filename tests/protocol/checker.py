@@ -10,6 +10,7 @@ import anyio
 from evpipe.bus.memory import MemoryBus
 from evpipe.bus.protocol import Record
 from evpipe.client.fold import RunFold
+from evpipe.controller.look_ups import LOOK_AGAIN_S
 from evpipe.core.machine import Run
 from evpipe.core.retry import LOST_MAX
 from evpipe.wire.codec import decode_map
@@ -18,6 +19,9 @@ from tests.protocol.simulation import EPOCH_S, FAULTS_S, Outcomes, Plan
 from tests.protocol.steps import value_of
 
 #: Faults after which an attempt may be begun again, or be given up as lost.
+#: Ends with a value.
+VALUES = ("succeeded", "cached")
+
 DISTURBING = ("lost", "silent", "ghost", "full", "blink", "pause", "crash", "forget")
 
 
@@ -49,14 +53,14 @@ class Facts:
             step, kind = record.subject.split(".")[5:]
             if finished_at is not None and record.sequence >= finished_at:
                 break
-            if step != name or kind not in ("succeeded", "failed", "skipped", "cancelled"):
+            if step != name or kind not in ("succeeded", "cached", "failed", "skipped", "cancelled"):
                 continue
             fields = decode_map(record.payload, "event").map
             if kind in ("skipped", "cancelled"):
                 return kind, record.sequence, None
             if fields["attempt"] != attempt:
                 continue
-            if kind == "succeeded":
+            if kind in VALUES:
                 return kind, record.sequence, fields["value"]
             after_cancel = cancelled_at is not None and cancelled_at < record.sequence
             if not after_cancel and fields["reason"] == "lost" and losses < LOST_MAX:
@@ -89,7 +93,7 @@ def check(seen: Outcomes) -> None:
 
 def _check_decisions(facts: Facts) -> None:
     for (step, kind), records in facts.kinds.items():
-        if kind in ("finished", "skipped", "cancelled", "submitted", "cancel-requested"):
+        if kind in ("finished", "skipped", "cancelled", "cached", "submitted", "cancel-requested"):
             assert len(records) == 1, f"{len(records)} times {step} {kind}"
         if kind in ("retry", "due"):
             attempts = Counter(decode_map(r.payload, "event").map["attempt"] for r in records)
@@ -107,11 +111,14 @@ def _check_ends(run: str, facts: Facts, seen: Outcomes) -> None:
         kind, sequence, value = facts.ends[name]
         assert kind != "open", f"{run} finished with {name} open"
         assert sequence < finished.sequence
-        if kind == "succeeded":
+        if kind in VALUES:
             assert all(p in values for p in above), f"{name} succeeded before its parents"
             values[name] = value_of(name, [values[p] for p in above])
             assert value == values[name], f"{name} has {value}, not {values[name]}"
             assert plan.failures.get(name, 0) <= plan.retries[name] or seen.faults
+        if kind == "cached":
+            assert plan.cached
+            _check_origin(facts.kinds[name, "cached"][0], seen)
         if kind == "skipped":
             assert any(facts.ends[p][0] in ("failed", "skipped") for p in above), f"{name} was skipped for nothing"
         if kind == "cancelled":
@@ -128,9 +135,18 @@ def _check_ends(run: str, facts: Facts, seen: Outcomes) -> None:
     if not disturbed and not cancel:
         for name in plan.parents:
             doomed = plan.failures.get(name, 0) > plan.retries[name]
-            upstream = any(facts.ends[p][0] != "succeeded" for p in plan.parents[name])
+            upstream = any(facts.ends[p][0] not in VALUES for p in plan.parents[name])
             wanted = "skipped" if upstream else "failed" if doomed else "succeeded"
-            assert facts.ends[name][0] == wanted, f"{name} is {facts.ends[name][0]}, not {wanted}"
+            found = "succeeded" if facts.ends[name][0] == "cached" else facts.ends[name][0]
+            assert found == wanted, f"{name} is {facts.ends[name][0]}, not {wanted}"
+
+
+def _check_origin(record: Record, seen: Outcomes) -> None:
+    """What the cache gave is what the step that it names has told, or was about to tell."""
+    origin = decode_map(record.payload, "event").map["from"]
+    assert seen.stage is not None
+    begun = any((b.run, b.step) == (origin["run"], origin["step"]) for b in seen.stage.begins)
+    assert begun, f"{record.subject} comes from {origin}, which never began"
 
 
 def _check_begins(run: str, facts: Facts, seen: Outcomes) -> None:
@@ -146,7 +162,7 @@ def _check_begins(run: str, facts: Facts, seen: Outcomes) -> None:
         assert begin.log_length < finished or seen.faults["ghost"], f"{begin} after the run's end at {finished}"
         for parent in plan.parents[begin.step]:
             kind, sequence, _ = facts.ends[parent]
-            assert kind == "succeeded", f"{begin} and its parent {parent} is {kind}"
+            assert kind in VALUES, f"{begin} and its parent {parent} is {kind}"
             assert sequence <= begin.log_length, f"{begin} before the end of {parent} at {sequence}"
         for kind in ("succeeded", "failed") if begin.log_length < finished else ():
             for record in facts.kinds.get((begin.step, kind), []):
@@ -167,10 +183,13 @@ def _check_begins(run: str, facts: Facts, seen: Outcomes) -> None:
 
 def _check_patience(run: str, plan: Plan, seen: Outcomes) -> None:
     """No stall: when the faults have stopped, what is left takes what its steps take, one after the other."""
+    # Who waits for another in vain looks again after a while, and then does it itself; in turn, if they all fail.
+    turns, look_again_s = (len(seen.plans), LOOK_AGAIN_S) if plan.cached else (1, 0.0)
     steps_s = sum(
         (plan.retries[name] + 1 + LOST_MAX) * (plan.delays_s[name] + plan.retry_delay_s * 1.1) for name in plan.parents
     )
-    assert seen.ended_at[run] < FAULTS_S + steps_s + SETTLING_S, f"{run} ended at {seen.ended_at[run]:.1f}"
+    patience_s = turns * (steps_s + len(plan.parents) * look_again_s) + SETTLING_S
+    assert seen.ended_at[run] < FAULTS_S + patience_s, f"{run} ended at {seen.ended_at[run]:.1f}"
 
 
 def _check_launches(run: str, facts: Facts, seen: Outcomes) -> None:

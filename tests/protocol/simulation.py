@@ -10,7 +10,7 @@ import random
 from collections import Counter
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 import anyio
@@ -47,6 +47,8 @@ class Plan:
     delays_s: dict[str, float]
     failures: dict[str, int]
     retry_delay_s: float
+    #: Whether all its steps are cached.
+    cached: bool = False
 
     def pipeline(self) -> PipelineFunction[[], int]:
         plan = self
@@ -56,7 +58,9 @@ class Plan:
             handles: dict[str, int] = {}
             for name, above in plan.parents.items():
                 retry = Retry(plan.retries[name], delay_s=plan.retry_delay_s, factor=1.0)
-                handles[name] = work.options(name=name, retries=retry)(name, [handles[p] for p in above])
+                handles[name] = work.options(name=name, retries=retry, cache=plan.cached)(
+                    name, [handles[p] for p in above]
+                )
             return handles[next(reversed(handles))]
 
         return built
@@ -189,11 +193,13 @@ class Simulation:
     Args:
         seed: everything is drawn from it.
         faults: which kinds may happen; None: all.
+        cached: all runs are of one pipeline whose steps are cached, so that they meet in the cache.
     """
 
     KINDS = ("lost", "silent", "ghost", "full", "blink", "worker", "controller", "forget", "pause", "cancel", "buckets")
 
-    def __init__(self, seed: int, faults: tuple[str, ...] | None = None) -> None:
+    def __init__(self, seed: int, faults: tuple[str, ...] | None = None, *, cached: bool = False) -> None:
+        self.cached = cached
         self.rng = random.Random(seed)
         self.seen = Outcomes(seed)
         self.server = self.seen.server
@@ -326,11 +332,14 @@ class Simulation:
     async def main(self) -> None:
         rng = self.rng
         plans = {f"key{i}": draw_plan(rng) for i in range(rng.choice((1, 1, 2, 3)))}
+        if self.cached:
+            common = replace(draw_plan(rng), cached=True)
+            plans = {f"key{i}": common for i in range(rng.choice((2, 3, 5)))}
         failures: dict[str, int] = {}
         delays: dict[str, float] = {}
         for i, (key, plan) in enumerate(plans.items()):
             # Steps of different runs have different names on the stage.
-            renamed = _renamed(plan, f"r{i}")
+            renamed = _renamed(plan, "r" if self.cached else f"r{i}")
             plans[key] = renamed
             failures |= renamed.failures
             delays |= renamed.delays_s
@@ -411,15 +420,16 @@ def _renamed(plan: Plan, run: str) -> Plan:
         delays_s={new(name): delay for name, delay in plan.delays_s.items()},
         failures={new(name): count for name, count in plan.failures.items()},
         retry_delay_s=plan.retry_delay_s,
+        cached=plan.cached,
     )
 
 
-def simulate(seed: int, faults: tuple[str, ...] | None = None) -> Outcomes:
+def simulate(seed: int, faults: tuple[str, ...] | None = None, *, cached: bool = False) -> Outcomes:
     """Play one seed. The order of trio's tasks is drawn from it, too, so that one seed is one trace."""
     settings = vars(trio_run)
     allowed, settings["_ALLOW_DETERMINISTIC_SCHEDULING"] = settings["_ALLOW_DETERMINISTIC_SCHEDULING"], True
     trio_run._r.seed(seed)
-    simulation = Simulation(seed, faults)
+    simulation = Simulation(seed, faults, cached=cached)
     try:
         options = {"clock": MockClock(autojump_threshold=0), "instruments": [Bound(simulation)]}
         anyio.run(simulation.main, backend="trio", backend_options=options)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from evpipe.core.artifact import Artifact
 from evpipe.core.bindings import OutputRef, ParameterRef
 from evpipe.core.events import (
     CancelCause,
@@ -10,6 +11,8 @@ from evpipe.core.events import (
     Due,
     Failure,
     Finished,
+    Origin,
+    StepCached,
     StepCancelled,
     StepFailed,
     StepRetried,
@@ -17,15 +20,36 @@ from evpipe.core.events import (
     StepStarted,
     StepSucceeded,
 )
+from evpipe.core.fingerprint import CachePolicy, Components, FunctionFacts, Input, RunFacts
 from evpipe.core.graph import Graph, Step
 from evpipe.core.parameters import Parameter, ParameterType
 from evpipe.core.retry import RetryPolicy
 from evpipe.core.states import OnFailure, Reason, RunStatus
+from evpipe.wire.cache import components_map
 from evpipe.wire.messages import LaunchOrder, Submission
+
+ARTIFACT = Artifact(
+    kind="numpy",
+    version=1,
+    digest="d1" * 32,
+    size_bytes=100_000,
+    meta={"k": [1, None]},
+    content="c0" * 32,
+    length=3,
+    nested=True,
+    path=("a", 0),
+)
 
 EVENTS: dict[str, Decision | StepStarted | StepSucceeded] = {
     "started": StepStarted(step="a", attempt=1, worker="w1"),
     "succeeded": StepSucceeded(step="a", attempt=2, value={"x": (1, 2.5)}, started_at_s=1.5),
+    "cached": StepCached(
+        step="a",
+        attempt=1,
+        value={"model": ARTIFACT, "score": 0.5},
+        fingerprint="fe" * 32,
+        origin=Origin(pipeline="churn", run="run00000", step="b", at_s=7.5),
+    ),
     "failed": StepFailed(
         step="a",
         attempt=1,
@@ -44,6 +68,29 @@ EVENTS: dict[str, Decision | StepStarted | StepSucceeded] = {
 }
 
 SUBMISSION = Submission(graph="0123456789abcdef" * 4, parameters={"rows": 10, "depths": (3, 5)}, queue="mine")
+
+CACHING_SUBMISSION = Submission(
+    graph="0123456789abcdef" * 4,
+    facts=RunFacts(
+        python="3.12",
+        image="repo/train:1",
+        functions={"m:f": FunctionFacts(code="c0de", packages={"numpy": "2.1.0"})},
+    ),
+    refresh=("a", "b"),
+)
+
+CACHING_LAUNCH = LaunchOrder(
+    pipeline="demo",
+    code={"kind": "path", "name": "m:f"},
+    executor="process",
+    arguments={"model": ARTIFACT, "small": Artifact(kind="value", digest="ab" * 32, size_bytes=2, data=b"ok")},
+    pickle=True,
+    fingerprint="fe" * 32,
+    components=components_map(
+        Components(code="c0de", python="3.12", packages={"numpy": "2.1.0"}, inputs={"x": Input("d1" * 32, "3")})
+    ),
+    artifacts=(ARTIFACT, Artifact(kind="value", digest="ab" * 32, size_bytes=2, data=b"ok")),
+)
 
 LAUNCH = LaunchOrder(
     pipeline="demo",
@@ -86,4 +133,12 @@ GRAPH = Graph.of(
     fail_fast=True,
     deadline_s=3600,
     description="who leaves",
+)
+
+CACHING_GRAPH = Graph.of(
+    [
+        Step(name="load", cache=CachePolicy()),
+        Step(name="train", cache=CachePolicy(ttl_s=3600.0, version="2", ignore=("verbose",)), pickle=True),
+    ],
+    pipeline="churn",
 )

@@ -298,5 +298,3 @@ def test_nothing_is_written_for_what_is_refused(store: Store) -> None:
         registry._by_class.pop(Grid)
         registry._by_name.pop("broken")
     assert not store.spool.files
-
-

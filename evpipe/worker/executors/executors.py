@@ -68,7 +68,7 @@ class Executors:
 
     async def __aenter__(self) -> Self:
         self._cancelled = anyio.get_cancelled_exc_class()
-        await self._scratch.open()
+        self._scratch.open()
         self._stack.push_async_callback(self._scratch.close)
         await self._stack.enter_async_context(self._pool)
         return self
