@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any, BinaryIO, Final
 
 from evpipe.wire.extensions import named
-from evpipe.wire.serializers.arrow_streams import arrow, read_table, write_table
+from evpipe.wire.serializers.arrow_streams import arrow, joined, read_table, write_table
 from evpipe.wire.serializers.borders import meta_value, reading, refusing
 from evpipe.wire.serializers.registry import ArtifactUnreadable, Serializer, Stored
 
@@ -38,11 +38,11 @@ class ArrowSerializer:
             if form == "schema":
                 return table.schema
             if form == "batch":
-                columns = [_joined(column) for column in table.columns]
+                columns = [joined(column) for column in table.columns]
                 return pa.RecordBatch.from_arrays(columns, schema=table.schema)
             if form not in {"array", "chunked"} or table.num_columns != 1:
                 raise ArtifactUnreadable(f"there is no {form!r:.100} in this table of {table.num_columns} columns")
-            return table.column(0) if form == "chunked" else _joined(table.column(0))
+            return table.column(0) if form == "chunked" else joined(table.column(0))
 
 
 SERIALIZERS: Final[dict[str, Serializer]] = {"arrow": ArrowSerializer()}
@@ -67,10 +67,3 @@ def _tabled(value: Any) -> tuple[str, Any]:
     if isinstance(value, pa.Array):
         return "array", pa.Table.from_arrays([value], schema=schema)
     return "chunked", pa.Table.from_arrays([value], schema=schema)
-
-
-def _joined(column: Any) -> Any:
-    joined = column.combine_chunks()
-    if hasattr(joined, "num_chunks"):
-        return joined.chunk(0) if joined.num_chunks else arrow().nulls(0, joined.type)
-    return joined

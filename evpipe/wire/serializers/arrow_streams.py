@@ -60,10 +60,11 @@ def read_table(file: BinaryIO, size_bytes: int) -> Any:
 
 def _batches(table: Any, schema: Any) -> Iterator[Any]:
     pa = arrow()
-    for start in range(0, table.num_rows, BATCH_ROWS):
+    # One at least: the values of a dictionary come before the first batch.
+    for start in range(0, max(table.num_rows, 1), BATCH_ROWS):
         rows = table.slice(start, BATCH_ROWS)
         order = pa.array(range(rows.num_rows), pa.int32())
-        columns = [settled(_joined(column), order) for column in rows.columns]
+        columns = [settled(joined(column), order) for column in rows.columns]
         yield pa.RecordBatch.from_arrays(columns, schema=schema)
 
 
@@ -121,9 +122,15 @@ def _has_struct(kind: Any) -> bool:
     return any(_has_struct(kind.field(i).type) for i in range(kind.num_fields))
 
 
-def _joined(column: Any) -> Any:
-    joined = column.combine_chunks()
-    return joined.chunk(0) if hasattr(joined, "num_chunks") else joined
+def joined(column: Any) -> Any:
+    """Give a chunked array as one array.
+
+    Raises:
+        pyarrow.ArrowInvalid: if it is too long to be one.
+    """
+    if column.num_chunks == 1:
+        return column.chunk(0)
+    return arrow().concat_arrays(column.chunks) if column.num_chunks else arrow().array([], column.type)
 
 
 def _alike(table: Any) -> Any:
