@@ -58,8 +58,7 @@ NO_STORAGE: Final = frozenset({10002, 10047})
 #: A message with this id is just being stored: in a moment it is a duplicate.
 DUPLICATE_UNDER_WAY: Final = 10158
 REPROVISION_EVERY_S: Final = 1.0
-#: Chunks of an object that are asked for at a time, and that may wait to be written when more are asked for.
-CHUNKS_ASKED: Final = 8
+#: Chunks of an object that may wait to be written when more are asked for.
 CHUNKS_WAITING: Final = 4
 
 
@@ -229,8 +228,8 @@ class NatsBus:
             yield feed
 
     def _open_narrow_feed(self, stream: str, subjects: list[str], after: int) -> AbstractAsyncContextManager[Feed]:
-        """Open a feed of large messages: few of them are on their way, or wait for their reader."""
-        return self._open_feed(stream, subjects, after, batch=CHUNKS_ASKED, buffer_max=CHUNKS_WAITING)
+        """Open a feed of large messages: few wait for their reader, who says how many are to be on their way."""
+        return self._open_feed(stream, subjects, after, batch=1, buffer_max=CHUNKS_WAITING)
 
     @contextmanager
     def _running(self, part: Callable[[], Coroutine[Any, Any, None]]) -> Iterator[None]:

@@ -58,7 +58,8 @@ class Feed:
         self._subjects = list(subjects)
         self._last = after
         self._since_s = since_s
-        self._batch = batch
+        #: May be changed at any time.
+        self.batch = batch
         self._buffer_max = buffer_max
         self._buffer: list[Record] = []
         self._filled = anyio.Event()
@@ -166,11 +167,11 @@ class Feed:
         self._filled.set()
 
     def _ask(self) -> None:
-        if not self._consumer or self._left > self._batch // 2 or len(self._buffer) > self._buffer_max:
+        if not self._consumer or self._left > self.batch // 2 or len(self._buffer) > self._buffer_max:
             return
-        self._left += self._batch
+        self._left += self.batch
         subject = f"$JS.API.CONSUMER.MSG.NEXT.{self._stream}.{self._consumer}"
-        self._connection.send(subject, pull_body(self._batch), f"{self._inbox}.{self._consumer}")
+        self._connection.send(subject, pull_body(self.batch), f"{self._inbox}.{self._consumer}")
 
     def _received(self, message: Msg) -> None:
         if message.reply:
@@ -188,7 +189,7 @@ class Feed:
             self.pending = origin.pending
             self._buffer.append(Record(origin.sequence, origin.at_s, message.subject, message.data))
             self._filled.set()
-            if self._left <= self._batch // 2:
+            if self._left <= self.batch // 2:
                 self._ask()
             return
         status = status_of(message)

@@ -24,11 +24,13 @@ import structlog
 from evpipe.bus.content import BytesSink, BytesSource, FileSink, FileSource, HashSink, Sink, Source
 from evpipe.bus.nats.buckets import EXPECTED, NO_MESSAGE, NO_STREAM, OpenFeed, last_message, next_message, read_up_to
 from evpipe.bus.nats.connection import ApiError, Connection
-from evpipe.bus.nats.upload import CLEAN_S, Pace, Parcel, Sender, Upload
+from evpipe.bus.nats.upload import CLEAN_S, QUICK_S, Pace, Parcel, Sender, Upload
 from evpipe.bus.protocol import YOUNG_S, ObjectEntry, Outcome, Record, Stored
 
 log = structlog.get_logger(__name__)
 
+#: Chunks that are asked for at a time.
+CHUNKS_ASKED_MAX: Final = 8
 #: When a feed has given nothing for so long, what comes next is read without it.
 STALL_S: Final = 5.0
 #: What is hashed or written in a thread: a smaller piece is done before a thread has begun.
@@ -81,7 +83,7 @@ class NatsObjects:
     Args:
         pace: of all puts of this connection.
         feed: opens one for descriptions.
-        chunk_feed: opens one that asks for few messages at a time, because they are large.
+        chunk_feed: opens one that asks for one message at a time, until it is told to ask for more.
     """
 
     def __init__(self, connection: Connection, pace: Pace, bucket: str, feed: OpenFeed, chunk_feed: OpenFeed) -> None:
@@ -283,7 +285,8 @@ class NatsObjects:
 
     async def _read_chunks(self, subject: str, size_bytes: int, sink: Sink) -> int:
         """Read chunks until there are so many bytes, or no more chunks; gives how many bytes there were."""
-        read = last = 0
+        read = last = chunks = 0
+        started_at = anyio.current_time()
         async with self._chunk_feed(self._stream, [subject], 0) as feed:
             try:
                 while read < size_bytes:
@@ -299,7 +302,11 @@ class NatsObjects:
                     records = [record for record in records if record.sequence > last]
                     if records:
                         last = records[-1].sequence
+                        chunks += len(records)
                         read += await _take(sink, records)
+                        # As with what is sent: answers to pings wait behind what is on its way.
+                        chunks_in_time = chunks * QUICK_S / max(anyio.current_time() - started_at, 1e-3)
+                        feed.batch = max(1, min(CHUNKS_ASKED_MAX, int(chunks_in_time)))
             finally:
                 feed.forget()
         return read

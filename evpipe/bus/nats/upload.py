@@ -89,6 +89,12 @@ class Parcel:
         self.error = error
         self._sender.changed()
 
+    def let_go(self) -> None:
+        """Forget what was sent; it is settled, or given up."""
+        # The message knows the parcel, which knows the message: left to the garbage collector, chunks would gather.
+        self.message.payload = b""
+        self.message.done = self.message.fail = self.message.full = None
+
 
 class Sender:
     """What one put sends, and how long it has been told that there is no room.
@@ -141,6 +147,7 @@ class Sender:
             with anyio.move_on_after(left_s):
                 await self._changed.wait()
         del self._under_way[id(parcel)]
+        parcel.let_go()
         if parcel.error is not None:
             raise parcel.error
         assert parcel.outcome is not None
@@ -162,8 +169,11 @@ class Sender:
             await self._changed.wait()
 
     def drop(self) -> None:
+        """Give up what is still under way."""
         for parcel in self._under_way.values():
             parcel.message.drop()
+            parcel.let_go()
+        self._under_way.clear()
 
     async def purge(self, subject: str) -> int:
         """Remove what a subject has; gives how many messages."""
