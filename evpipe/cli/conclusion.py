@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from evpipe.cli.talk import Talk
     from evpipe.sdk.result import RunResult
 
+#: A stored value that is larger is not fetched to be shown.
+SHOWN_BYTES_MAX: Final = 64 * 1024 * 1024
 _CODES: Final = {"succeeded": Exit.SUCCEEDED, "cancelled": Exit.CANCELLED}
 
 
@@ -47,30 +49,37 @@ def write_result(talk: Talk, result: RunResult[Any], *, as_json: bool, stream: T
     if as_json:
         write_data(json_text(described(result, talk.error)), stream)
     elif result.status == "succeeded" and result.stored is not None:
-        write_data(value_text(opened(result.stored)), stream)
+        write_data(value_text(opened(result)), stream)
 
 
-def opened(value: Any) -> Any:
-    """Give a value for showing: what travels with it is opened, what is stored elsewhere stays an artifact.
+def opened(result: RunResult[Any]) -> Any:
+    """Give the value of a run for showing.
 
-    Nothing is fetched to be shown, and no file is made.
+    Values of the protocol are fetched, up to a size, and what travels with the run is opened. What else is stored stays
+    an artifact: nothing of a library is loaded, and no file is made, to be shown.
     """
     from evpipe.errors import EvpipeError
+    from evpipe.wire.artifacts import VALUE
     from evpipe.wire.spool import Shelf
     from evpipe.wire.storing import artifacts_of, loaded
 
+    value = result.stored
     artifacts = artifacts_of(value)
-    here = all(found.data is not None and found.kind not in {"file", "folder", "pickle"} for found in artifacts)
-    if not artifacts or not here:
+    if not artifacts:
         return value
-
-    def nowhere(*_: object) -> Any:
-        return None
-
     try:
-        return loaded(value, Shelf(nowhere, nowhere))
+        if all(found.kind == VALUE and not found.nested for found in artifacts):
+            return result.value if sum(found.size_bytes for found in artifacts) <= SHOWN_BYTES_MAX else value
+        if all(found.data is not None and found.kind not in {"file", "folder", "pickle"} for found in artifacts):
+            return loaded(value, Shelf(_nowhere, _nowhere))
     except EvpipeError:
+        # It is shown as what stands for it.
         return value
+    return value
+
+
+def _nowhere(*_: object) -> Any:
+    return None
 
 
 def described(result: RunResult[Any], error: str = "") -> dict[str, Any]:
@@ -79,7 +88,7 @@ def described(result: RunResult[Any], error: str = "") -> dict[str, Any]:
         "id": result.id,
         "pipeline": result.pipeline,
         "status": str(result.status),
-        "value": plain(opened(result.stored)) if result.status == "succeeded" else None,
+        "value": plain(opened(result)) if result.status == "succeeded" else None,
         "error": error or result.error or None,
         "reason": result.reason,
         "steps": {

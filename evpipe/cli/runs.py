@@ -202,9 +202,8 @@ def _show(handle: RunHandle[Any], run: Run, *, as_json: bool, outputs: bool) -> 
     from dataclasses import replace
 
     from evpipe.cli.outputs import outputs_of
-    from evpipe.sdk.result import RunResult
 
-    result = replace(RunResult.of(run), pipeline=handle.pipeline)
+    result: RunResult[Any] = replace(handle.result_of(run), pipeline=handle.pipeline)
     submitted, ended = _moment(run.submitted_at_s), _moment(run.at_s if run.ended else None)
     if as_json:
         more = {"parameters": dict(run.parameters), "submitted_at": submitted, "ended_at": ended}
@@ -221,7 +220,7 @@ def _show(handle: RunHandle[Any], run: Run, *, as_json: bool, outputs: bool) -> 
         ("submitted", _clock(submitted)),
         ("took", _took(submitted, ended)),
         ("parameters", parameters_text(run.parameters)),
-        ("value", value_text(opened(result.stored)) if result.status == "succeeded" else ""),
+        ("value", value_text(opened(result)) if result.status == "succeeded" else ""),
     ):
         if text:
             write_data(f"{name + ':':<12}{text}")
@@ -273,13 +272,12 @@ def watch(run_id: str, url: str | None, output: str) -> Exit:
     Ctrl-C only ends the watching.
     """
     from evpipe.cli.talk import Talk
-    from evpipe.sdk.result import RunResult
 
     talk = Talk(sys.stderr)
 
     async def wait(client: Client) -> RunResult[Any]:
         handle = await find_run(client, run_id)
-        return RunResult.of(await _watched(handle, talk))
+        return handle.result_of(await _watched(handle, talk))
 
     result, code = conclude(talk, lambda: on_bus(url, wait))
     write_result(talk, result, as_json=output == "json")

@@ -190,7 +190,7 @@ def test_code_of_the_folder(bus: CommandLine, host: Start, tmp_path: Path) -> No
     (theirs / "mine.py").write_text(MINE.replace("return [os.getpid(), str(Path.cwd())]", "return ['theirs', '']"))
     done = bus.at(theirs)("run", "mine:both", "-o", "json")
     assert done.json["value"] == [in_thread, in_process]
-    assert not (tmp_path / "cache").exists()
+    assert not (tmp_path / "cache" / "evpipe" / "bundles").exists()
     worker.signal(signal.SIGINT)
     assert worker.finish() == 130
 

@@ -47,7 +47,16 @@ def test_json(evpipe: CommandLine) -> None:
     assert (found["pipeline"], found["status"], found["value"], found["reason"]) == ("failing", "failed", None, "error")
     assert list(found["steps"]) == ["break_down", "after"]
     broken, skipped = found["steps"]["break_down"], found["steps"]["after"]
-    assert list(broken) == ["status", "attempts", "queued_at", "started_at", "ended_at", "error", "reason"]
+    assert list(broken) == [
+        "status",
+        "attempts",
+        "queued_at",
+        "started_at",
+        "ended_at",
+        "error",
+        "reason",
+        "cached_from",
+    ]
     assert (broken["status"], broken["attempts"], broken["reason"]) == ("failed", 1, "error")
     times = [datetime.fromisoformat(broken[key]) for key in ("queued_at", "started_at", "ended_at")]
     assert all(time.tzinfo is not None for time in times)

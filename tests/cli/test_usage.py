@@ -13,7 +13,7 @@ from tests.e2e.helpers import bare_environment
 
 FORMS = "write module:pipeline or file.py:pipeline"
 NAMES = "churn, failing, odd, waiting, late, nothing, broken_body, impatient"
-KINDS = "cancel-requested, cancelled, due, failed, finished, retry, skipped, started, submitted, succeeded"
+KINDS = "cached, cancel-requested, cancelled, due, failed, finished, retry, skipped, started, submitted, succeeded"
 SINCE = "a duration (90s, 10m, 2h, 1d) or a time (2025-11-23T14:30, 2025-11-23T14:30:00Z)"
 
 HELP = "(see `evpipe run --help`)"

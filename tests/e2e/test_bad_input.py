@@ -34,6 +34,7 @@ from evpipe.client.client import new_run_id
 from evpipe.core.bindings import BindingError, OutputRef, ParameterRef
 from evpipe.errors import ServerNotFound
 from evpipe.wire.codec import encode_map
+from evpipe.wire.extensions import ACCEPTED_STORED
 from evpipe.wire.graphs import graph_digest
 from evpipe.wire.values import unpack
 
@@ -67,11 +68,7 @@ def make(value: Any) -> Any:
 
 """
 NAMES = "allowed are 1 to 64 letters, digits, '_' and '-', the first a letter or digit"
-ACCEPTED = (
-    "accepted are None, bool, int, float, complex, str, bytes, bytearray, list, tuple, dict, set, frozenset, range, "
-    "dates and times, Decimal, Fraction, UUID, enum members, NamedTuples, dataclasses, msgspec Structs and "
-    "numpy scalars"
-)
+ACCEPTED = f"accepted are {ACCEPTED_STORED}"
 BY_NAME = "a worker finds a step by its module and name"
 
 
@@ -309,22 +306,6 @@ TABLE = [
         source=job("return make(\"{'best': (1, slice(2))}\")"),
         sentence="step 'make' failed: the output of step 'make' cannot be encoded: a slice at ['best'][1] "
         f"(pass its start, stop and step); {ACCEPTED}",
-        error=RunFailed,
-        code=1,
-    ),
-    Bad(
-        id="value over its limit",
-        source=job("return make(\"b'x' * 524288\")"),
-        sentence="step 'make' failed: the output of step 'make' is 524,293 bytes when encoded: "
-        "at most 524,288 are allowed",
-        error=RunFailed,
-        code=1,
-    ),
-    Bad(
-        id="arguments over their limit",
-        source=job("x = make(\"b'x' * 300000\")\nreturn train([x, x])"),
-        sentence="step 'train' failed: the map of arguments of step 'train' is 600,017 bytes when encoded: "
-        "at most 524,288 are allowed",
         error=RunFailed,
         code=1,
     ),

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import pytest
 
 from evpipe import PipelineFunction, RunFailed, run
+from evpipe.wire.extensions import ACCEPTED_STORED
 from evpipe.wire.limits import MESSAGE_CHARS_MAX
 
 from . import mode_pipelines as these
@@ -54,11 +55,7 @@ def failed(pipeline: PipelineFunction[..., Any], step: str, error: str, **more: 
 
 
 TALK = f"ValueError: {CUT}"[: MESSAGE_CHARS_MAX - 1] + "…"
-ACCEPTED = (
-    "accepted are None, bool, int, float, complex, str, bytes, bytearray, list, tuple, dict, set, frozenset, range, "
-    "dates and times, Decimal, Fraction, UUID, enum members, NamedTuples, dataclasses, msgspec Structs and "
-    "numpy scalars"
-)
+ACCEPTED = f"accepted are {ACCEPTED_STORED}"
 
 CASES = [
     Case(

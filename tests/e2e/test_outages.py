@@ -74,7 +74,7 @@ def test_every_bucket_is_deleted(server: ServerProcess, witness: Witness, gate: 
             jetstream = raw.jetstream()
             names = [stream.config.name for stream in await jetstream.streams_info()]
             buckets = [name for name in names if name and name.startswith("KV_evpipe-")]
-            assert sorted(buckets) == ["KV_evpipe-leases", "KV_evpipe-registry"]
+            assert sorted(buckets) == ["KV_evpipe-cache", "KV_evpipe-leases", "KV_evpipe-registry", "KV_evpipe-workers"]
             for bucket in buckets:
                 await jetstream.delete_stream(bucket)
             await raw.close()
