@@ -24,8 +24,9 @@ import structlog
 from evpipe.bus.content import BytesSink, BytesSource, FileSink, FileSource, HashSink, Sink, Source
 from evpipe.bus.nats.buckets import EXPECTED, NO_MESSAGE, NO_STREAM, OpenFeed, last_message, next_message, read_up_to
 from evpipe.bus.nats.connection import ApiError, Connection
-from evpipe.bus.nats.upload import CLEAN_S, QUICK_S, Pace, Parcel, Sender, Upload
-from evpipe.bus.protocol import YOUNG_S, ObjectEntry, Outcome, Record, Stored
+from evpipe.bus.nats.upload import CLEAN_S, QUICK_S, Pace, Parcel, Sender, Upload, purge
+from evpipe.bus.protocol import YOUNG_S, ObjectEntry, Record, Stored
+from evpipe.errors import BusError
 
 log = structlog.get_logger(__name__)
 
@@ -37,8 +38,8 @@ STALL_S: Final = 5.0
 THREAD_BYTES: Final = 256 * 1024
 #: An object is read so often before it is taken as damaged: what was read first may have been on its way out.
 READS_MAX: Final = 2
-#: JetStream's "sequence not found", and what it says where a message cannot be deleted.
-NO_SEQUENCE: Final = frozenset({10043, 10057, NO_MESSAGE})
+#: What JetStream says where the message to delete is not there.
+GONE: Final = frozenset({10043, 10057, NO_MESSAGE, NO_STREAM})
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,24 +173,49 @@ class NatsObjects:
         last, found = await self._look(digest)
         sender = Sender(self._connection, self._pace, self._stream, self._bucket)
         if found is not None and found.size_bytes == source.size_bytes:
-            return found.young or await self._describe(sender, digest, found.fields, last)
+            if found.young:
+                return True
+            again = self._describe(sender, digest, found.fields, last)
+            try:
+                return isinstance(await sender.outcome_of(again), Stored)
+            finally:
+                sender.drop()
         upload = Upload(sender, source, self._chunks)
-        described = False
+        description: Parcel | None = None
+        whole = False
         try:
             await upload.run(digest)
-            fields = self._fields(digest, source.size_bytes, upload)
-            described = await self._describe(sender, digest, fields, last)
-            if not described:
-                # Also where the reply was lost, and the description that is there is this one.
-                _, now = await self._look(digest)
-                described = now is not None and now.nuid == upload.nuid
+            description = self._describe(sender, digest, self._fields(digest, source.size_bytes, upload), last)
+            await sender.outcome_of(description)
+            whole = await self._is_described(digest, upload, description)
         finally:
-            if not described:
-                await upload.abandon()
-        if described and found is not None:
+            if not whole:
+                await self._abandon(sender, digest, upload, description)
+        if whole and found is not None:
             # It was of another size: whatever it was, it was not what its digest says.
-            await sender.purge(f"{self._chunks}{found.nuid}")
-        return described
+            await self._purge(found.nuid)
+        return whole
+
+    async def _is_described(self, digest: str, upload: Upload, description: Parcel) -> bool:
+        if isinstance(description.outcome, Stored):
+            return True
+        # Refused also where the reply was lost, and the description that is there is this one.
+        _, now = await self._look(digest)
+        return now is not None and now.nuid == upload.nuid
+
+    async def _abandon(self, sender: Sender, digest: str, upload: Upload, description: Parcel | None) -> None:
+        """Remove what was stored of a put that came to nothing, as far as that can be done soon."""
+        with anyio.move_on_after(CLEAN_S, shield=True) as cleaning:
+            try:
+                # What is still to be stored cannot be removed.
+                await sender.settle()
+                if description is None or not await self._is_described(digest, upload, description):
+                    await upload.remove()
+            except BusError as error:
+                log.debug("chunks_left", digest=digest, error=str(error))
+        if cleaning.cancelled_caught:
+            log.debug("chunks_left", digest=digest, waited_s=CLEAN_S)
+        sender.drop()
 
     def _fields(self, digest: str, size_bytes: int, upload: Upload) -> dict[str, Any]:
         return {
@@ -203,20 +229,10 @@ class NatsObjects:
             "options": {"max_chunk_size": upload.chunk_bytes},
         }
 
-    async def _describe(self, sender: Sender, digest: str, fields: dict[str, Any], last: int) -> bool:
-        """Publish a description in the place of the one with sequence `last`; says whether it was."""
+    def _describe(self, sender: Sender, digest: str, fields: dict[str, Any], last: int) -> Parcel:
+        """Publish a description in the place of the one with sequence `last`."""
         headers = {"Nats-Rollup": "sub", EXPECTED: str(last)}
-        parcel = sender.send(self._meta_subject(digest), json.dumps(fields).encode(), headers)
-        return isinstance(await self._settled(sender, parcel), Stored)
-
-    async def _settled(self, sender: Sender, parcel: Parcel) -> Outcome:
-        """Wait for what becomes of a parcel, a little longer where that is cancelled: whoever cleans up has to know."""
-        try:
-            return await sender.outcome_of(parcel)
-        except anyio.get_cancelled_exc_class():
-            with anyio.move_on_after(CLEAN_S, shield=True):
-                await sender.settle()
-            raise
+        return sender.send(self._meta_subject(digest), json.dumps(fields).encode(), headers)
 
     # ---- get
 
@@ -275,12 +291,16 @@ class NatsObjects:
         """Read an object's bytes; says whether all are there and are what its digest says."""
         subject = f"{self._chunks}{found.nuid}"
         left = found.size_bytes
-        if found.chunks == 1 and left:
-            # Not worth a consumer.
-            only = await last_message(self._connection, self._stream, subject)
-            left -= await _take(sink, [only[0]] if only is not None else [])
-        elif left:
-            left -= await self._read_chunks(subject, left, sink)
+        try:
+            if found.chunks == 1 and left:
+                # Not worth a consumer.
+                only = await last_message(self._connection, self._stream, subject)
+                left -= await _take(sink, [only[0]] if only is not None else [])
+            elif left:
+                left -= await self._read_chunks(subject, left, sink)
+        except ApiError as error:
+            if error.code != NO_STREAM:
+                raise
         return left == 0 and sink.digest == digest
 
     async def _read_chunks(self, subject: str, size_bytes: int, sink: Sink) -> int:
@@ -326,30 +346,24 @@ class NatsObjects:
     async def _remove(self, digest: str, found: Description) -> bool:
         """Remove an object if its description is still this one."""
         # By its sequence: a description that was put again has another. And a full store has room for no mark.
+        which = {"seq": found.revision, "no_erase": True}
         try:
-            await self._connection.api_patiently(
-                f"STREAM.MSG.DELETE.{self._stream}", {"seq": found.revision, "no_erase": True}
-            )
+            await self._connection.api_patiently(f"STREAM.MSG.DELETE.{self._stream}", which)
         except ApiError as error:
-            if error.code not in NO_SEQUENCE | {NO_STREAM}:
+            if error.code not in GONE:
                 raise
-            # Removed by somebody else, or by this very request, which was sent twice.
+            # Put again, or removed by somebody else, or by this very request, which was sent twice.
+            removed = False
+        else:
+            removed = True
         last, now = await self._look(digest)
         if last == found.revision or (now is not None and now.nuid == found.nuid):
             return False
         await self._purge(found.nuid)
-        return now is None
+        return removed or now is None
 
     async def _purge(self, nuid: str) -> int:
-        try:
-            found = await self._connection.api_patiently(
-                f"STREAM.PURGE.{self._stream}", {"filter": f"{self._chunks}{nuid}"}
-            )
-        except ApiError as error:
-            if error.code != NO_STREAM:
-                raise
-            return 0
-        return int(found.get("purged", 0))
+        return await purge(self._connection, self._stream, f"{self._chunks}{nuid}")
 
     async def remove_orphans(self, *, before_s: float) -> int:
         # In this order: a put that comes to its end meanwhile is described by then.

@@ -22,11 +22,11 @@ import structlog
 
 from evpipe.bus.clock import loop_clock
 from evpipe.bus.content import Source
-from evpipe.bus.nats.buckets import EXPECTED, last_message
-from evpipe.bus.nats.connection import ApiError, Connection, NotAnswered
-from evpipe.bus.outbox import Message, Outbox
+from evpipe.bus.nats.buckets import EXPECTED, NO_STREAM, last_message
+from evpipe.bus.nats.connection import ApiError, Connection
+from evpipe.bus.outbox import BACKOFF_S, Message, Outbox
 from evpipe.bus.protocol import FULL_S, Outcome, Stored
-from evpipe.errors import BusClosed, BusError, BusRefused
+from evpipe.errors import BusError, BusRefused
 
 log = structlog.get_logger(__name__)
 
@@ -43,6 +43,17 @@ QUICK_S: Final = 0.25
 SLOW_S: Final = 1.0
 #: What a put that has failed may take to clean up; what is left then is an orphan.
 CLEAN_S: Final = 3.0
+
+
+async def purge(connection: Connection, stream: str, subject: str) -> int:
+    """Remove what a subject has; gives how many messages."""
+    try:
+        found = await connection.api_patiently(f"STREAM.PURGE.{stream}", {"filter": subject})
+    except ApiError as error:
+        if error.code != NO_STREAM:
+            raise
+        return 0
+    return int(found.get("purged", 0))
 
 
 class Pace:
@@ -160,13 +171,18 @@ class Sender:
         return f"the object store {self._name} is full ({size}) for {FULL_S:g} s: `evpipe gc` frees space"
 
     async def settle(self) -> None:
-        """Wait until nothing of it is under way; what has not left is held back."""
-        for parcel in self._under_way.values():
-            if not parcel.message.token or parcel.message.put_off:
-                parcel.message.drop()
-        while any(not parcel.settled and not parcel.message.dropped for parcel in self._under_way.values()):
+        """Wait until nothing of it is under way; what has not left, or was put off, is held back."""
+        while True:
+            left = [parcel for parcel in self._under_way.values() if not parcel.settled]
+            for parcel in left:
+                if not parcel.message.token or parcel.message.put_off:
+                    parcel.message.drop()
+            if all(parcel.message.dropped for parcel in left):
+                return
             self._changed = anyio.Event()
-            await self._changed.wait()
+            # Nobody says that something was put off.
+            with anyio.move_on_after(BACKOFF_S):
+                await self._changed.wait()
 
     def drop(self) -> None:
         """Give up what is still under way."""
@@ -176,13 +192,17 @@ class Sender:
         self._under_way.clear()
 
     async def purge(self, subject: str) -> int:
-        """Remove what a subject has; gives how many messages."""
-        found = await self.connection.api_patiently(f"STREAM.PURGE.{self.stream}", {"filter": subject})
-        return int(found.get("purged", 0))
+        return await purge(self.connection, self.stream, subject)
 
     async def count(self, subject: str) -> int:
         """Count the messages of a subject at the stream's leader."""
-        info = await self.connection.api_patiently(f"STREAM.INFO.{self.stream}", {"subjects_filter": subject})
+        try:
+            info = await self.connection.api_patiently(f"STREAM.INFO.{self.stream}", {"subjects_filter": subject})
+        except ApiError as error:
+            if error.code != NO_STREAM:
+                raise
+            # It is made again when the next message is published.
+            return 0
         return int((info["state"].get("subjects") or {}).get(subject, 0))
 
 
@@ -266,6 +286,7 @@ class Upload:
             if not rising:
                 # The rest of it would be in vain.
                 await self._sender.settle()
+                self._sender.drop()
                 return False
         return rising and (await self._complete() if repeated or self.chunks > 1 else True)
 
@@ -289,15 +310,7 @@ class Upload:
             last = sequence
         return not self.chunks or await self._complete()
 
-    async def abandon(self) -> None:
-        """Remove what was stored of it, as far as that can be done soon. Not to be cancelled."""
-        with anyio.move_on_after(CLEAN_S, shield=True) as cleaning:
-            try:
-                await self._sender.settle()
-                for subject in self._litter:
-                    await self._sender.purge(subject)
-            except (ApiError, NotAnswered, BusClosed, BusRefused) as error:
-                log.debug("chunks_left", subject=self.subject, error=str(error))
-        if cleaning.cancelled_caught:
-            log.debug("chunks_left", subject=self.subject, waited_s=CLEAN_S)
-        self._sender.drop()
+    async def remove(self) -> None:
+        """Remove what was stored of it."""
+        for subject in self._litter:
+            await self._sender.purge(subject)
