@@ -149,6 +149,8 @@ class _Gathering:
 def _imports(text: bytes, name: str, is_package: bool) -> tuple[str, ...]:
     """Give the names that the imports of a module with this source may mean."""
     tree = parsed(text)
+    if tree is None:
+        return ()
     package = name if is_package else name.rpartition(".")[0]
     found: dict[str, None] = {}
     for node in ast.walk(tree):

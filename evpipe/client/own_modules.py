@@ -72,6 +72,16 @@ class OwnModules:
         except OSError as error:
             raise UsageError(f"the source file {file} cannot be read: {error.strerror}") from error
 
+    def is_namespace(self, name: str) -> bool:
+        """Say whether a top-level name is a folder of the user's without `__init__.py`, and no module."""
+        places = [place or os.getcwd() for place in sys.path if isinstance(place, str)]  # noqa: PTH109
+        _, spec, portions = _look(name, places)
+        return spec is None and any(os.path.dirname(_absolute(portion)) in self._roots for portion in portions)  # noqa: PTH120
+
+    def watch(self, folder: str) -> None:
+        """Remember a folder that is looked into."""
+        self.watched.setdefault(folder, stamp(folder))
+
     def find(self, name: str) -> Iterator[Found]:
         """Give the module with this name and the packages that it is in, as far as they are the user's own."""
         parts = name.split(".")
@@ -123,8 +133,8 @@ def _absolute(path: str) -> str:
     return os.path.abspath(path)  # noqa: PTH100 - of a text that may be "", which is the current directory
 
 
-def parsed(text: bytes) -> ast.Module:
-    """Parse a file; one that Python does not take has no imports, and whoever imports it is told."""
+def parsed(text: bytes) -> ast.Module | None:
+    """Parse a file; None if Python does not take it: whoever imports it is told."""
     try:
         return ast.parse(text)
     except SyntaxError:
@@ -134,9 +144,9 @@ def parsed(text: bytes) -> ast.Module:
             try:
                 return ast.parse(text)
             except (SyntaxError, ValueError):
-                return ast.Module([], [])
+                return None
     except (ValueError, RecursionError, MemoryError):
-        return ast.Module([], [])
+        return None
 
 
 def base_of(package: str, node: ast.ImportFrom) -> str | None:
