@@ -269,6 +269,8 @@ class Session:
 
     async def _say_what_was_cached(self, client: Client, run: Run) -> None:
         """Say what was taken from the cache and why the rest ran; the run does not depend on it."""
+        if self._no_cache:
+            return
         try:
             with anyio.move_on_after(EXPLAIN_WAIT_S):
                 line = await cache_line(client.cache, run)
