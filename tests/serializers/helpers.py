@@ -144,8 +144,8 @@ def fingerprints_elsewhere(module: str, function: str, seeds: tuple[str, ...] = 
             )
         )
     outputs = []
-    for child in children:
-        out, err = child.communicate(timeout=100)
+    ended = [child.communicate(timeout=100) for child in children]
+    for child, (out, err) in zip(children, ended, strict=True):
         assert child.returncode == 0, err
         outputs.append(out)
     assert len(set(outputs)) == 1, "equal values have other bytes in another process"

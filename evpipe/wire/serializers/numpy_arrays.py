@@ -116,15 +116,28 @@ def read_array(file: BinaryIO, size_bytes: int) -> np.ndarray[Any, Any]:
     """
     import numpy as np
 
-    dtype, fortran, shape = _read_header(file)
+    dtype, fortran, shape = check_header(file, size_bytes)
     count = math.prod(shape)
-    left = size_bytes - file.tell()
-    if count * dtype.itemsize > left:
-        raise ArtifactUnreadable(f"an array of {count:,} times {dtype.itemsize} bytes in {left:,} bytes")
     array = np.empty(count, dtype)
     if count:
         fill(file, array.view(np.uint8).data)
     return array.reshape(shape, order="F" if fortran else "C")
+
+
+def check_header(file: BinaryIO, size_bytes: int) -> tuple[np.dtype[Any], bool, tuple[int, ...]]:
+    """Read the header of an array: its dtype, whether it is in Fortran's order, and its shape.
+
+    Args:
+        size_bytes: of the whole file; the array is not larger than what is left of it.
+
+    Raises:
+        ArtifactUnreadable, ValueError: if there is none, or a larger one.
+    """
+    dtype, fortran, shape = _read_header(file)
+    count, left = math.prod(shape), size_bytes - file.tell()
+    if count * dtype.itemsize > left:
+        raise ArtifactUnreadable(f"an array of {count:,} times {dtype.itemsize} bytes in {left:,} bytes")
+    return dtype, fortran, shape
 
 
 def _header(array: np.ndarray[Any, Any], fortran: bool) -> bytes:
