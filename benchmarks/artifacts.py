@@ -1,8 +1,9 @@
 """Artifacts: bytes moved, memory and time, beside a plain copy of the same bytes in the same run.
 
-One file of 1 GB from a step to the next; 1,000 arrays of 1 MB, each taken by a step of its own; one array of 50 MB taken
-by 200 steps. The server, the controller and the worker are processes of their own; steps run in children of the worker.
-The plain copy writes the same bytes to a file, copies it, and reads the copy: what two steps that share a disk would do.
+One file of 1 GB from a step to the next; 1,000 arrays of 1 MB, each taken by a step of its own; one array of 50 MB
+taken by 200 steps. Server, controller and worker are processes of their own; steps run in children of the worker. The
+plain copy copies a file of the same bytes and reads the copy, or saves and loads the arrays: what two steps that share
+a disk would do.
 
     python -m benchmarks.artifacts                  all three
     python -m benchmarks.artifacts --case fan_out --sync default
@@ -120,9 +121,8 @@ def measure(name: str, sync: Any, slots: int) -> None:
                     process.send_signal(signal.SIGTERM)
                     process.wait(60)
     print(f"{name} (sync {sync}): {seconds:.1f} s, plain copy {plain_s:.1f} s: {seconds / plain_s:.1f} of it")
-    print(
-        f"  over loopback {moved_mb:,.0f} MB, stored {stored_mb * MIB / 1e6:,.0f} MB: {moved_mb / (stored_mb * MIB / 1e6):.2f} of it"
-    )
+    stored = stored_mb * MIB / 1e6
+    print(f"  over loopback {moved_mb:,.0f} MB, stored {stored:,.0f} MB: {moved_mb / stored:.2f} of it")
     print("  peak memory: " + ", ".join(f"{what} {size:,.0f} MB" for what, size in peaks.items()), end="")
     if name == "one_file":
         size, made, read = result.value
