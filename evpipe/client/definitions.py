@@ -102,6 +102,8 @@ class Facts:
     quoted: set[Use] = field(default_factory=set)
     #: Those that it uses when it is run, and not only when a function in it is called.
     immediate: set[str] = field(default_factory=set)
+    #: Those that functions in it use when they are called.
+    deferred: set[str] = field(default_factory=set)
     #: All that it imports, anywhere inside.
     aliases: set[Alias] = field(default_factory=set)
     #: What running it may change.
@@ -150,10 +152,8 @@ class Statement:
     @property
     def binds_surely(self) -> bool:
         """Say whether the names that it binds are new objects afterwards, whatever they were before."""
-        return (
-            isinstance(self.node, (*_FUNCTIONS, ast.ClassDef, ast.Import, ast.ImportFrom, ast.Assign))
-            or type(self.node).__name__ == "TypeAlias"
-        )
+        kinds = (*_FUNCTIONS, ast.ClassDef, ast.Import, ast.ImportFrom, ast.Assign, ast.AnnAssign)
+        return isinstance(self.node, kinds) or type(self.node).__name__ == "TypeAlias"
 
     @property
     def is_definition(self) -> bool:
@@ -455,8 +455,7 @@ class _Reader(ast.NodeVisitor):
     def _use(self, use: Use) -> None:
         for found in self._of_module(use):
             self.facts.uses.add(found)
-            if not self._depth:
-                self.facts.immediate.add(found.root)
+            (self.facts.deferred if self._depth else self.facts.immediate).add(found.root)
             module = "sys" if found.root == "sys:" else found.root
             if module in _DYNAMIC or (module, *found.attributes[:1]) == ("sys", "modules"):
                 self._is_dynamic()

@@ -1,7 +1,8 @@
 """Where code is on one machine: what a submitter packs its bundle from, and where a child of a worker looks.
 
 A child that gets it looks for modules in its folders first, and finds what `__main__` and modules loaded from a file
-stand for. It never leaves the machine: what a launch says is `client.bundle`'s.
+stand for; what was typed into a notebook is saved for that (`cells`). It never leaves the machine: what a launch says
+is `client.bundle`'s.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Final
+
+from evpipe.sdk.functions import TYPED_STEPS
 
 #: Names of folders of installed packages: every interpreter has its own, and must not see another's.
 _INSTALLED: Final = frozenset({"site-packages", "dist-packages"})
@@ -37,10 +40,11 @@ class Source:
         """Give the places of this process's own code: what is on its path, but not what is installed."""
         main = sys.modules.get("__main__")
         name = _importable_name(main)
-        files = {} if name else _file_of("__main__", main)
+        paths = _own_paths(tuple(sys.path))
+        files = {} if name else _file_of("__main__", main) or _file_of_typed(main, paths)
         for module_name in TARGETS:
             files |= _file_of(module_name, sys.modules.get(module_name))
-        return cls(_own_paths(tuple(sys.path)), files, name)
+        return cls(paths, files, name)
 
     def as_map(self) -> dict[str, Any]:
         """Give it as a worker tells it to its children."""
@@ -75,6 +79,17 @@ def _file_of(name: str, module: ModuleType | None) -> dict[str, str]:
         return {}
     # Also one that is gone: whoever looks for it there can say so.
     return {name: str(Path(file).absolute())}
+
+
+def _file_of_typed(main: ModuleType | None, paths: tuple[str, ...]) -> dict[str, str]:
+    """Save what was typed into a notebook or an interpreter, if steps were."""
+    if main is None or not TYPED_STEPS:
+        return {}
+    # Only here: it looks for the places of code itself.
+    from evpipe.client.cells import cells_file
+
+    file = cells_file(main, paths)
+    return {} if file is None else {"__main__": file}
 
 
 @functools.lru_cache(maxsize=8)

@@ -8,14 +8,20 @@ from __future__ import annotations
 
 import functools
 import inspect
+import linecache
 import os
 import re
 import types
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, Final
 
 from evpipe.core.names import NAME_LENGTH_MAX, check_name
 from evpipe.errors import UsageError
+
+#: Names of functions of steps that were typed into an interpreter or a notebook: what is saved of that must have them.
+TYPED_STEPS: Final[set[str]] = set()
+#: What the interpreter of Python 3.13 and later calls what is typed into it.
+_TYPED: Final = re.compile(r"<python-input-(\d+)>")
 
 _BY_NAME = "a worker finds a step by its module and name"
 
@@ -96,7 +102,38 @@ def code_of(fn: Callable[..., Any]) -> dict[str, Any]:
         # Every script is __main__ to itself; its file's name tells them apart. Not its path: the same script in
         # another folder or on another machine makes the same graph.
         code["file"] = os.path.basename(namespace_of(fn).get("__file__") or "")  # noqa: PTH119 - no pathlib here
+        if not code["file"]:
+            TYPED_STEPS.add(fn.__qualname__)
     return code
+
+
+def has_source(fn: Callable[..., Any]) -> bool:
+    """Say whether other processes can have a function: it is in a file, or what was typed can be saved as one."""
+    space = namespace_of(fn)
+    if fn.__module__ != "__main__" or space.get("__file__"):
+        return True
+    code = getattr(inspect.unwrap(fn), "__code__", None)
+    entry: Any = linecache.cache.get(code.co_filename) if code is not None else None
+    # One of a file, or of nobody knows what, has no lines yet.
+    text = "".join(entry[2]).rstrip() if entry is not None and len(entry) > 2 else ""
+    return bool(text) and any(cell.rstrip() == text for cell in reversed(cells_of(space)))
+
+
+def cells_of(space: Mapping[str, Any]) -> list[str]:
+    """Give what was typed, in the order in which it was run.
+
+    Args:
+        space: the names of `__main__`.
+
+    Returns:
+        The cells of IPython and Jupyter, with magics as the calls that they are; or what Python's own interpreter
+        remembers. Empty where neither is there.
+    """
+    cells = space.get("_ih")
+    if isinstance(cells, list):
+        return [cell for cell in cells if isinstance(cell, str)]
+    found = [(int(match[1]), name) for name in list(linecache.cache) if (match := _TYPED.fullmatch(name))]
+    return ["".join(linecache.getlines(name)) for _, name in sorted(found)]
 
 
 def namespace_of(fn: Callable[..., Any]) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from evpipe.core.retry import NO_RETRIES, RetryPolicy
 from evpipe.core.states import OnFailure
 from evpipe.errors import UsageError
 from evpipe.sdk.cache import cache_policy
-from evpipe.sdk.functions import namespace_of
+from evpipe.sdk.functions import has_source
 from evpipe.sdk.handle import Handle
 from evpipe.sdk.retry import retry_policy
 
@@ -77,10 +77,8 @@ def executors_of(fn: Callable[..., Any]) -> tuple[str, ...]:
     """Name the executors that can run a function, the default one first."""
     if inspect.iscoroutinefunction(fn):
         return ("inline",)
-    if fn.__module__ == "__main__" and not namespace_of(fn).get("__file__"):
-        # Typed into an interpreter or a notebook: no other process could import it.
-        return ("thread",)
-    return ("process", "thread")
+    # What was typed into an interpreter that does not remember it no other process can import.
+    return ("process", "thread") if has_source(fn) else ("thread",)
 
 
 def _executor(value: object, where: str, executors: Sequence[str]) -> str:
@@ -95,7 +93,9 @@ def _executor(value: object, where: str, executors: Sequence[str]) -> str:
         raise UsageError(f"{where}: executor {value!r} is for `def`, and this is an `async def`: use {instead}")
     if value == "inline":
         raise UsageError(f"{where}: executor 'inline' is for `async def`, and this is a `def`: use {instead}")
-    raise UsageError(f"{where}: executor {value!r} needs a function that is written in a file: use {instead}")
+    raise UsageError(
+        f"{where}: executor {value!r} needs a function in a file or a notebook's cell: use {instead}"
+    )
 
 
 def _queue(value: object, where: str) -> str | None:

@@ -132,7 +132,7 @@ def test_typed_into_an_interpreter() -> None:
     with pytest.raises(UsageError) as caught:
         step(executor="process")(typed["typed"])
     assert str(caught.value) == (
-        "step 'typed': executor 'process' needs a function that is written in a file: use 'thread'"
+        "step 'typed': executor 'process' needs a function in a file or a notebook's cell: use 'thread'"
     )
 
 
