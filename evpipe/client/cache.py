@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any, Final
 
 from evpipe.bus.protocol import Bus
 from evpipe.client.fingerprints import components_of
-from evpipe.core.bindings import BindingError, resolve
+from evpipe.core.bindings import BindingError, OutputRef, references, resolve
 from evpipe.core.events import Origin
 from evpipe.core.fingerprint import Components, Difference, differences
+from evpipe.core.graph import Graph, Step
 from evpipe.core.machine import Run
 from evpipe.core.names import nearest
 from evpipe.core.states import STEP_ENDS, StepStatus
 from evpipe.errors import EvpipeError, NotFound, RemoteProtocolError
 from evpipe.wire.cache import BUCKET, CacheEntry, Made, decode_entry, decode_made, is_entry_key
 from evpipe.wire.messages import Submission, decode_submission
+
+#: Steps whose reasons the closing line gives, changes of each, and steps that are looked at for it.
+SHOWN_MAX: Final = 3
+CHANGES_MAX: Final = 3
+LOOKED_AT_MAX: Final = 24
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,10 +187,9 @@ class CacheView:
                 f"run {nearest_made.run} recorded the same result; it was not there yet, too old, or damaged",
                 compared_with=nearest_made.run,
             )
-        changes = ", ".join(map(str, differs))
         return _with(
             common,
-            f"it differs from that of run {nearest_made.run}: {changes}",
+            f"it differs from the result of run {nearest_made.run}",
             compared_with=nearest_made.run,
             differences=differs,
         )
@@ -211,10 +217,8 @@ class CacheView:
         return decode_submission(record.payload)
 
 
-def _with(found: Explanation, sentence: str, **fields: object) -> Explanation:
-    from dataclasses import replace
-
-    return replace(found, sentence=sentence, **fields)  # type: ignore[arg-type]  # fields of it
+def _with(found: Explanation, sentence: str, **fields: Any) -> Explanation:
+    return replace(found, sentence=sentence, **fields)
 
 
 def _is_marker(data: bytes) -> bool:
@@ -238,18 +242,31 @@ async def cache_line(view: CacheView, run: Run) -> str:
     if not cached and not ran:
         return ""
     reasons: list[str] = []
-    for name in ran[:SHOWN_MAX]:
+    after = _after(run.graph, frozenset(ran))
+    for name in ran[:LOOKED_AT_MAX]:
+        if len(reasons) == SHOWN_MAX:
+            break
         found = await view.explain_folded(run, name)
-        if found.differences:
-            more = len(found.differences) - CHANGES_MAX
-            changes = ", ".join(map(str, found.differences[:CHANGES_MAX])) + (f" and {more} more" if more > 0 else "")
+        # What a step that ran before it gave is no reason of its own.
+        own = [change for change in found.differences if not _comes_from(run.graph.steps[name], change, after)]
+        if own:
+            more = len(own) - CHANGES_MAX
+            changes = ", ".join(map(str, own[:CHANGES_MAX])) + (f" and {more} more" if more > 0 else "")
             reasons.append(f"{name}: {changes}")
-    if len(ran) > SHOWN_MAX and reasons:
-        reasons.append("…")
     line = f"{len(cached)} cached, {len(ran)} ran"
     return f"{line}: {'; '.join(reasons)}" if reasons else line
 
 
-#: Steps whose reasons the line gives, and changes of each.
-SHOWN_MAX = 3
-CHANGES_MAX = 3
+def _after(graph: Graph, ran: frozenset[str]) -> frozenset[str]:
+    """Give the steps that ran, and those that come after one of them."""
+    found: set[str] = set()
+    for name in graph.order:
+        if name in ran or any(parent in found for parent in graph.parents[name]):
+            found.add(name)
+    return frozenset(found)
+
+
+def _comes_from(step: Step, change: Difference, steps: frozenset[str]) -> bool:
+    """Say whether a changed input has something in it that one of these steps gave."""
+    tree = step.arguments.get(change.name) if change.factor == "input" else None
+    return any(isinstance(ref, OutputRef) and ref.step in steps for ref in references(tree))
