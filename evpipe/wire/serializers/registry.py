@@ -81,6 +81,8 @@ LIBRARIES: Final = {
     "PIL": "evpipe.wire.serializers.images",
     "sklearn": "evpipe.wire.serializers.estimators",
     "torch": "evpipe.wire.serializers.torch_states",
+    # A state of a module is an OrderedDict of tensors.
+    "collections": "evpipe.wire.serializers.torch_states",
     "xgboost": "evpipe.wire.serializers.boosters",
     "lightgbm": "evpipe.wire.serializers.boosters",
     "catboost": "evpipe.wire.serializers.boosters",

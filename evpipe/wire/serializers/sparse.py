@@ -45,6 +45,7 @@ class SparseSerializer:
 
     def read(self, stored: Stored) -> Any:
         with reading(self.name, "scipy", "numpy"):
+            import_module("scipy.sparse")
             name, shape = meta_value(stored.meta, "class", str), meta_value(stored.meta, "shape", list)
             if name not in CLASSES:
                 raise ArtifactUnreadable(f"there is no class {name!r:.100} of sparse matrices")
