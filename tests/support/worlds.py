@@ -7,8 +7,11 @@ are lost, connections break, servers are killed, somebody deletes a consumer. Te
 
 from __future__ import annotations
 
+import asyncio
+import base64
 import itertools
 import json
+import math
 import os
 import signal
 from abc import ABC, abstractmethod
@@ -249,7 +252,35 @@ class World(ABC):
 
     @abstractmethod
     async def damage(self, digest: str) -> None:
-        """Lose the middle of a stored object."""
+        """Lose a part of a stored object."""
+
+    @abstractmethod
+    async def spoil(self, digest: str) -> None:
+        """Change a byte of a stored object; its size stays."""
+
+    @abstractmethod
+    async def leave_orphan(self, messages: int) -> int:
+        """Leave what a put leaves that dies in the middle; gives how many messages of it stay."""
+
+    @abstractmethod
+    async def pieces(self) -> int:
+        """Count the messages, or whatever it is, that hold the bytes of all objects."""
+
+    @abstractmethod
+    def break_now(self, bus: Bus) -> None:
+        """Break a connection at once, from any thread; `mended` follows."""
+
+    @abstractmethod
+    async def mended(self, bus: Bus) -> None:
+        """Wait until a connection that was broken is there again."""
+
+    @abstractmethod
+    def kill_now(self) -> None:
+        """Kill the server at once, from any thread; `revive` follows."""
+
+    @abstractmethod
+    async def revive(self) -> None:
+        """Start the server that was killed, and wait until all are connected."""
 
     @abstractmethod
     async def publish(self, subject: str, payload: bytes) -> None:
@@ -314,17 +345,48 @@ class MemoryWorld(World):
 
     @asynccontextmanager
     async def full(self, stream: str) -> AsyncIterator[None]:
+        if stream == "objects":
+            self.server.objects_bytes_max = 0
         self._full.add({"log": "event"}.get(stream, stream))
         try:
             yield
         finally:
             self._full.clear()
+            self.server.objects_bytes_max = math.inf
 
     async def delete_bucket(self, name: str) -> None:
         self.server.buckets.pop(name, None)
 
     async def damage(self, digest: str) -> None:
-        self.server.objects[digest] = self.server.objects[digest][:-1] + b"?"
+        self.server.objects[digest] = self.server.objects[digest][:-1]
+
+    async def spoil(self, digest: str) -> None:
+        data = self.server.objects[digest]
+        self.server.objects[digest] = bytes([data[0] ^ 1]) + data[1:]
+
+    async def leave_orphan(self, messages: int) -> int:
+        return 0
+
+    async def pieces(self) -> int:
+        return len(self.server.objects)
+
+    def break_now(self, bus: Bus) -> None:
+        assert isinstance(bus, MemoryBus)
+        bus.disconnect()
+
+    async def mended(self, bus: Bus) -> None:
+        assert isinstance(bus, MemoryBus)
+        await pass_time(OUTAGE_S)
+        bus.reconnect()
+
+    def kill_now(self) -> None:
+        for bus in self.buses:
+            self.break_now(bus)
+        self.server.forget_acks()
+
+    async def revive(self) -> None:
+        for bus in self.buses:
+            await self.mended(bus)
 
     async def publish(self, subject: str, payload: bytes) -> None:
         prefix = self.subjects.prefix
@@ -348,7 +410,10 @@ class FaultyNatsBus(NatsBus):
     def __init__(self, settings: BusSettings, fault: FaultOf | None) -> None:
         super().__init__(settings)
         self.fault = fault
+        #: The same for the bytes and descriptions of objects.
+        self.chunk_fault: FaultOf | None = None
         self._deaf: set[int] = set()
+        self._deaf_to_chunks: set[int] = set()
 
     async def _send(self, token: int, message: Message) -> None:
         fault = self.fault(message) if self.fault is not None else None
@@ -369,6 +434,24 @@ class FaultyNatsBus(NatsBus):
             return
         super()._answered(message)
 
+    async def _send_chunk(self, token: int, message: Message) -> None:
+        fault = self.chunk_fault(message) if self.chunk_fault is not None else None
+        if fault is Fault.LOST:
+            return
+        if fault is Fault.FULL:
+            self._chunk_outbox.answered(token, Verdict.FULL)
+            return
+        if fault is Fault.STORED_SILENTLY:
+            self._deaf_to_chunks.add(token)
+        await super()._send_chunk(token, message)
+
+    def _answered_chunk(self, message: Msg) -> None:
+        token = int(message.subject.rpartition(".")[2])
+        if token in self._deaf_to_chunks:
+            self._deaf_to_chunks.discard(token)
+            return
+        super()._answered_chunk(message)
+
     def cut(self) -> None:
         """Break the socket."""
         client = self._connection._client
@@ -387,6 +470,9 @@ class NatsWorld(World):
         self.process = process
         self._bus_class = bus
         self.prefix = f"t{os.getpid()}-{next(_prefixes)}"
+        self._loop: asyncio.AbstractEventLoop | None = None
+        #: How many clients a connection had had when it was broken.
+        self._broken: dict[int, int] = {}
         self.subjects = Subjects(self.prefix)
 
     async def __aexit__(self, *error: Any) -> None:
@@ -411,7 +497,30 @@ class NatsWorld(World):
         return BusSettings(url=self.process.url, token=self.process.token, prefix=self.prefix)
 
     def make_bus(self, fault: FaultOf | None) -> Bus:
+        self._loop = asyncio.get_running_loop()
         return self._bus_class(self.settings, fault)
+
+    def break_now(self, bus: Bus) -> None:
+        assert isinstance(bus, FaultyNatsBus)
+        assert self._loop is not None
+        self._broken[id(bus)] = bus._connection.generation
+        self._loop.call_soon_threadsafe(bus.cut)
+
+    async def mended(self, bus: Bus) -> None:
+        assert isinstance(bus, NatsBus)
+        before = self._broken[id(bus)]
+        await until(lambda: bus._connection.generation > before and bus.connected, what="reconnected")
+
+    def kill_now(self) -> None:
+        for bus in self.buses:
+            assert isinstance(bus, NatsBus)
+            self._broken[id(bus)] = bus._connection.generation
+        self.process.kill()
+
+    async def revive(self) -> None:
+        self.process.start()
+        for bus in self.buses:
+            await self.mended(bus)
 
     async def blink(self, bus: Bus) -> None:
         assert isinstance(bus, FaultyNatsBus)
@@ -473,7 +582,7 @@ class NatsWorld(World):
 
     @asynccontextmanager
     async def full(self, stream: str) -> AsyncIterator[None]:
-        name = f"{self.prefix}-{stream}"
+        name = f"OBJ_{self.prefix}-objects" if stream == "objects" else f"{self.prefix}-{stream}"
         async with self.raw() as raw:
             config = (await api(raw, f"STREAM.INFO.{name}"))["config"]
             await api(raw, f"STREAM.UPDATE.{name}", {**config, "max_bytes": 1})
@@ -486,10 +595,57 @@ class NatsWorld(World):
         async with self.raw() as raw:
             await api(raw, f"STREAM.DELETE.KV_{self.prefix}-{name}")
 
+    @property
+    def object_stream(self) -> str:
+        return f"OBJ_{self.prefix}-objects"
+
+    async def chunks_of(self, raw: RawClient, digest: str) -> str:
+        """Give the subject of an object's bytes."""
+        name = base64.urlsafe_b64encode(digest.encode()).decode()
+        which = {"last_by_subj": f"$O.{self.prefix}-objects.M.{name}"}
+        found = (await api(raw, f"STREAM.MSG.GET.{self.object_stream}", which))["message"]
+        return f"$O.{self.prefix}-objects.C.{json.loads(base64.b64decode(found['data']))['nuid']}"
+
     async def damage(self, digest: str) -> None:
-        stream = f"OBJ_{self.prefix}-objects"
         async with self.raw() as raw:
-            await api(raw, f"STREAM.MSG.DELETE.{stream}", {"seq": 1, "no_erase": True})
+            which = {"last_by_subj": await self.chunks_of(raw, digest)}
+            sequence = (await api(raw, f"STREAM.MSG.GET.{self.object_stream}", which))["message"]["seq"]
+            found = await api(raw, f"STREAM.MSG.DELETE.{self.object_stream}", {"seq": sequence, "no_erase": True})
+            assert found["success"]
+
+    async def spoil(self, digest: str) -> None:
+        async with self.raw() as raw:
+            subject = await self.chunks_of(raw, digest)
+            chunks: list[bytes] = []
+            after = 0
+            while "message" in (
+                found := await api(
+                    raw, f"STREAM.MSG.GET.{self.object_stream}", {"next_by_subj": subject, "seq": after + 1}
+                )
+            ):
+                after = found["message"]["seq"]
+                chunks.append(base64.b64decode(found["message"]["data"]))
+            await api(raw, f"STREAM.PURGE.{self.object_stream}", {"filter": subject})
+            chunks[0] = bytes([chunks[0][0] ^ 1]) + chunks[0][1:]
+            for chunk in chunks:
+                await raw.request(subject, chunk, timeout=5)
+
+    async def leave_orphan(self, messages: int) -> int:
+        async with self.raw() as raw:
+            for i in range(messages):
+                await raw.request(f"$O.{self.prefix}-objects.C.orphan{messages}", str(i).encode(), timeout=5)
+        return messages
+
+    async def pieces(self) -> int:
+        async with self.raw() as raw:
+            which = {"subjects_filter": f"$O.{self.prefix}-objects.C.>"}
+            state = (await api(raw, f"STREAM.INFO.{self.object_stream}", which))["state"]
+            return sum((state.get("subjects") or {}).values())
+
+    async def consumers_of_objects(self) -> list[str]:
+        async with self.raw() as raw:
+            found = await api(raw, f"CONSUMER.NAMES.{self.object_stream}", {})
+            return list(found.get("consumers") or [])
 
     async def publish(self, subject: str, payload: bytes) -> None:
         async with self.raw() as raw:
