@@ -1,36 +1,56 @@
-"""`evpipe run --dry-run`: what would be run, and what of this machine's code would travel for it."""
+"""`evpipe run --dry-run`: what would be run, what the cache would give, and what code would travel for it."""
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from evpipe.cli.output import json_text, plain, table_lines, write_data
+from evpipe.cli.output import json_text, plain, say, table_lines, write_data
+from evpipe.errors import only_one
+from evpipe.sdk.hook import RunOptions
 
 if TYPE_CHECKING:
     from typing import TextIO
 
     from evpipe.client.bundle import Bundle
+    from evpipe.client.foresight import Foreseen
     from evpipe.sdk.definition import Built
 
 
-def write_dry_run(built: Built, *, as_json: bool, stream: TextIO | None = None) -> None:
-    """Write the graph's steps and the files of the bundle; no bus is asked."""
+def write_dry_run(
+    built: Built, how: RunOptions, url: str | None, *, as_json: bool, stream: TextIO | None = None
+) -> None:
+    """Write the graph's steps, what would become of each, the files of the bundle, and what has no serializer."""
     from evpipe.client.bundle import bundle_of
+    from evpipe.client.foresight import missing_serializers
 
     bundle = bundle_of({str(step.code.get("module", "")) for step in built.graph.steps.values()})
+    foreseen, note = _foreseen(built, how, url)
+    missing = missing_serializers(built.graph)
+    if note:
+        say(f"note: {note}")
     if as_json:
-        write_data(json_text(_described(built, bundle)), stream)
+        write_data(json_text(_described(built, bundle, foreseen, missing)), stream)
         return
     graph = built.graph
     version = f" {graph.version}" if graph.version else ""
     write_data(f"pipeline {graph.pipeline}{version}: {_count(len(graph.steps), 'step')}", stream)
     if graph.steps:
         rows = [
-            (step.name, step.executor, step.queue, _function(step.code), ", ".join(graph.parents[step.name]))
-            for step in graph.steps.values()
+            (
+                step.name,
+                step.executor,
+                step.queue,
+                _function(step.code),
+                ", ".join(graph.parents[step.name]),
+                f"{found.outcome}: {found.why}",
+            )
+            for step, found in zip(graph.steps.values(), foreseen, strict=True)
         ]
-        for line in table_lines(("step", "executor", "queue", "function", "after"), rows, {}):
+        for line in table_lines(("step", "executor", "queue", "function", "after", "outcome"), rows, {}):
             write_data(line, stream)
+    for sentence in missing:
+        write_data(f"no serializer: {sentence}", stream)
     if bundle is None:
         write_data("no code travels: all of it is installed", stream)
         return
@@ -42,7 +62,37 @@ def write_dry_run(built: Built, *, as_json: bool, stream: TextIO | None = None) 
         write_data(line, stream)
 
 
-def _described(built: Built, bundle: Bundle | None) -> dict[str, Any]:
+def _foreseen(built: Built, how: RunOptions, url: str | None) -> tuple[list[Foreseen], str]:
+    """Look ahead; gives also what is to be noted. The bus is asked only if there is a step that it may have cached."""
+    import anyio
+
+    from evpipe.bus.settings import load_settings
+    from evpipe.client.client import check_refresh
+    from evpipe.client.foresight import foresee
+    from evpipe.errors import BusError
+    from evpipe.hosting.logs import configure_logs
+
+    refresh = check_refresh(how.refresh, built.graph, no_cache=how.no_cache)
+    looks = partial(foresee, built=built, no_cache=how.no_cache, refresh=refresh)
+    cacheable = any(step.cache is not None for step in built.graph.steps.values())
+    if not cacheable or how.no_cache or how.mode != "bus":
+        return anyio.run(looks, None), ""
+    configure_logs()
+
+    async def ask() -> list[Foreseen]:
+        from evpipe.client.client import Client
+
+        async with Client(load_settings(url=url)) as client:
+            return await looks(client.bus)
+
+    try:
+        return anyio.run(ask), ""
+    except* BusError as errors:
+        note = f"the cache was not asked: {only_one(errors)}"
+    return anyio.run(looks, None), note
+
+
+def _described(built: Built, bundle: Bundle | None, foreseen: list[Foreseen], missing: list[str]) -> dict[str, Any]:
     graph = built.graph
     return {
         "pipeline": graph.pipeline,
@@ -55,9 +105,12 @@ def _described(built: Built, bundle: Bundle | None) -> dict[str, Any]:
                 "queue": step.queue,
                 "function": _function(step.code),
                 "after": list(graph.parents[step.name]),
+                "outcome": found.outcome,
+                "why": found.why,
             }
-            for step in graph.steps.values()
+            for step, found in zip(graph.steps.values(), foreseen, strict=True)
         ],
+        "missing_serializers": missing,
         "bundle": None
         if bundle is None
         else {"digest": bundle.digest, "bytes": len(bundle.data), "files": _sizes(bundle)},

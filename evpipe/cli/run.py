@@ -39,7 +39,9 @@ if TYPE_CHECKING:
 @click.option(
     "--refresh", metavar="STEP", multiple=True, help="Run this step even if the cache has its result; '*': all steps."
 )
-@click.option("--dry-run", is_flag=True, help="Show the steps and the files that would travel; run nothing.")
+@click.option(
+    "--dry-run", is_flag=True, help="Show what would become of each step and the files that would travel; run nothing."
+)
 @click.option("--watch", is_flag=True, help="Show what the steps write also on a configured bus.")
 @url_option
 @output_option
@@ -74,9 +76,6 @@ def run(
     as_json = output == "json"
     with data_apart() as data:
         try:
-            if dry_run:
-                write_dry_run(_built(target, params)[0], as_json=as_json, stream=data)
-                return Exit.SUCCEEDED
             how = RunOptions(
                 mode=mode,
                 key=key,
@@ -84,6 +83,10 @@ def run(
                 no_cache=no_cache,
                 refresh=True if "*" in refresh else refresh or False,
             )
+            if dry_run:
+                _check_options(how, url)
+                write_dry_run(_built(target, params)[0], how, url, as_json=as_json, stream=data)
+                return Exit.SUCCEEDED
             talk, result, code = _run(target, params, how, url, watch=watch, quiet=quiet)
         except Exception as error:
             if not as_json:

@@ -42,9 +42,9 @@ def test_text(evpipe: CommandLine, script: Path) -> None:
     lines = done.out.splitlines()
     assert lines[0] == "pipeline report 2.0: 2 steps"
     assert [line.split() for line in lines[1:4]] == [
-        ["step", "executor", "queue", "function", "after"],
-        ["load", "process", "gpu", "report:load"],
-        ["total", "inline", "default", "report:total", "load"],
+        ["step", "executor", "queue", "function", "after", "outcome"],
+        ["load", "process", "gpu", "report:load", "-", "runs:", "not", "cached"],
+        ["total", "inline", "default", "report:total", "load", "runs:", "not", "cached"],
     ]
     assert lines[4].startswith("bundle ")
     assert [line.split() for line in lines[5:]] == [
@@ -70,3 +70,66 @@ def test_nothing_travels(evpipe: CommandLine) -> None:
     done = line("run", "evpipe.examples.stdlib_report:report", "--dry-run")
     assert done.code == 0
     assert done.out.splitlines()[-1] == "no code travels: all of it is installed"
+
+
+CACHING = """
+from evpipe import pipeline, step
+
+class Model:
+    pass
+
+@step(cache=True)
+def load(rows: int) -> list[int]:
+    return list(range(rows))
+
+@step
+def check(data: list[int]) -> int:
+    return len(data)
+
+@step(cache=True)
+def train(data: list[int], count: int, depth: int) -> int:
+    return len(data) * depth
+
+@step
+def odd() -> dict[str, Model]:
+    return {}
+
+@pipeline
+def fit(depth: int = 3) -> int:
+    data = load(10)
+    train.options(name="first")(data, 10, depth)
+    return train(data, check(data), depth)
+
+@pipeline
+def strange() -> int:
+    return odd()
+"""
+
+
+def test_what_the_cache_would_give(evpipe: CommandLine, tmp_path: Path) -> None:
+    """As far as inputs are known: through steps that would be cached, and up to what must run."""
+    script = tmp_path / "fit.py"
+    script.write_text(CACHING)
+
+    def outcomes(*args: str) -> dict[str, str]:
+        found = evpipe("run", f"{script}:fit", "--dry-run", "-o", "json", *args).json
+        return {step["name"]: step["outcome"] for step in found["steps"]}
+
+    assert outcomes() == {"load": "runs", "first": "open", "check": "runs", "train": "open"}
+    assert evpipe("run", f"{script}:fit").code == 0
+    assert outcomes() == {"load": "cached", "first": "cached", "check": "runs", "train": "open"}
+    assert outcomes("-p", "depth=4") == {"load": "cached", "first": "runs", "check": "runs", "train": "open"}
+    assert outcomes("--no-cache") == dict.fromkeys(("load", "first", "check", "train"), "runs")
+    assert outcomes("--refresh", "first")["first"] == "runs"
+    assert outcomes("--mode", "debug") == {"load": "open", "first": "open", "check": "runs", "train": "open"}
+    unreachable = evpipe.with_env(EVPIPE_NATS_URL="nats://127.0.0.1:1")
+    done = unreachable("run", f"{script}:fit", "--dry-run")
+    assert (done.code, "the cache was not asked" in done.err) == (0, True)
+
+
+def test_a_class_that_nothing_can_write(evpipe: CommandLine, tmp_path: Path) -> None:
+    """It is told before a step has taken an hour to make one."""
+    script = tmp_path / "fit.py"
+    script.write_text(CACHING)
+    told = evpipe("run", f"{script}:strange", "--dry-run").out
+    assert "no serializer: step 'odd' returns fit.Model: it has no serializer: give it one with @serializer" in told
