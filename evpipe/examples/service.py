@@ -17,13 +17,22 @@ import asyncio
 import json
 from collections import Counter
 from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
 
 from evpipe import Client, Controller, EvpipeError, NotFound, UsageError, Worker, connect, pipeline, step
 
+if TYPE_CHECKING:
+    from evpipe.client.handle import RunHandle
+
+
+class Ends(Counter[str]):
+    """How many runs have ended, by status."""
+
+
 CLIENT = web.AppKey("client", Client)
-ENDS: web.AppKey[Counter[str]] = web.AppKey("ends", Counter)
+ENDS = web.AppKey("ends", Ends)
 
 
 @step
@@ -81,7 +90,7 @@ async def finished(request: web.Request) -> web.Response:
     return web.json_response(dict(request.app[ENDS]))
 
 
-async def _handle(request: web.Request):  # type: ignore[no-untyped-def]  # a handle of a run of any type
+async def _handle(request: web.Request) -> RunHandle[Any]:
     try:
         return await request.app[CLIENT].get_run(request.match_info["id"])
     except (NotFound, UsageError) as error:
@@ -106,7 +115,7 @@ async def host(app: web.Application) -> AsyncIterator[None]:
 
 def create_app() -> web.Application:
     app = web.Application()
-    app[ENDS] = Counter()
+    app[ENDS] = Ends()
     app.cleanup_ctx.append(host)
     app.add_routes(
         [

@@ -326,8 +326,8 @@ class NeverDeleted(MemoryBucket):
 class OldestFirstWrite(MemoryBucket):
     """Entries come in the order of their first writes."""
 
-    async def entries(self) -> list[Entry]:
-        return sorted(await super().entries(), key=lambda entry: entry.key)
+    async def entries(self, under: str = "") -> list[Entry]:
+        return sorted(await super().entries(under), key=lambda entry: entry.key)
 
 
 def patch(target: Any, name: str, value: Any) -> Patch:

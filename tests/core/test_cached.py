@@ -130,8 +130,8 @@ def test_the_order_of_what_has_no_order_does_not_count() -> None:
     """Packages and arguments are named; how they are shown is no part of what they are."""
     same = replace(
         BASE,
-        packages=dict(reversed(BASE.packages.items())),
-        inputs={name: Input(given.digest, "?") for name, given in reversed(BASE.inputs.items())},
+        packages=dict(reversed(list(BASE.packages.items()))),
+        inputs={name: Input(given.digest, "?") for name, given in reversed(list(BASE.inputs.items()))},
     )
     assert same.fingerprint() == BASE.fingerprint()
     assert differences(BASE, same) == ()

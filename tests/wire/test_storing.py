@@ -133,7 +133,11 @@ def test_a_part_of_what_is_stored_is_read_where_it_is_needed(store: Store) -> No
 
 def test_arrays_are_artifacts_wherever_they_are(store: Store) -> None:
     """In lists, dicts, records: a small one travels, a large one is stored, and both come back."""
-    value = {"small": np.arange(3), "large": np.arange(100_000.0), "in": [Data(np.eye(3), "a"), (np.int8(1), None)]}
+    value: dict[str, Any] = {
+        "small": np.arange(3),
+        "large": np.arange(100_000.0),
+        "in": [Data(np.eye(3), "a"), (np.int8(1), None)],
+    }
     data = store.encode(value)
     assert len(data) <= INLINE_BYTES_MAX
     assert len(store.spool.files) == 1
