@@ -87,7 +87,8 @@ async def events(request: web.Request) -> web.StreamResponse:
 
 async def finished(request: web.Request) -> web.Response:
     """GET /finished: what the subscription below has counted."""
-    return web.json_response(dict(request.app[ENDS]))
+    ends: Ends = request.app[ENDS]
+    return web.json_response(dict(ends))
 
 
 async def _handle(request: web.Request) -> RunHandle[Any]:
