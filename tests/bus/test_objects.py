@@ -667,6 +667,36 @@ def test_lost_messages_and_replies_of_a_put_change_nothing(
     on_nats(check)(nats_server)
 
 
+def test_a_lost_connection_costs_what_was_under_way(nats_server: ServerProcess) -> None:
+    """What was stored before is not sent again: a put of hours does not begin again after each break."""
+
+    async def check(world: NatsWorld) -> None:
+        bus = await world.bus()
+        assert isinstance(bus, FaultyNatsBus)
+        data = data_of(4 * LARGE)
+        digest = digest_of(data)
+        sent = 0
+
+        def count(_: Message) -> Fault | None:
+            nonlocal sent
+            sent += 1
+            if sent in (15, 30):
+                # Stored, and nobody is told.
+                world.break_now(bus)
+                return Fault.STORED_SILENTLY
+            return None
+
+        bus.chunk_fault = count
+        await bus.objects.put(digest, data)
+        chunks = await world.pieces()
+        assert bus._connection.generation == 3
+        # One for the description, and at most a window after each break.
+        assert sent <= chunks + 1 + 2 * upload.WINDOW_MAX
+        assert await bus.objects.get(digest) == data
+
+    on_nats(check)(nats_server)
+
+
 async def read_by_nats_py(world: NatsWorld, digest: str, folder: Path) -> bytes:
     async with world.raw() as raw:
         store: Any = await raw.jetstream().object_store(f"{world.prefix}-objects")
