@@ -2,7 +2,8 @@
 
 Of all that was typed only what the steps need is taken: the statements that bind and change the names that their
 functions use, each as it was last run, in the order in which they were run. `definitions` says what a statement does.
-Whoever imports the module gets the steps and not the cells that plot, print or run pipelines.
+Whoever imports the module gets the steps and not the cells that plot, print or run pipelines; what steps use of such a
+run's result is written as the value that it is.
 """
 
 from __future__ import annotations
@@ -34,8 +35,9 @@ _NOW: Final = sys.maxsize
 _FUTURE: Final = re.compile(r"^from __future__ import .+$", re.MULTILINE)
 #: Magics that run their cell as it is.
 _PLAIN_MAGICS: Final = frozenset({"time", "capture"})
-#: Types of values that can be written into a module.
-_PLAIN: Final = frozenset({bool, int, float, str, bytes})
+#: Types of values that may be written into a module as text, and how long that may be.
+_PLAIN: Final = frozenset({type(None), bool, int, float, str, bytes, list, tuple, dict, set})
+_TEXT_CHARS_MAX: Final = 65_536
 #: A file that nobody has needed for so long is removed.
 _KEPT_S: Final = 30 * 24 * 3600.0
 _DAY_S: Final = 24 * 3600.0
@@ -67,13 +69,14 @@ def cells_file(main: types.ModuleType, paths: tuple[str, ...]) -> str | None:
     cells = cells_of(space) if steps else []
     if not cells:
         return None
-    # Names that no cell binds are given as they are now.
-    plain = frozenset((name, value) for name, value in list(space.items()) if type(value) in _PLAIN)
-    key = (tuple(cells), tuple((name, _place_of(space[name])) for name in steps), tuple(sys.path), plain)
+    key = (tuple(cells), tuple((name, _place_of(space[name])) for name in steps), tuple(sys.path))
     known = _known
     if known is None or known.key != key or any(stamp(file) != seen for file, seen in known.watched.items()):
         program = Program(Source(paths), "")
-        known = _known = _Known(key, module_text(cells, steps, space, program), dict(program.watched))
+        choice = _Choice(cells, steps, space, program)
+        known = _Known(key, choice.text(), dict(program.watched))
+        # What no cell binds may be another the next time.
+        _known = None if choice.missing else known
     return str(_saved(known.text))
 
 
@@ -109,20 +112,15 @@ def module_text(cells: Sequence[str], steps: Iterable[str], space: Mapping[str, 
         space: the names that were typed, as they are now.
         program: finds the user's own modules.
     """
-    choice = _Choice(cells, space, program)
-    for name in steps:
-        choice.need(name, _NOW)
-    futures = sorted({found for cell in cells for found in _FUTURE.findall(cell)})
-    parts = [_HEADER, *(f"{line}\n" for line in futures), *choice.given()]
-    parts += [choice.source(index) for index in sorted(choice.chosen)]
-    return "\n".join(parts)
+    return _Choice(cells, steps, space, program).text()
 
 
 class _Choice:
     """The statements of some cells that names need."""
 
-    def __init__(self, cells: Sequence[str], space: Mapping[str, Any], program: Program) -> None:
+    def __init__(self, cells: Sequence[str], steps: Iterable[str], space: Mapping[str, Any], program: Program) -> None:
         self._space = space
+        self._futures = sorted({found for cell in cells for found in _FUTURE.findall(cell)})
         self._program = program
         #: Of each statement its cell, and where in that.
         self._statements: list[tuple[str, Statement]] = []
@@ -151,21 +149,26 @@ class _Choice:
             for key in program.changed(self._module, statement, maybe=False):
                 self._effects.setdefault(key, []).append(statement)
         #: Places of the statements that are needed.
-        self.chosen: set[int] = set()
+        self._chosen: set[int] = set()
         self._todo: list[tuple[str, int]] = []
         self._needed: set[tuple[str, int]] = set()
         self._taken: set[tuple[int, int]] = set()
-        #: Names that no statement binds.
-        self._missing: set[str] = set()
-
-    def need(self, name: str, before: int) -> None:
-        """Choose what makes a name what it is before a place."""
-        self._todo.append((name, before))
+        #: Names that none of them binds.
+        self.missing: set[str] = set()
+        self._todo += [(name, _NOW) for name in steps]
         while self._todo:
             needed = self._todo.pop()
             if needed not in self._needed:
                 self._needed.add(needed)
                 self._find(*needed)
+        self._given = self._give()
+
+    def text(self) -> str:
+        """Give the module's source."""
+        parts = [_HEADER, *(f"{line}\n" for line in self._futures)]
+        parts += [f"{line}\n" for _, line in sorted(self._given.items())]
+        parts += [self._source(index) for index in sorted(self._chosen)]
+        return "\n".join(parts)
 
     def _find(self, name: str, before: int) -> None:
         bound = [one for one in self._all.by_name.get(name, ()) if one.index < before]
@@ -195,14 +198,18 @@ class _Choice:
             if one.index < before:
                 self._take(one, before)
         if not stars:
-            self._missing.add(name)
+            self.missing.add(name)
 
     def _take(self, statement: Statement, before: int) -> None:
         """Choose a statement whose functions are called before a place."""
         if (statement.index, before) in self._taken:
             return
         self._taken.add((statement.index, before))
-        self.chosen.add(statement.index)
+        if not statement.is_definition and self._program.runs_pipeline(self._module, statement):
+            # It would run again in every process that has the module.
+            self.missing.update(statement.facts.binds)
+            return
+        self._chosen.add(statement.index)
         for facts in statement.parts():
             for root in facts.immediate:
                 self._use(root, statement.index)
@@ -212,8 +219,11 @@ class _Choice:
                 if use.root in self._all.by_name:
                     self._use(use.root, before)
             if facts.dynamic:
-                for name in self._all.by_name:
-                    self._use(name, before)
+                # Any name may be meant; of those that take work to make the one who asks has to name it.
+                for one in self._all.statements:
+                    if one.is_definition or one.facts.imports or not one.facts.calls:
+                        for name in one.facts.binds:
+                            self._use(name, before)
             for use in facts.uses:
                 for key, _ in self._program.resolve(self._module, use):
                     if key.module is not self._module and key.module is not None:
@@ -237,19 +247,41 @@ class _Choice:
                 return one.index
         return None
 
-    def given(self) -> list[str]:
-        """Give statements for names that no cell binds: from a start-up file, a magic, or another script that ran."""
-        found: list[str] = []
-        for name in sorted(self._missing):
-            value = self._space.get(name)
-            line = _import_of(name, value)
-            if line is None and type(value) in _PLAIN:
-                line = f"{name} = {value!r}"
-            if line is not None:
-                found.append(f"{line}\n")
-        return found
+    def _give(self) -> dict[str, str]:
+        """Give statements for names that no chosen one binds: of a start-up file, a magic, or the result of a run."""
+        given: dict[str, str] = {}
+        annotations = not any("annotations" in line for line in self._futures)
+        while True:
+            for name in self.missing.intersection(self._space) - set(given):
+                line = _line_for(name, self._space[name])
+                if line is not None:
+                    given[name] = line
+            broken = self._broken(given, annotations=annotations)
+            if not broken:
+                return given
+            # The module can still be imported, and who needs none of that can run.
+            self._chosen -= broken
+            for index in broken:
+                self.missing.update(self._statements[index][1].facts.binds)
 
-    def source(self, index: int) -> str:
+    def _broken(self, given: Mapping[str, str], *, annotations: bool) -> set[int]:
+        """Give the chosen statements that would fail for a name that is not there."""
+        there = BUILTINS | set(given)
+        names = set(there)
+        broken: set[int] = set()
+        for index in sorted(self._chosen):
+            statement = self._statements[index][1]
+            names.update(name for facts in statement.parts() for name in facts.binds)
+            if any(alias.name == "*" for alias in statement.facts.aliases):
+                return broken
+            used = {root for facts in statement.parts() for root in facts.immediate}
+            if (annotations or not statement.is_definition) and any(
+                root in self.missing and root not in names for root in used
+            ):
+                broken.add(index)
+        return broken
+
+    def _source(self, index: int) -> str:
         """Give a statement as it was typed; where it shares its lines, as Python writes it."""
         cell, statement = self._statements[index]
         node = statement.node
@@ -293,12 +325,18 @@ def _text_of(file: str) -> str:
     return _plain("".join(entry[2])).rstrip() if entry is not None and len(entry) > 2 else ""
 
 
-def _import_of(name: str, value: Any) -> str | None:
+def _line_for(name: str, value: Any) -> str | None:
+    """Give a statement that makes a name what it is now, if a short one does."""
     if isinstance(value, types.ModuleType):
         return f"import {value.__name__} as {name}"
-    module, full = getattr(value, "__module__", None), getattr(value, "__qualname__", "")
-    if not isinstance(value, (type, types.FunctionType, types.BuiltinFunctionType)) or module in {None, "__main__"}:
+    if isinstance(value, (type, types.FunctionType, types.BuiltinFunctionType)):
+        module, full = value.__module__, value.__qualname__
+        found = getattr(sys.modules.get(str(module)), full, None)
+        return f"from {module} import {full} as {name}" if found is value and module != "__main__" else None
+    if type(value) not in _PLAIN:
         return None
-    if getattr(sys.modules.get(str(module)), full, None) is not value:
-        return None
-    return f"from {module} import {full} as {name}"
+    with suppress(ValueError, SyntaxError, RecursionError, MemoryError):
+        text = repr(value)
+        if len(text) <= _TEXT_CHARS_MAX and ast.literal_eval(text) == value:
+            return f"{name} = {text}"
+    return None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import pkgutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -16,6 +16,7 @@ from evpipe.errors import UsageError
 
 #: Decorators that are about how a step runs, not about what it computes.
 _NOT_CODE: Final = frozenset({"step", "pipeline"})
+_RUNNERS: Final = frozenset({"run", "submit"})
 #: `step.options(…)` of another which is followed so far.
 _MAKERS_MAX: Final = 8
 
@@ -233,6 +234,10 @@ class Program:
                     return True
         return False
 
+    def _is_one_of_ours(self, module: Module, use: Use | None, names: Container[str]) -> bool:
+        found = self.resolve(module, use) if use is not None else []
+        return any(key == Key(None, OURS) and rest[-1:] and rest[-1] in names for key, rest in found)
+
     def is_ours(self, module: Module, use: Use | None, depth: int = 0) -> bool:
         """Say whether a name is this package's, or stands for a step or a pipeline."""
         for key, _ in self.resolve(module, use) if use is not None and depth < _MAKERS_MAX else ():
@@ -250,6 +255,31 @@ class Program:
                     continue
                 if self.is_ours(key.module, made_by, depth + 1):
                     return True
+        return False
+
+    def runs_pipeline(self, module: Module, statement: Statement) -> bool:
+        """Say whether running a statement may run a pipeline, itself or in a function that it calls."""
+        for facts in statement.parts():
+            for use in (*facts.calls, *(touch.use for touch in facts.touches)):
+                if use.attributes[-1:] and use.attributes[-1] in _RUNNERS and self.is_ours(module, use):
+                    return True
+        seen = {key for facts in statement.parts() for use in facts.calls for key, _ in self.resolve(module, use)}
+        todo = list(seen)
+        while todo:
+            key = todo.pop()
+            for found in key.module.binding(key.name) if key.module is not None else ():
+                assert key.module is not None
+                makers = [found.made_by, *(decorator.use for decorator in found.decorators)]
+                if any(self._is_one_of_ours(key.module, use, {"pipeline", "Pipeline"}) for use in makers):
+                    return True
+                for facts in found.parts():
+                    for use in facts.uses:
+                        if self._is_one_of_ours(key.module, use, _RUNNERS):
+                            return True
+                        for inner, _ in self.resolve(key.module, use):
+                            if inner not in seen:
+                                seen.add(inner)
+                                todo.append(inner)
         return False
 
     # ---- what changes what
@@ -290,7 +320,7 @@ class Program:
 
     def _passed(self, module: Module, function: Use | None, argument: Use, *, dropped: bool) -> set[Key]:
         if self.is_ours(module, argument) or (
-            self.is_ours(module, function) and not self._is_serializer(module, function)
+            self.is_ours(module, function) and not self._is_one_of_ours(module, function, {"serializer"})
         ):
             return set()
         found = set()
@@ -303,7 +333,7 @@ class Program:
     def _alters_arguments(self, module: Module, function: Use | None) -> bool:
         if function is None:
             return False
-        if self._is_serializer(module, function):
+        if self._is_one_of_ours(module, function, {"serializer"}):
             return True
         return any(
             facts.alters_arguments
@@ -312,10 +342,6 @@ class Program:
             for statement in key.module.binding(key.name)
             for facts in statement.parts()
         )
-
-    def _is_serializer(self, module: Module, function: Use | None) -> bool:
-        found = self.resolve(module, function) if function is not None else []
-        return any(key == Key(None, OURS) and rest[-1:] == ("serializer",) for key, rest in found)
 
     def _touched(self, module: Module, touch: Touch, seen: frozenset[tuple[Module, Use]] = frozenset()) -> set[Key]:
         if (module, touch.use) in seen or self.is_ours(module, touch.use):

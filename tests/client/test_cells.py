@@ -94,6 +94,21 @@ CHOSEN: dict[str, tuple[list[str], list[str]]] = {
         ],
         ["from evpipe import step", "x = 1", "@step\ndef f(): return x"],
     ),
+    "runs in disguise": (
+        [
+            "import evpipe\nfrom evpipe import step, Pipeline",
+            "@evpipe.pipeline\ndef p(): return f()",
+            "q = Pipeline('q')",
+            "def go(): return evpipe.run(p)",
+            "x, y = go().value, 1",
+            "z = p.options(mode='local').run().value",
+            "a = p()",
+            "b = q.run()",
+            "def f(): return x, y, z, a, b, c",
+            "c = x + 1",
+        ],
+        ["def f(): return x, y, z, a, b, c"],
+    ),
     "imports one by one": (["import os, sys as x\nfrom a import b, c", F], ["import sys as x", F]),
     "semicolons": (["x = 1; y = 2", F], ["x = 1", F]),
     "as it was typed": (
@@ -164,6 +179,26 @@ def test_names_that_no_cell_binds() -> None:
         "n = 3",
         "import os as np",
         "def f(): return np, join, n, o, P, len, nothing",
+    ]
+
+
+def test_results_of_runs() -> None:
+    """What a run has given is written as it is now; what cannot be written, and all that is made of it, is left out."""
+    cells = [
+        "from evpipe import pipeline, step",
+        "@pipeline\ndef p(): return f()",
+        "run = p.run()\nvalue = run.value",
+        "total = sum(value)\nstatus = run.status\nother = len(str(run))",
+        "@step\ndef f(): return total, status, value",
+        "@step\ndef g(a=other): return a",
+        "class Mine: pass",
+    ]
+    space = {"run": object(), "value": [1, (2, "x"), {"a": None}], "total": 3, "status": object(), "other": object()}
+    assert chosen(*cells, names="f g", space=space) == [
+        "value = [1, (2, 'x'), {'a': None}]",
+        "from evpipe import step",
+        "total = sum(value)",
+        "@step\ndef f(): return total, status, value",
     ]
 
 
