@@ -18,7 +18,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Final
 
-from evpipe.sdk.functions import TYPED_STEPS
+from evpipe.sdk.functions import TYPED_STEPS, file_of
 
 #: Names of folders of installed packages: every interpreter has its own, and must not see another's.
 _INSTALLED: Final = frozenset({"site-packages", "dist-packages"})
@@ -41,7 +41,7 @@ class Source:
         main = sys.modules.get("__main__")
         name = _importable_name(main)
         paths = _own_paths(tuple(sys.path))
-        files = {} if name else _file_of("__main__", main) or _file_of_typed(main, paths)
+        files = {} if name else _file_of_typed(main, paths) or _file_of("__main__", main)
         for module_name in TARGETS:
             files |= _file_of(module_name, sys.modules.get(module_name))
         return cls(paths, files, name)
@@ -67,7 +67,7 @@ TARGETS: Final[set[str]] = set()
 
 def _importable_name(main: ModuleType | None) -> str:
     spec = getattr(main, "__spec__", None)
-    if spec is None or spec.name in {None, "__main__"}:
+    if spec is None or spec.name in {None, "__main__"} or not file_of(vars(main)):
         return ""
     # Of `python -m pkg` the spec is that of pkg.__main__.
     return str(spec.name)
@@ -83,7 +83,7 @@ def _file_of(name: str, module: ModuleType | None) -> dict[str, str]:
 
 def _file_of_typed(main: ModuleType | None, paths: tuple[str, ...]) -> dict[str, str]:
     """Save what was typed into a notebook or an interpreter, if steps were."""
-    if main is None or not TYPED_STEPS:
+    if main is None or not TYPED_STEPS or file_of(vars(main)):
         return {}
     # Only here: it looks for the places of code itself.
     from evpipe.client.cells import cells_file

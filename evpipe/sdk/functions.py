@@ -101,19 +101,33 @@ def code_of(fn: Callable[..., Any]) -> dict[str, Any]:
     if fn.__module__ == "__main__":
         # Every script is __main__ to itself; its file's name tells them apart. Not its path: the same script in
         # another folder or on another machine makes the same graph.
-        code["file"] = os.path.basename(namespace_of(fn).get("__file__") or "")  # noqa: PTH119 - no pathlib here
+        code["file"] = os.path.basename(file_of(namespace_of(fn)))  # noqa: PTH119 - no pathlib here
         if not code["file"]:
             TYPED_STEPS.add(fn.__qualname__)
     return code
 
 
+def file_of(space: Mapping[str, Any]) -> str:
+    """Give the file that `__main__` is, or "" if it was typed.
+
+    Args:
+        space: its names.
+    """
+    # Python 3.13's interpreter has its own file and name there.
+    own = str(getattr(space.get("__spec__"), "name", "")).partition(".")[0]
+    return "" if own == "_pyrepl" else str(space.get("__file__") or "")
+
+
 def has_source(fn: Callable[..., Any]) -> bool:
     """Say whether other processes can have a function: it is in a file, or what was typed can be saved as one."""
-    space = namespace_of(fn)
-    if fn.__module__ != "__main__" or space.get("__file__"):
+    if fn.__module__ != "__main__":
         return True
-    code = getattr(inspect.unwrap(fn), "__code__", None)
-    entry: Any = linecache.cache.get(code.co_filename) if code is not None else None
+    space = namespace_of(fn)
+    place = getattr(getattr(inspect.unwrap(fn), "__code__", None), "co_filename", "")
+    if file_of(space):
+        # Not what was typed after a script has ended, as with `python -i`.
+        return not _TYPED.fullmatch(place)
+    entry: Any = linecache.cache.get(place)
     # One of a file, or of nobody knows what, has no lines yet.
     text = "".join(entry[2]).rstrip() if entry is not None and len(entry) > 2 else ""
     return bool(text) and any(cell.rstrip() == text for cell in reversed(cells_of(space)))

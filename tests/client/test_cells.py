@@ -369,10 +369,16 @@ def test_cleared(shell: Shell) -> None:
     assert file.is_file()
 
 
-def test_typed_into_python(tmp_path: Path) -> None:
-    """What Python 3.13's own interpreter remembers is used where there are no cells."""
+#: As Python 3.13.0 has it.
+OWN = "from importlib.machinery import ModuleSpec\n__file__ = 'x.py'\n__spec__ = ModuleSpec('_pyrepl.x', None)"
+
+
+@pytest.mark.parametrize("own", ["", OWN])
+def test_typed_into_python(tmp_path: Path, own: str) -> None:
+    """What Python 3.13's own interpreter remembers is used where there are no cells; `__file__` is not the user's."""
     script = f"""
 import linecache
+{own}
 def typed(number, text):
     name = f"<python-input-{{number}}>"
     linecache.cache[name] = (len(text), None, text.splitlines(True), "<stdin>")
@@ -398,6 +404,17 @@ print(double._options.executor, open(Source.of_process().files["__main__"]).read
         "@step\ndef double(n: int) -> int:\n    return n * by",
         "by = 3",
     ]
+
+
+def test_typed_after_a_script(shell: Shell, tmp_path: Path) -> None:
+    """With `python -i` the script's steps are those of its file, and what is typed runs in threads."""
+    shell.main.__dict__["__file__"] = str(tmp_path / "script.py")
+    text = "def typed(): return 1"
+    exec(compile(text, "<python-input-0>", "exec"), shell.main.__dict__)
+    assert executors_of(shell.main.__dict__["typed"]) == ("thread",)
+    exec(compile(text, str(tmp_path / "script.py"), "exec"), shell.main.__dict__)
+    assert executors_of(step(shell.main.__dict__["typed"]).fn) == ("process", "thread")
+    assert set() == functions.TYPED_STEPS
 
 
 def test_nothing_of_files(shell: Shell) -> None:
