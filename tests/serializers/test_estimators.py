@@ -24,7 +24,7 @@ from tests.serializers.helpers import check_corrupted, fingerprint, fingerprints
 pytest.importorskip("sklearn", reason="scikit-learn is not installed")
 skops: Any = pytest.importorskip("skops.io", reason="skops is not installed")
 
-from sklearn import (  # type: ignore[import-untyped]  # noqa: E402
+from sklearn import (  # noqa: E402
     base,
     calibration,
     cluster,

@@ -11,9 +11,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from importlib import import_module
-from typing import Any
+from types import BuiltinFunctionType, FunctionType, ModuleType
+from typing import Any, Final
 
 from evpipe.wire.serializers.registry import ArtifactUnreadable
+
+#: What has nothing of the archive in it: an object may hold a module or a function, which lead to all the rest.
+_LEAVES: Final = (
+    str, bytes, int, float, complex, type(None), type, ModuleType, FunctionType, BuiltinFunctionType,
+)  # fmt: skip
 
 
 def check_trees(made: Any) -> None:
@@ -44,7 +50,7 @@ def _parts(made: Any) -> Iterator[Any]:
     left = [made]
     while left:
         part = left.pop()
-        if id(part) in seen or isinstance(part, (str, bytes, int, float, complex, type(None))):
+        if id(part) in seen or isinstance(part, _LEAVES):
             continue
         # Kept, so that no other gets its id.
         seen[id(part)] = part

@@ -150,6 +150,7 @@ _ARRAYS: Final = (
     "functools.partial",
     "numpy.dtype",
     "scipy.interpolate._bsplines.BSpline",
+    "scipy.interpolate._bsplines._BSpline",
     *(
         f"scipy.sparse._{name}.{name}_{kind}"
         for name in ("bsr", "coo", "csc", "csr", "dia", "dok", "lil")
