@@ -204,11 +204,9 @@ async def test_puts_of_the_same_at_the_same_time_leave_one(world: World) -> None
     async with anyio.create_task_group() as task_group:
         for objects in (one, two, one, two):
             task_group.start_soon(objects.put, digest, data)
-    pieces = await world.pieces()
     assert await one.get(digest) == data
     assert await one.remove(digest)
-    await one.put(digest, data)
-    assert await world.pieces() == pieces
+    await no_pieces(world)
 
 
 # ---- damage
@@ -663,6 +661,73 @@ def test_lost_messages_and_replies_of_a_put_change_nothing(
         await bus.objects.remove(digest)
         await no_pieces(world)
         assert pieces == -(-len(data) // CHUNK_BYTES_MAX)
+
+    on_nats(check)(nats_server)
+
+
+def is_description(message: Message) -> bool:
+    return ".M." in message.subject
+
+
+def test_a_put_that_loses_against_a_removal_stores_the_object_again(nats_server: ServerProcess) -> None:
+    """It was about to say that the object is still needed when somebody removed it."""
+
+    async def check(world: NatsWorld) -> None:
+        bus, other = await world.bus(), await world.bus()
+        assert isinstance(bus, FaultyNatsBus)
+        data = data_of(LARGE)
+        digest = digest_of(data)
+        await bus.objects.put(digest, data)
+        found = await other.objects.find(digest)
+        assert found is not None
+        about_to_say = anyio.Event()
+
+        def lose_the_first(message: Message) -> Fault | None:
+            if not is_description(message) or about_to_say.is_set():
+                return None
+            about_to_say.set()
+            return Fault.LOST
+
+        bus.chunk_fault = lose_the_first
+        with with_limit("YOUNG_S", 0.0):
+            async with anyio.create_task_group() as task_group:
+                task_group.start_soon(bus.objects.put, digest, data)
+                await about_to_say.wait()
+                assert await other.objects.remove(digest, revision=found.revision)
+        assert await other.objects.get(digest) == data
+
+    on_nats(check)(nats_server)
+
+
+@pytest.mark.parametrize(("fault", "stored"), [(Fault.STORED_SILENTLY, True), (None, True), (Fault.FULL, False)])
+def test_a_put_cancelled_when_its_description_has_left_knows_what_became_of_it(
+    nats_server: ServerProcess, fault: Fault | None, stored: bool
+) -> None:
+    """Where the server has it, the object stays whole; where it does not, nothing stays."""
+
+    async def check(world: NatsWorld) -> None:
+        bus = await world.bus()
+        assert isinstance(bus, FaultyNatsBus)
+        data = data_of(LARGE)
+        digest = digest_of(data)
+        scope = anyio.CancelScope()
+        left = [fault]
+
+        def cancel(message: Message) -> Fault | None:
+            if not is_description(message):
+                return None
+            scope.cancel()
+            return left.pop() if left else None
+
+        bus.chunk_fault = cancel
+        with scope:
+            await bus.objects.put(digest, data)
+        assert scope.cancelled_caught
+        assert (await bus.objects.find(digest) is not None) == stored
+        if stored:
+            assert await bus.objects.get(digest) == data
+        else:
+            await no_pieces(world)
 
     on_nats(check)(nats_server)
 
