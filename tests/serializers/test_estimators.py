@@ -7,7 +7,7 @@ import json
 import subprocess
 import warnings
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from importlib import import_module
 from typing import Any
@@ -53,6 +53,13 @@ _X = _DICE.random((60, 4))
 _CLASSES = np.array(["no", "yes"])[(_X[:, 0] + _X[:, 1] > 1).astype(int)]
 _NUMBERS = _X[:, 0] * 3 + _X[:, 1]
 _TEXTS = [" ".join(np.array(["tree", "leaf", "root", "bark"])[(row * 4).astype(int)]) for row in _X]
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Sums of several threads may differ in the last bit, and several threads for 60 rows wait for each other."""
+    with import_module("threadpoolctl").threadpool_limits(1):
+        yield
 
 
 def _mixed() -> Any:
@@ -125,9 +132,7 @@ def _others() -> list[Any]:
 
 
 def _all() -> list[Any]:
-    # Sums of several threads may differ in the last bit.
-    with import_module("threadpoolctl").threadpool_limits(1):
-        models = [model.fit(_X, _CLASSES) for model in _classifiers()] + _others()
+    models = [model.fit(_X, _CLASSES) for model in _classifiers()] + _others()
     # A search notes how long it took.
     return [model for model in models if not isinstance(model, model_selection.GridSearchCV)]
 
