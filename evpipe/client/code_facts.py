@@ -17,11 +17,12 @@ from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 
 from evpipe.client.bytecode import describe
-from evpipe.client.definitions import BUILTINS, Alias, Facts, Statement, Use, normalised
+from evpipe.client.definitions import BUILTINS, Statement, normalised
 from evpipe.client.own_modules import Stamp, stamp
 from evpipe.client.packages import packages_of
 from evpipe.client.program import Key, Module, Program
 from evpipe.client.source import Source
+from evpipe.client.statement_facts import Alias, Facts, Use
 
 #: Digests of another way to make them must not be taken for these.
 _FORM: Final = "evpipe code 1"

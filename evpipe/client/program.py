@@ -9,9 +9,10 @@ from collections.abc import Container, Mapping
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from evpipe.client.definitions import Alias, Definitions, Statement, Touch, Use, all_imports, definitions_of
+from evpipe.client.definitions import Definitions, Statement, all_imports, definitions_of
 from evpipe.client.own_modules import OURS, OwnModules, Stamp
 from evpipe.client.source import Source
+from evpipe.client.statement_facts import Alias, Touch, Use
 from evpipe.errors import UsageError
 
 #: Decorators that are about how a step runs, not about what it computes.

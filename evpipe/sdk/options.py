@@ -93,9 +93,7 @@ def _executor(value: object, where: str, executors: Sequence[str]) -> str:
         raise UsageError(f"{where}: executor {value!r} is for `def`, and this is an `async def`: use {instead}")
     if value == "inline":
         raise UsageError(f"{where}: executor 'inline' is for `async def`, and this is a `def`: use {instead}")
-    raise UsageError(
-        f"{where}: executor {value!r} needs a function in a file or a notebook's cell: use {instead}"
-    )
+    raise UsageError(f"{where}: executor {value!r} needs a function in a file or a notebook's cell: use {instead}")
 
 
 def _queue(value: object, where: str) -> str | None:
