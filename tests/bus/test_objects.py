@@ -23,13 +23,14 @@ from evpipe.bus import content, memory
 from evpipe.bus.memory import Fault
 from evpipe.bus.nats import objects as nats_objects
 from evpipe.bus.nats import upload
+from evpipe.bus.nats.lane import lane_config
 from evpipe.bus.nats.upload import CHUNK_BYTES_MAX
 from evpipe.bus.outbox import Message
 from evpipe.bus.protocol import LaneState
 from evpipe.bus.server import ServerProcess
 from evpipe.errors import BusRefused, UsageError
 from tests.support.contract import contract
-from tests.support.worlds import FaultyNatsBus, NatsWorld, World, pass_time, pulling, until, until_answer
+from tests.support.worlds import FaultyNatsBus, NatsWorld, World, api, pass_time, pulling, until, until_answer
 
 RUN = "aaaaaaaa"
 #: Some chunks of the one bus, and some pieces of the other.
@@ -471,8 +472,6 @@ async def test_a_put_cancelled_while_it_is_described_is_whole_or_nothing(world: 
             task_group.start_soon(bus.objects.put, digest, data)
             for _ in range(turns):
                 await anyio.lowlevel.checkpoint()
-            if turns % 2:
-                await until(lambda: True)
             task_group.cancel_scope.cancel()
         described = await bus.objects.find(digest) is not None
         seen.add(described)
@@ -948,6 +947,30 @@ def test_three_hundred_megabytes_take_no_memory(nats_server: ServerProcess, tmp_
         finally:
             await anyio.to_thread.run_sync(shutil.rmtree, folder)
         assert int(found.stdout.split()[-1]) < 60
+
+    on_nats(check)(nats_server)
+
+
+def test_all_lanes_are_listed_and_nothing_else(nats_server: ServerProcess) -> None:
+    """The server gives 256 consumers at a time, and among them may be one that an operator watches with."""
+
+    async def check(world: NatsWorld) -> None:
+        bus = await world.bus()
+        stream = f"{world.prefix}-queue"
+        async with world.raw() as raw:
+            for i in range(270):
+                config = lane_config(f"q{i:03}", 5, world.subjects.launches_of_lane(f"q{i:03}", 5), transient=False)
+                await api(raw, f"CONSUMER.DURABLE.CREATE.{stream}.q{i:03}-5", {"stream_name": stream, "config": config})
+            watch = {"durable_name": "watch-5", "ack_policy": "none", "filter_subject": world.subjects.all_launches}
+            await api(raw, f"CONSUMER.DURABLE.CREATE.{stream}.watch-5", {"stream_name": stream, "config": watch})
+            assert (await api(raw, f"CONSUMER.NAMES.{stream}", {}))["total"] == 271
+        bus.launch(world.subjects.launch("q269", RUN, "s", 1), b"")
+        wanted = [LaneState(f"q{i:03}", 5, int(i == 269), 0) for i in range(270)]
+
+        async def ask() -> bool | None:
+            return await bus.lanes() == wanted or None
+
+        await until_answer(ask)
 
     on_nats(check)(nats_server)
 
