@@ -74,7 +74,7 @@ def churn(rows: int = 1000) -> float:
     split(load(rows)).tset  # wrong: no such field
     _low, _middle, _high = bounds(load(rows))  # wrong: a pair
     load.options(queue=3)  # wrong: wrong type of an option
-    load.options(cache=True)  # wrong: unknown option
+    load.options(warp=True)  # wrong: unknown option
     load.options(name="load2")("many")  # wrong: wrong argument type
     load.fn("many")  # wrong: wrong argument type
     return fit["model"]  # wrong: text, not a number
