@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     default="3600",
     show_default=True,
     callback=seconds,
-    help="Only what was stored more than S seconds ago.",
+    help="Only what was stored more than S seconds ago, at least 600.",
 )
 @click.option("--dry-run", is_flag=True, help="Say what would be removed; remove nothing.")
 @url_option

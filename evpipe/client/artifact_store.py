@@ -15,6 +15,7 @@ import tempfile
 import time
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, Protocol, TypeAlias
 
@@ -40,11 +41,17 @@ KEPT_BYTES_MAX: Final = 10 * 1024**3
 KEPT_AFTER_CUT: Final = 0.8
 #: A file that was used says so at most so often.
 USED_EVERY_S: Final = 600.0
+#: Folders for reading, and drafts, that are older were left by who was killed.
+LEFT_S: Final = 3_600.0
+_LOADING: Final = ".load-"
+#: How often a file is fetched that does not stay.
+TRIES_MAX: Final = 4
 #: Uploads, and downloads, at the same time.
 TRANSFERS_MAX: Final = 4
 #: Artifacts that one value may need.
 ARTIFACTS_MAX: Final = 100_000
-CHUNK_BYTES: Final = 1024 * 1024
+#: Bytes that are decoded in less time than a thread takes to begin.
+LIGHT_BYTES: Final = 16 * 1024
 
 
 class Fetching(Protocol):
@@ -131,7 +138,9 @@ class ArtifactStore:
         artifacts = artifacts_of(value)
         if not artifacts:
             return value
-        with tempfile.TemporaryDirectory(dir=await self._cache(), prefix=".load-") as name:
+        cache = await self._cache()
+        await anyio.to_thread.run_sync(lambda: cache.mkdir(mode=0o700, parents=True, exist_ok=True))
+        with tempfile.TemporaryDirectory(dir=cache, prefix=_LOADING) as name:
             into = Path(name)
             await self.fetch(artifacts, into)
 
@@ -139,34 +148,44 @@ class ArtifactStore:
                 file = into / digest
                 return file if file.is_file() else None
 
-            return await anyio.to_thread.run_sync(loaded, value, Shelf(find, lasting_folder, pickles=pickles))
+            try:
+                return await anyio.to_thread.run_sync(loaded, value, Shelf(find, lasting_folder, pickles=pickles))
+            except BindingError as error:
+                raise ArtifactUnreadable(str(error)) from error
 
     # ---- one at a time
 
     async def _fetch_one(self, artifact: Artifact, into: Path) -> None:
-        async with self._transfers:
-            file = await self._kept(artifact)
-            await anyio.to_thread.run_sync(_link, file, into / artifact.digest)
+        digest = artifact.digest
+        # Many steps may ask for the same one at once: it is fetched once.
+        lock = self._locks.setdefault(digest, anyio.Lock())
+        try:
+            async with lock, self._transfers:
+                for _ in range(TRIES_MAX):
+                    file = await self._kept(artifact)
+                    try:
+                        await anyio.to_thread.run_sync(_link, file, into / digest)
+                    except FileNotFoundError:
+                        # Somebody cleared the cache, or made room in it, at this moment.
+                        continue
+                    return
+        finally:
+            if not lock.statistics().tasks_waiting:
+                self._locks.pop(digest, None)
+        raise ArtifactUnreadable(f"the artifact {artifact} does not stay in this machine's cache: is its disk full?")
 
     async def _kept(self, artifact: Artifact) -> Path:
         """Give the artifact's file in the cache, after fetching it if need be."""
         digest = artifact.digest
         file = await self._cache() / digest[:2] / digest
-        # Many steps may ask for the same one at once: it is fetched once.
-        lock = self._locks.setdefault(digest, anyio.Lock())
-        try:
-            async with lock:
-                if await anyio.to_thread.run_sync(self._is_intact, digest, file):
-                    return file
-                await anyio.to_thread.run_sync(lambda: file.parent.mkdir(mode=0o700, exist_ok=True))
-                draft = draft_in(file.parent)
-                if not await self._objects.get_file(digest, draft):
-                    raise ArtifactUnreadable(f"the artifact {artifact} is missing in the object store, or damaged")
-                await anyio.to_thread.run_sync(self._keep, digest, draft, file)
-                log.debug("artifact_fetched", digest=digest, size_bytes=artifact.size_bytes)
-        finally:
-            if not lock.statistics().tasks_waiting:
-                self._locks.pop(digest, None)
+        if await anyio.to_thread.run_sync(self._is_intact, digest, file):
+            return file
+        await anyio.to_thread.run_sync(lambda: file.parent.mkdir(mode=0o700, parents=True, exist_ok=True))
+        draft = draft_in(file.parent)
+        if not await self._objects.get_file(digest, draft):
+            raise ArtifactUnreadable(f"the artifact {artifact} is missing in the object store, or damaged")
+        await anyio.to_thread.run_sync(partial(self._keep, digest, draft, file, checked=True))
+        log.debug("artifact_fetched", digest=digest, size_bytes=artifact.size_bytes)
         return file
 
     async def _store_one(self, objects: Objects, digest: str, file: Path) -> None:
@@ -176,8 +195,9 @@ class ArtifactStore:
             kept = cache / digest[:2] / digest
 
             def keep() -> None:
-                kept.parent.mkdir(mode=0o700, exist_ok=True)
-                self._keep(digest, file, kept)
+                kept.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+                # Not read here, if the store had it already: whoever needs it first checks it.
+                self._keep(digest, file, kept, checked=False)
 
             # It is stored: whether it is kept here, too, only saves time.
             with suppress(OSError):
@@ -194,6 +214,11 @@ class ArtifactStore:
 
     def _open(self) -> Path:
         folder = cache_folder("artifacts")
+        for found in folder.glob(f"{_LOADING}*"):
+            # Of a process that was killed while it read.
+            with suppress(OSError):
+                if time.time() - found.stat().st_mtime > LEFT_S:
+                    shutil.rmtree(found, ignore_errors=True)
         self._kept_bytes = sum(size for _, size, _ in _files(folder))
         free = shutil.disk_usage(folder).free
         self._kept_bytes_max = min(self._kept_bytes_max, (free + self._kept_bytes) // 2)
@@ -217,13 +242,15 @@ class ArtifactStore:
                 self._checked[digest] = _stamp(file) or stamp
         return True
 
-    def _keep(self, digest: str, draft: Path, file: Path) -> None:
-        """Move a file whose digest was computed while it was written into the cache."""
+    def _keep(self, digest: str, draft: Path, file: Path, *, checked: bool) -> None:
+        """Move a file into the cache; its digest was computed while it was written, or will be when it is read."""
         draft.chmod(0o400)
         draft.replace(file)
         stamp = _stamp(file)
+        self._checked.pop(digest, None)
         if stamp is not None:
-            self._checked[digest] = stamp
+            if checked:
+                self._checked[digest] = stamp
             self._kept_bytes += stamp[2]
         if self._kept_bytes > self._kept_bytes_max:
             self._cut(file.parents[1], but=file)
@@ -268,11 +295,16 @@ async def is_intact(bus: Bus, value: Any, *, read_bytes_max: int) -> bool:
         read_bytes_max: so much of them is read and checked; of what is beyond, only that it is there in its size.
     """
     todo = artifacts_of(value)
-    seen: set[str] = set()
+    seen: set[tuple[object, ...]] = set()
     while todo:
         artifact = todo.pop()
-        if artifact.data is None and artifact.digest not in seen:
-            seen.add(artifact.digest)
+        key = (artifact.digest, artifact.path)
+        if key in seen:
+            continue
+        seen.add(key)
+        if len(seen) > ARTIFACTS_MAX:
+            return False
+        if artifact.data is None:
             if artifact.size_bytes > read_bytes_max:
                 found = await bus.objects.find(artifact.digest)
                 if found is None or found.size_bytes != artifact.size_bytes:
@@ -288,7 +320,11 @@ async def is_intact(bus: Bus, value: Any, *, read_bytes_max: int) -> bool:
             if data is None:
                 return False
             try:
-                todo += artifacts_in(data, artifact.path)
+                if len(data) <= LIGHT_BYTES:
+                    todo += artifacts_in(data, artifact.path)
+                else:
+                    # It takes a while, and whoever asks leads runs.
+                    todo += await anyio.to_thread.run_sync(artifacts_in, data, artifact.path)
             except (RemoteProtocolError, BindingError):
                 return False
     return True
@@ -300,6 +336,8 @@ def _inner(artifact: Artifact, folder: Path) -> list[Artifact]:
         return artifacts_in(data, artifact.path)
     except RemoteProtocolError as error:
         raise ArtifactUnreadable(f"the artifact {artifact} is no value: {error}") from error
+    except BindingError as error:
+        raise ArtifactUnreadable(str(error)) from error
 
 
 def _link(file: Path, place: Path) -> None:

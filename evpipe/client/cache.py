@@ -116,7 +116,8 @@ class CacheView:
                 continue
             gone.add(result.fingerprint)
         for entry in await self._bucket.entries():
-            token = entry.key if is_entry_key(entry.key) else entry.key.split(".")[-1 if "made." in entry.key else 1]
+            kind, _, _ = entry.key.partition(".")
+            token = entry.key if is_entry_key(entry.key) else entry.key.split(".")[-1 if kind == "made" else 1]
             if (token in gone or everything) and not (is_entry_key(entry.key) and _is_marker(entry.value)):
                 await self._bucket.delete(entry.key)
         return len(gone)

@@ -5,12 +5,16 @@ from __future__ import annotations
 import os
 import secrets
 import sys
-import tempfile
 from pathlib import Path
 
 import structlog
 
+from evpipe.wire.spool import TemporaryFolder
+
 log = structlog.get_logger(__name__)
+
+#: Where the cache cannot be: folders that go with this process, by name.
+_instead: dict[str, TemporaryFolder] = {}
 
 
 def cache_folder(name: str) -> Path:
@@ -33,8 +37,10 @@ def cache_folder(name: str) -> Path:
         probe.touch()
         probe.unlink()
     except (OSError, RuntimeError) as error:
-        folder = Path(tempfile.mkdtemp(prefix=f"evpipe-{name}-"))
-        log.warning("no_cache_folder", error=str(error), instead=str(folder))
+        if name not in _instead:
+            _instead[name] = TemporaryFolder(name)
+            log.warning("no_cache_folder", error=str(error), instead=str(_instead[name].path))
+        folder = _instead[name].path
     return folder
 
 

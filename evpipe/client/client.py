@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
@@ -17,7 +18,7 @@ import anyio
 import anyio.to_thread
 import structlog
 
-from evpipe.bus.protocol import Bus, Refused
+from evpipe.bus.protocol import YOUNG_S, Bus, Refused
 from evpipe.bus.settings import BusSettings, load_settings
 from evpipe.client.artifact_store import store_all
 from evpipe.client.bundle import bundle_of
@@ -33,7 +34,7 @@ from evpipe.core.names import check_name, nearest
 from evpipe.errors import Conflict, NotFound, RemoteProtocolError, UsageError
 from evpipe.sdk.definition import AnyPipeline, Built
 from evpipe.wire.graphs import graph_digest
-from evpipe.wire.messages import Submission, decode_submission, encode_submission
+from evpipe.wire.messages import Submission, decode_submission, encode_submission, packed_parameters
 from evpipe.wire.presence import BUCKET as WORKERS_BUCKET
 from evpipe.wire.presence import WorkerEntry, decode_worker
 from evpipe.wire.registry import BUCKET, RunEntry, decode_run_entry
@@ -222,7 +223,10 @@ class Client:
         source = await self._code(built.graph) if code_travels and not bus.in_process else {}
         facts = None if no_cache else await self._facts(built.graph)
         with spooled() as spool:
-            data = await graph_bytes(built.graph, spool)
+            # First: what is refused for its size is not written into a graph before.
+            encode = partial(packed_parameters, built.parameters, spool)
+            parameters = encode() if bus.in_process else await anyio.to_thread.run_sync(encode)
+            data = await graph_bytes(built.graph, spool, here=bus.in_process)
             submission = Submission(
                 graph=graph_digest(data),
                 parameters=built.parameters,
@@ -232,7 +236,7 @@ class Client:
                 no_cache=no_cache,
                 refresh=refreshed,
             )
-            payload = encode_submission(submission, spool)
+            payload = encode_submission(submission, parameters=parameters)
             # Before the submit that names them.
             await store_all(bus, spool.files)
         run_id = new_run_id() if key is None else keyed_run_id(built.graph.pipeline, key)
@@ -359,6 +363,8 @@ class Client:
                 goes on is removed either.
             dry_run: only look.
         """
+        if older_s < YOUNG_S:
+            raise UsageError(f"older_s must be at least {YOUNG_S:g}: what is younger may be about to be used again")
         return await collect_garbage(self.bus, older_s=older_s, dry_run=dry_run)
 
     # ---- who is there

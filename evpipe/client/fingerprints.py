@@ -16,6 +16,11 @@ from evpipe.wire.digests import value_digest
 
 #: Names the container image that the steps of this machine's runs run in, where they do.
 IMAGE_VARIABLE: Final = "EVPIPE_IMAGE"
+#: Stands for all arguments of a step that has very many.
+ALL: Final = "*"
+#: What is said of the arguments of one step, at the most; and what a digest takes of it.
+INPUTS_BYTES_MAX: Final = 32 * 1024
+_INPUT_BYTES: Final = 72
 _SHOWN: Final = reprlib.Repr()
 _SHOWN.maxstring = _SHOWN.maxother = _SHOWN.maxlong = 48
 
@@ -54,6 +59,10 @@ def components_of(step: Step, arguments: Mapping[str, Any], facts: RunFacts) -> 
         for argument, given in named:
             if argument not in step.cache.ignore:
                 inputs[argument] = Input(value_digest(given, f"argument {argument!r}"), shown(given))
+    if sum(len(argument) + len(given.shown) + _INPUT_BYTES for argument, given in inputs.items()) > INPUTS_BYTES_MAX:
+        # They travel with the launch and stay with the result: of very many, one digest says as much.
+        digests = [[argument, given.digest] for argument, given in sorted(inputs.items())]
+        inputs = {ALL: Input(value_digest(digests), f"{len(digests):,} arguments")}
     # The outputs that are declared shape the value.
     code = function.code if step.outputs is None else f"{function.code} {','.join(step.outputs)}"
     return Components(

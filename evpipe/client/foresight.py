@@ -20,7 +20,7 @@ from evpipe.core.bindings import BindingError, resolve
 from evpipe.core.events import StepSucceeded
 from evpipe.core.fingerprint import NO_FACTS
 from evpipe.core.graph import Graph, Step
-from evpipe.errors import RemoteProtocolError
+from evpipe.errors import EvpipeError, RemoteProtocolError
 from evpipe.sdk.annotations import evaluate, return_annotation
 from evpipe.sdk.definition import Built
 from evpipe.wire.cache import BUCKET, CacheEntry, decode_entry
@@ -79,7 +79,7 @@ async def foresee(bus: Bus | None, built: Built, *, no_cache: bool, refresh: tup
             try:
                 arguments = resolve(step.arguments, known, parameters)
                 components = components_of(step, arguments, facts)
-            except BindingError as error:
+            except (BindingError, EvpipeError) as error:
                 found[name] = Foreseen(name, "runs", f"its arguments cannot be made: {error}")
                 continue
             if components is None:

@@ -21,16 +21,17 @@ LARGE_BYTES: Final = 256 * 1024
 LARGE_STEPS: Final = 2_500
 
 
-async def graph_bytes(graph: Graph, writer: ArtifactWriter) -> bytes:
+async def graph_bytes(graph: Graph, writer: ArtifactWriter, *, here: bool) -> bytes:
     """Encode a graph.
 
     Args:
         writer: stores its large constants.
+        here: not in a thread: nobody else needs this loop.
 
     Raises:
         EncodingError, LimitExceeded: as `encode_graph`.
     """
-    if len(graph.steps) < LARGE_STEPS:
+    if here and len(graph.steps) < LARGE_STEPS:
         return encode_graph(graph, writer)
     return await anyio.to_thread.run_sync(encode_graph, graph, writer)
 

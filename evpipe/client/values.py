@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 import anyio
+from anyio.abc import TaskGroup, TaskStatus
 
 from evpipe.client.artifact_store import ArtifactStore
 from evpipe.client.loops import outside_of_any_loop
@@ -52,18 +53,29 @@ class _LateObjects:
         self._connect = connect
         self._client: Client | None = None
         self._lock = anyio.Lock()
+        self._done = anyio.Event()
         self._stack = AsyncExitStack()
+        self._task_group: TaskGroup | None = None
 
     async def __aenter__(self) -> Self:
+        self._task_group = await self._stack.enter_async_context(anyio.create_task_group())
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        await self._stack.aclose()
+        self._done.set()
+        await self._stack.__aexit__(kind, error, traceback)
 
     async def get_file(self, digest: str, file: Path) -> bool:
         async with self._lock:
             if self._client is None:
-                self._client = await self._stack.enter_async_context(self._connect())
+                assert self._task_group is not None, "entered"
+                # Whoever asks first is one of several transfers: the client lives in a task of its own.
+                self._client = await self._task_group.start(self._hold)
         return await self._client.bus.objects.get_file(digest, file)
+
+    async def _hold(self, *, task_status: TaskStatus[Client]) -> None:
+        async with self._connect() as client:
+            task_status.started(client)
+            await self._done.wait()

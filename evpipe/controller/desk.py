@@ -13,6 +13,7 @@ from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final, TypeAlias
 
+import anyio
 import anyio.lowlevel
 import anyio.to_thread
 import msgpack
@@ -33,6 +34,7 @@ from evpipe.core.events import (
     Event,
     Failure,
     Finished,
+    StepCached,
     StepCancelled,
     StepFailed,
     StepRetried,
@@ -43,7 +45,7 @@ from evpipe.core.fingerprint import NO_FACTS, RunFacts
 from evpipe.core.graph import Graph, Step
 from evpipe.core.machine import Run
 from evpipe.core.parameters import check_parameters
-from evpipe.core.states import Reason
+from evpipe.core.states import Reason, StepStatus
 from evpipe.errors import EvpipeError, LimitExceeded, RemoteProtocolError, UsageError
 from evpipe.wire.messages import (
     LaunchOrder,
@@ -69,6 +71,9 @@ TURN: Final = 256
 #: More commands than this of one event are carried out in turns with everything else.
 MANY: Final = 1_024
 ENDED_KEPT: Final = 100_000
+#: Outputs over this size are counted, and arguments over that are encoded in a thread.
+LARGE_OUTPUT_BYTES: Final = 2 * 1024
+LARGE_ARGUMENTS_BYTES: Final = 256 * 1024
 #: Pause before a refused `due` is looked at again: by then the log has shown what took its place.
 DUE_AGAIN_S: Final = 0.5
 
@@ -98,6 +103,7 @@ class Case:
         "run",
         "sequence",
         "shown",
+        "sizes",
         "source",
         "waiting",
     )
@@ -122,10 +128,19 @@ class Case:
         self.last: dict[tuple[str, str], int] = {}
         #: Launches that are on their way to the queue.
         self.launches: dict[tuple[str, int], Sending] = {}
+        #: Bytes of the outputs that are large, by step.
+        self.sizes: dict[str, int] = {}
         #: The status that the registry was last told.
         self.shown = ""
         #: A bug stopped this run; nothing more is done for it here.
         self.broken = False
+
+    def size_of_inputs(self, step: str) -> int:
+        """Give the bytes of the outputs that a step takes, as far as they are large."""
+        graph = self.run.graph
+        if graph is None or not self.sizes:
+            return 0
+        return sum(self.sizes.get(parent, 0) for parent in graph.parents[step])
 
     def refreshes(self, step: str) -> bool:
         """Say whether a step is to run even if the cache has its result."""
@@ -152,11 +167,14 @@ class Desk:
         self._now_s = now_s
         self._look_ups = LookUps(bus, task_group, self.cases, self._send_launch, self._decide, lambda: self._now_s)
         self._graphs: OrderedDict[str, Graph] = OrderedDict()
+        #: Another may lead by now: nothing is begun here any more.
+        self._closed = False
         #: Runs that ended lately: a second submit of one must not start it again.
         self._ended: OrderedDict[str, None] = OrderedDict()
 
     def close(self) -> None:
         """Leave the runs to another: what it launches must not be launched from here as well, much later."""
+        self._closed = True
         for case in self.cases.values():
             _hold_back(case)
 
@@ -237,6 +255,8 @@ class Desk:
         case.sequence = record.sequence
         if subject.kind not in ("succeeded", "started"):
             case.last[subject.step or "", subject.kind] = record.sequence
+        elif len(record.payload) > LARGE_OUTPUT_BYTES and subject.step is not None:
+            case.sizes[subject.step] = len(record.payload)
         pending = self._pending(case, subject)
         commands: Sequence[Command] = ()
         try:
@@ -254,6 +274,8 @@ class Desk:
         if event is None:
             return
         if subject.step is not None and (state := case.run.steps.get(subject.step)) is not None and state.ended:
+            if state.status is StepStatus.FAILED:
+                self._look_ups.step_failed(case.run.id, subject.step)
             self._look_ups.step_ended(case.run.id, subject.step)
         if isinstance(event, CancelRequested):
             # A launch that has not left must not leave any more: its attempt is about to be ended by decree.
@@ -348,6 +370,10 @@ class Desk:
             components=miss.components if miss is not None else {},
         )
         what = f"step {command.step!r}"
+        if case.size_of_inputs(command.step) > LARGE_ARGUMENTS_BYTES:
+            # Encoding them takes a while, and the lease has to be renewed.
+            self._task_group.start_soon(self._send_large_launch, case, command, step, order, what)
+            return
         try:
             self._publish_launch(case, command, step, encode_launch(order, what))
         except LimitExceeded:
@@ -361,15 +387,16 @@ class Desk:
             with spooled() as spool:
                 payload = await anyio.to_thread.run_sync(encode_launch, order, what, spool)
                 await store_all(self._bus, spool.files)
-        except EvpipeError as error:
+            state = case.run.steps[command.step]
+            if self.cases.get(case.run.id) is case and case.run.cancel is None and state.attempt == command.attempt:
+                self._publish_launch(case, command, step, payload)
+        except (EvpipeError, OSError) as error:
             self._fail_launch(case, command, error)
-            return
-        state = case.run.steps[command.step]
-        if self.cases.get(case.run.id) is case and case.run.cancel is None and state.attempt == command.attempt:
-            self._publish_launch(case, command, step, payload)
 
-    def _fail_launch(self, case: Case, command: Launch, error: EvpipeError) -> None:
-        failure = Failure(message=str(error))
+    def _fail_launch(self, case: Case, command: Launch, error: EvpipeError | OSError) -> None:
+        failure = Failure(message=f"the arguments of step {command.step!r} cannot be stored: {error}")
+        if isinstance(error, EvpipeError):
+            failure = Failure(message=str(error))
         self._decide(
             case, StepFailed(step=command.step, attempt=command.attempt, reason=Reason.OUTPUT, failure=failure)
         )
@@ -395,8 +422,19 @@ class Desk:
                 if isinstance(event, Due):
                     # Unless it was not that: then the wait is still open, and it is due as before.
                     self.timers.add(DUE_AGAIN_S, case.run.id, event.step, event.attempt)
+                elif isinstance(event, StepCached) and not self._closed and self.cases.get(case.run.id) is case:
+                    # Likewise: then the step is still to be launched, or cached.
+                    self._task_group.start_soon(self._look_up_again, case, event)
 
         self._bus.append(subject, payload, expected=case.last.get((step or "", kind), 0), done=decided)
+
+    async def _look_up_again(self, case: Case, event: StepCached) -> None:
+        await anyio.sleep(DUE_AGAIN_S)
+        if self.cases.get(case.run.id) is not case or case.broken:
+            return
+        for command in case.run.outstanding():
+            if isinstance(command, Launch) and (command.step, command.attempt) == (event.step, event.attempt):
+                self._launch(case, command)
 
     def _due(self, run_id: str, step: str | None, attempt: int) -> None:
         case = self.cases.get(run_id)

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 import anyio
+import anyio.to_thread
 import structlog
 from anyio.abc import TaskGroup
 
@@ -23,7 +24,8 @@ from evpipe.client.artifact_store import is_intact
 from evpipe.client.fingerprints import components_of
 from evpipe.core.commands import Launch
 from evpipe.core.events import Event, Finished, StepCached, StepSucceeded
-from evpipe.core.fingerprint import CachePolicy
+from evpipe.core.fingerprint import CachePolicy, Components
+from evpipe.core.graph import Step
 from evpipe.core.states import StepStatus
 from evpipe.errors import BusError, EvpipeError, RemoteProtocolError
 from evpipe.wire.cache import (
@@ -50,6 +52,10 @@ log = structlog.get_logger(__name__)
 LOOK_AGAIN_S: Final = 10.0
 #: Artifacts of an entry are read to see whether they are damaged, up to this many bytes of all of them.
 READ_BYTES_MAX: Final = 32 * 1024 * 1024
+#: Failures of leaders that are remembered.
+FAILED_KEPT: Final = 1_000
+#: Arguments up to this size are digested at once, larger ones in a thread.
+LIGHT_BYTES: Final = 64 * 1024
 #: Look-ups under way at the same time.
 LOOK_UPS_MAX: Final = 64
 #: Kinds of events after which a step does not run any more.
@@ -102,6 +108,11 @@ class LookUps:
         self._limiter = anyio.CapacityLimiter(LOOK_UPS_MAX)
         #: Set when a step that others wait for has ended; by run and step.
         self._leaders: dict[tuple[str, str], anyio.Event] = {}
+        #: Who looks at a fingerprint now.
+        self._turns: dict[str, anyio.Lock] = {}
+        #: Look-ups so far, and how many there were when a step failed that others waited for.
+        self._count = 0
+        self._failed: dict[tuple[str, str], int] = {}
         #: Attempts that are being looked up: a takeover, or a repeated command, does not begin again.
         self._open: set[tuple[str, str, int]] = set()
 
@@ -111,6 +122,13 @@ class LookUps:
         if key not in self._open:
             self._open.add(key)
             self._task_group.start_soon(self._run, case, command, key)
+
+    def step_failed(self, run: str, step: str) -> None:
+        """Take note that a step has failed for good."""
+        if (run, step) in self._leaders:
+            self._failed[run, step] = self._count
+            if len(self._failed) > FAILED_KEPT:
+                del self._failed[next(iter(self._failed))]
 
     def step_ended(self, run: str, step: str) -> None:
         """Take note that a step has ended, or its run has."""
@@ -127,9 +145,10 @@ class LookUps:
     async def _run(self, case: Case, command: Launch, key: tuple[str, str, int]) -> None:
         try:
             await self._look_up(case, command)
-        except EvpipeError as error:
-            # The cache only saves work.
-            log.warning("look_up_failed", run_id=case.run.id, step_id=command.step, error=str(error))
+        except Exception as error:  # noqa: BLE001 - logged with its traceback, if it is not one of ours
+            # The cache only saves work; and a bug here must not take all runs with it.
+            level = log.warning if isinstance(error, EvpipeError) else log.exception
+            level("look_up_failed", run_id=case.run.id, step_id=command.step, error=str(error))
             if self._wanted(case, command):
                 self._launch(case, command, None)
         finally:
@@ -141,7 +160,7 @@ class LookUps:
         step = graph.steps[command.step]
         policy = step.cache
         assert policy is not None, "only of cached steps"
-        components = components_of(step, command.arguments, case.facts)
+        components = await self._components(case, step, command)
         if components is None:
             self._launch(case, command, None)
             return
@@ -151,30 +170,64 @@ class LookUps:
             self._launch(case, command, miss)
             return
         me = Marker(case.pipeline, case.run.id, command.step)
+        self._count += 1
+        number = self._count
+        while self._wanted(case, command):
+            # Of all that look at one fingerprint here, one does so at a time; nobody waits for a leader meanwhile.
+            turn = self._turns.setdefault(fingerprint, anyio.Lock())
+            try:
+                async with turn:
+                    leader = await self._look(case, command, miss, me, policy, number)
+            finally:
+                if not turn.statistics().tasks_waiting:
+                    self._turns.pop(fingerprint, None)
+            if leader is None:
+                return
+            await self._wait_for(leader)
+
+    async def _components(self, case: Case, step: Step, command: Launch) -> Components | None:
+        if case.size_of_inputs(command.step) > LIGHT_BYTES:
+            return await anyio.to_thread.run_sync(components_of, step, command.arguments, case.facts)
+        return components_of(step, command.arguments, case.facts)
+
+    async def _look(
+        self, case: Case, command: Launch, miss: Miss, me: Marker, policy: CachePolicy, number: int
+    ) -> Marker | None:
+        """Look until it is known what becomes of the step, and do that.
+
+        Args:
+            number: of this look-up: those before it have lower ones.
+
+        Returns:
+            Another that is to be waited for; None: all is done.
+        """
+        fingerprint = miss.fingerprint
         while self._wanted(case, command):
             found = await self._read(fingerprint)
             content = found.content
-            if isinstance(content, CacheEntry) and (content.run, content.step, content.attempt) == (
-                me.run,
-                me.step,
-                command.attempt,
-            ):
-                # Its own result, on its way into the log.
-                self._launch(case, command, miss)
-                return
             if isinstance(content, CacheEntry):
+                if (content.run, content.step, content.attempt) == (me.run, me.step, command.attempt):
+                    # Its own result, on its way into the log.
+                    self._launch(case, command, miss)
+                    return None
                 event = await self._usable(content, found, policy)
                 if event is not None:
                     if self._wanted(case, command):
                         self._hit(case, command, content, found, event)
-                    return
-            elif content is not None and content != me and await self._lives(content):
-                await self._wait_for(content)
-                continue
+                    return None
+            elif content is not None and content != me:
+                if await self._lives(content):
+                    return content
+                if self._failed.get((content.run, content.step), -1) >= number:
+                    # It waited for one that has failed. All that did go now, and not one after the other: what made
+                    # that one fail is likely to make them fail, too, and nothing is gained by waiting in turn.
+                    self._launch(case, command, miss)
+                    return None
             if content == me or await self._lead(fingerprint, me, found):
                 if self._wanted(case, command):
                     self._launch(case, command, miss)
-                return
+                return None
+        return None
 
     def _wanted(self, case: Case, command: Launch) -> bool:
         """Say whether this attempt is still to be launched."""

@@ -26,7 +26,7 @@ class Artifact:
     #: The bytes themselves, where they are few; None: they are in the object store.
     data: bytes | None = None
     #: What the serializer needs beside the bytes: plain values; part of what the value is.
-    meta: Mapping[str, Any] = field(default_factory=dict)
+    meta: Mapping[str, Any] = field(default_factory=dict, hash=False)
     #: Digest of the value, where equal values may have different bytes; "": that of the bytes will do.
     content: str = ""
     #: Length of the value, where it has one that others may need to know; None: it has none.

@@ -116,8 +116,11 @@ def resolve(tree: Tree, outputs: Mapping[str, Any], parameters: Mapping[str, Any
     return tree
 
 
-def select(value: Any, ref: OutputRef) -> Any:
+def select(value: Any, ref: OutputRef, what: str = "") -> Any:
     """Take the part of a step's output that `ref.path` names; of an artifact, what stands for that part.
+
+    Args:
+        what: names the value in the message; "": it is the output of `ref.step`.
 
     Raises:
         BindingError: naming the reference and what the value does have.
@@ -134,14 +137,15 @@ def select(value: Any, ref: OutputRef) -> Any:
             elif isinstance(key, int) and isinstance(value, (list, tuple, str, bytes)):
                 value = value[key]
             else:
-                raise BindingError(_missing(value, ref, depth))
+                raise BindingError(_missing(value, ref, depth, what))
         except (KeyError, IndexError):
-            raise BindingError(_missing(value, ref, depth)) from None
+            raise BindingError(_missing(value, ref, depth, what)) from None
     return value
 
 
-def _missing(value: Any, ref: OutputRef, depth: int) -> str:
-    at = OutputRef(ref.step, ref.path[:depth])
+def _missing(value: Any, ref: OutputRef, depth: int, what: str) -> str:
+    at = what + "".join(f"[{key!r}]" for key in ref.path[:depth]) if what else ""
+    at = at or f"the output {OutputRef(ref.step, ref.path[:depth])}"
     key = ref.path[depth]
     if isinstance(value, dict):
         has = "keys " + ", ".join(repr(k) for k in list(value)[:12]) if value else "no keys"
@@ -151,4 +155,4 @@ def _missing(value: Any, ref: OutputRef, depth: int) -> str:
         has = f"length {len(value)}"
     else:
         has = f"type {type(value).__name__}"
-    return f"the output {at} has no {key!r}: it has {has}"
+    return f"{at} has no {key!r}: it has {has}"

@@ -144,7 +144,8 @@ class Session:
                 raise KeyboardInterrupt
             self._display.finished(run)
             await self._say_what_was_cached(client, run)
-            pickles = any(step.pickle for step in self._built.graph.steps.values())
+            # Those of its own steps. Of others' workers whoever reads them says so, to `RunHandle.result`.
+            pickles = self._hosts and any(step.pickle for step in self._built.graph.steps.values())
             return handle.result_of(run, allow_pickle=pickles)
 
     @asynccontextmanager

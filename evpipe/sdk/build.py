@@ -122,8 +122,9 @@ class Build:
             elif kind is Parameter.POSITIONAL_ONLY or (by_position and kind is Parameter.POSITIONAL_OR_KEYWORD):
                 positional.append(tree)
             elif kind is Parameter.VAR_KEYWORD:
-                if "*" in tree:
-                    raise UsageError(f"step {step!r}: a keyword argument cannot be named '*'")
+                for keyword in tree:
+                    if keyword.startswith("*"):
+                        raise UsageError(f"step {step!r}: a keyword argument cannot be named {keyword!r}")
                 named.update(tree)
             else:
                 named[name] = tree

@@ -296,8 +296,20 @@ def make_step(fn: Callable[..., Any], name: str, given: Mapping[str, object]) ->
 def _check_ignored(policy: CachePolicy | None, signature: inspect.Signature, where: str) -> None:
     """Refuse a name in `Cache(ignore=…)` that is none of the function's parameters."""
     takes = signature.parameters
-    if policy is None or any(p.kind is p.VAR_KEYWORD for p in takes.values()):
+    if policy is None:
         return
+    kinds = {p.kind for p in takes.values()}
     for name in policy.ignore:
         if name not in takes:
+            if inspect.Parameter.VAR_KEYWORD in kinds:
+                continue
             raise UsageError(f"{where}: Cache(ignore=…) names {name!r}, which it does not take{nearest(name, takes)}")
+        kind = takes[name].kind
+        by_name = kind is kind.KEYWORD_ONLY or (
+            kind is kind.POSITIONAL_OR_KEYWORD and inspect.Parameter.VAR_POSITIONAL not in kinds
+        )
+        if not by_name:
+            raise UsageError(
+                f"{where}: Cache(ignore=…) names {name!r}, which may come by position: make it keyword-only, "
+                "after a `*` in the signature"
+            )

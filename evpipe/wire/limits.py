@@ -15,6 +15,8 @@ VALUE_BYTES_MAX: Final = 512 * 1024
 INLINE_BYTES_MAX: Final = 64 * 1024
 #: What of a value that is too large for an event stays in it all the same: parts up to this size.
 PART_BYTES_MAX: Final = 4 * 1024
+#: What stands for a part that is stored has about this many.
+PART_BYTES_MIN: Final = 190
 #: Parts of a value that are looked at one by one; a longer list is stored whole.
 PARTS_MAX: Final = 1_000
 #: A value of the protocol that is stored: its bytes, and the lists, maps and entries in it.

@@ -73,18 +73,22 @@ class Submission:
     refresh: tuple[str, ...] = ()
 
 
-def encode_submission(submission: Submission, writer: ArtifactWriter | None = None) -> bytes:
+def encode_submission(
+    submission: Submission, writer: ArtifactWriter | None = None, *, parameters: bytes | None = None
+) -> bytes:
     """Encode a submit.
 
     Args:
         writer: stores parameters that have a serializer; None: those are refused.
+        parameters: as `packed_parameters` gave them; None: they are encoded here.
 
     Raises:
         EncodingError: if a parameter has no encoding.
         LimitExceeded: if the parameters are larger than `PARAMETERS_BYTES_MAX`.
 
     """
-    parameters = _packed_parameters(submission.parameters, writer)
+    if parameters is None:
+        parameters = packed_parameters(submission.parameters, writer)
     fields: dict[str, Any] = {"graph": submission.graph, "queue": submission.queue}
     if submission.source:
         fields["source"] = submission.source
@@ -101,7 +105,7 @@ def decode_submission(data: bytes) -> Submission:
     """Decode a submit; RemoteProtocolError or UsageError if it is not one."""
     fields = decode_map(data, "the submit")
     graph = fields.text("graph")
-    if len(graph) != 64 or not all(c in "0123456789abcdef" for c in graph):
+    if not is_digest(graph):
         raise RemoteProtocolError(f"the submit: {graph[:80]!r} is not the digest of a graph (64 hex digits)")
     queue = fields.text("queue", "")
     if queue:
@@ -109,7 +113,7 @@ def decode_submission(data: bytes) -> Submission:
     parameters = fields.submap("parameters")
     if len(data) > PARAMETERS_BYTES_MAX:
         # Only then can they be over it.
-        _packed_parameters(parameters)
+        packed_parameters(parameters)
     source = fields.submap("source")
     size = len(pack_unchecked(source)) if source else 0
     if size > SOURCE_BYTES_MAX:
@@ -125,7 +129,12 @@ def decode_submission(data: bytes) -> Submission:
     )
 
 
-def _packed_parameters(parameters: Mapping[str, Any], writer: ArtifactWriter | None = None) -> bytes:
+def packed_parameters(parameters: Mapping[str, Any], writer: ArtifactWriter | None = None) -> bytes:
+    """Encode the parameters of a submit.
+
+    Raises:
+        EncodingError, LimitExceeded: as `encode_submission`.
+    """
     packed = pack(dict(parameters), "the parameters", writer)
     check_size(packed, "the map of parameters", "PARAMETERS_BYTES_MAX", PARAMETERS_BYTES_MAX)
     return packed

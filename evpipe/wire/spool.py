@@ -3,7 +3,8 @@
     child: value ──▶ Spool ──▶ <folder>/out/<digest>      worker: ──▶ object store, cache of this machine
     worker: object store, cache ──▶ <folder>/in/<digest>  child: Shelf ──▶ value
 
-What is small stays in memory and travels in the event. Neither side ever holds a large value's bytes in memory.
+What is small stays in memory and travels in the event. Serializers write and read files, most of them in memory that
+does not grow; a value of the protocol is encoded in memory, and its bytes are read into it.
 """
 
 from __future__ import annotations
@@ -68,7 +69,7 @@ class Spool:
     def keep(self, artifact: Artifact) -> Artifact:
         if artifact.data is None:
             return artifact
-        with _Draft(self._folder, inline_max=0) as draft:
+        with _Draft(self._folder, inline_max=-1) as draft:
             draft.write(artifact.data)
             draft.end(self.files)
         return Artifact(
@@ -237,7 +238,7 @@ class Shelf:
             if not artifact.path:
                 return open_stored(stored.bytes(), reader=self)
             # What is in other parts of it is not here.
-            return loaded(select(open_stored(stored.bytes()), OutputRef("the value", artifact.path)), self)
+            return loaded(select(open_stored(stored.bytes()), OutputRef("", artifact.path), "the stored value"), self)
         except RemoteProtocolError as error:
             raise ArtifactUnreadable(f"the artifact {artifact} is no value: {error}") from error
 

@@ -13,12 +13,20 @@ import msgpack
 
 from evpipe.core.artifact import Artifact
 from evpipe.core.bindings import OutputRef, references, select
-from evpipe.errors import EncodingError
+from evpipe.errors import EncodingError, RemoteProtocolError
 from evpipe.wire.artifacts import ArtifactReader, ArtifactWriter
 from evpipe.wire.classes import class_name, layout_of
 from evpipe.wire.digests import value_digest
 from evpipe.wire.extensions import NAMED_TUPLE, TUPLE
-from evpipe.wire.limits import INLINE_BYTES_MAX, LARGE_ITEMS_MAX, LARGE_VALUE_BYTES_MAX, PART_BYTES_MAX, PARTS_MAX
+from evpipe.wire.limits import (
+    INLINE_BYTES_MAX,
+    LARGE_ITEMS_MAX,
+    LARGE_VALUE_BYTES_MAX,
+    PART_BYTES_MAX,
+    PART_BYTES_MIN,
+    PARTS_MAX,
+)
+from evpipe.wire.serializers.registry import is_registered
 from evpipe.wire.values import check_size, pack, pack_plain, pack_unchecked, unpack
 
 #: Types with a length that whoever maps over them has to know.
@@ -42,7 +50,9 @@ def encode_stored(value: Any, what: str, writer: ArtifactWriter) -> bytes:
     parts = _Parts.of(value)
     if parts is None:
         data = pack(value, what, writer, items_max=LARGE_ITEMS_MAX)
-        return data if len(data) <= INLINE_BYTES_MAX else pack(store_encoded(data, value, what, writer), what)
+        if len(data) <= INLINE_BYTES_MAX:
+            return _readable(data, what)
+        return pack(store_encoded(data, value, what, writer), what)
     packed: list[bytes] = []
     for child, place in zip(parts.children, parts.places, strict=True):
         try:
@@ -51,18 +61,22 @@ def encode_stored(value: Any, what: str, writer: ArtifactWriter) -> bytes:
             raise _in_place(error, place) from None
     data = parts.join(packed)
     if len(data) <= INLINE_BYTES_MAX:
-        return data
-    small = [
-        part if len(part) <= PART_BYTES_MAX else pack(store_encoded(part, child, what, writer), what)
-        for part, child in zip(packed, parts.children, strict=True)
-    ]
-    joined = parts.join(small)
-    return joined if len(joined) <= INLINE_BYTES_MAX else pack(store_encoded(data, value, what, writer), what)
+        return _readable(data, what)
+    # Each that is stored leaves what stands for it: more than so many of them are no smaller than the whole.
+    if sum(min(len(part), PART_BYTES_MIN) for part in packed) <= INLINE_BYTES_MAX:
+        small = [
+            part if len(part) <= PART_BYTES_MAX else pack(store_encoded(part, child, what, writer, part=True), what)
+            for part, child in zip(packed, parts.children, strict=True)
+        ]
+        joined = parts.join(small)
+        if len(joined) <= INLINE_BYTES_MAX:
+            return _readable(joined, what)
+    return pack(store_encoded(data, value, what, writer), what)
 
 
-def store_constant(data: bytes, tree: Any, what: str, writer: ArtifactWriter) -> Any:
-    """Store a constant of a graph, unless something in it stands for a value that is not there yet."""
-    return tree if any(True for _ in references(tree)) else store_encoded(data, tree, what, writer)
+def store_constant(data: bytes, tree: Any, what: str, writer: ArtifactWriter) -> Artifact | None:
+    """Store a constant of a graph; None if something in it stands for a value that is not there yet."""
+    return None if any(True for _ in references(tree)) else store_encoded(data, tree, what, writer)
 
 
 def open_stored(data: bytes, *, reader: ArtifactReader | None = None) -> Any:
@@ -86,7 +100,7 @@ def artifacts_in(data: bytes, path: Sequence[str | int] = ()) -> list[Artifact]:
     """
     met: list[Artifact] = []
     found = unpack(data, items_max=LARGE_ITEMS_MAX, artifacts=met)
-    return artifacts_of(select(found, OutputRef("it", tuple(path)))) if path else met
+    return artifacts_of(select(found, OutputRef("", tuple(path)), "the stored value")) if path else met
 
 
 def artifacts_of(value: Any) -> list[Artifact]:
@@ -109,18 +123,43 @@ def loaded(value: Any, reader: ArtifactReader) -> Any:
     return unpack(pack(value, "the value", items_max=LARGE_ITEMS_MAX), items_max=LARGE_ITEMS_MAX, reader=reader)
 
 
-def store_encoded(data: bytes, value: Any, what: str, writer: ArtifactWriter) -> Artifact:
-    """Store an encoded value; of one that is an artifact already, its bytes."""
+def _readable(data: bytes, what: str) -> bytes:
+    """Return an encoding that whoever folds the run can read: else its end would be no event.
+
+    Raises:
+        EncodingError: if it cannot (a set that has something in it which has no hash where its class is not known).
+    """
+    try:
+        unpack(data)
+    except RemoteProtocolError as error:
+        raise EncodingError(f"{what} cannot be encoded: {error}") from error
+    return data
+
+
+def store_encoded(data: bytes, value: Any, what: str, writer: ArtifactWriter, *, part: bool = False) -> Artifact:
+    """Store an encoded value; of one that is an artifact already, its bytes.
+
+    Args:
+        part: it is a part of a value that is too large: its bytes do not travel with it.
+
+    Raises:
+        EncodingError: if the bytes cannot be read.
+        LimitExceeded: if they are more than `LARGE_VALUE_BYTES_MAX`.
+    """
     check_size(data, what, "LARGE_VALUE_BYTES_MAX", LARGE_VALUE_BYTES_MAX)
     met: list[Artifact] = []
-    opened = unpack(data, items_max=LARGE_ITEMS_MAX, artifacts=met)
+    try:
+        opened = unpack(data, items_max=LARGE_ITEMS_MAX, artifacts=met)
+    except RemoteProtocolError as error:
+        raise EncodingError(f"{what} cannot be encoded: {error}") from error
     if type(opened) is Artifact:
         return writer.keep(opened)
     length = len(value) if isinstance(value, _SIZED) else None
     content = value_digest(opened, what, items_max=LARGE_ITEMS_MAX)
     # Those whose bytes are in these need not be fetched.
     nested = any(artifact.data is None or artifact.nested for artifact in met)
-    return writer.write_bytes(data, content=content, length=length, nested=nested)
+    stored = writer.write_bytes(data, content=content, length=length, nested=nested)
+    return writer.keep(stored) if part else stored
 
 
 class _Parts:
@@ -168,6 +207,8 @@ class _Parts:
         if kind is tuple:
             return cls(value, places, header, code=TUPLE)
         if not isinstance(value, tuple):
+            return None
+        if is_registered(kind):
             return None
         layout = layout_of(kind)
         if layout is None or layout.code != NAMED_TUPLE or layout.problem:

@@ -19,7 +19,8 @@ from evpipe.errors import EncodingError, LimitExceeded, RemoteProtocolError
 from evpipe.wire.artifacts import ArtifactReader, ArtifactWriter, artifact_form, artifact_of
 from evpipe.wire.classes import check_class_count, class_name, find_class, layout_of, named_tuple_twin
 from evpipe.wire.extensions import ARTIFACT, INT, LEAVES, NAMED_TUPLE, OUTPUT_REF, PARAMETER_REF, TUPLE, int_bytes
-from evpipe.wire.limits import DEPTH_MAX, INLINE_BYTES_MAX, ITEMS_MAX, VALUE_BYTES_MAX
+from evpipe.wire.limits import DEPTH_MAX, INLINE_BYTES_MAX, ITEMS_MAX, LARGE_ITEMS_MAX, VALUE_BYTES_MAX
+from evpipe.wire.serializers.registry import is_registered
 
 _INT_MIN, _INT_MAX = -(2**63), 2**64 - 1
 #: What msgpack packs by itself and gives back as something else, or lets a value smuggle in.
@@ -83,18 +84,26 @@ def packable(tree: Any, what: str, writer: ArtifactWriter | None = None) -> Any:
         EncodingError, LimitExceeded: as `pack`.
 
     """
-    plain = pack_plain(tree)
-    if plain is not None and (writer is None or len(plain) <= INLINE_BYTES_MAX):
-        return tree
-    if plain is not None and writer is not None:
-        from evpipe.wire.storing import store_constant
+    items_max = ITEMS_MAX if writer is None else LARGE_ITEMS_MAX
+    data = pack_plain(tree, items_max=items_max)
+    done = tree
+    if data is None:
+        from evpipe.wire.lowering import lowered
 
-        return store_constant(plain, tree, what, writer)
-    from evpipe.wire.lowering import lowered
+        # What the pass stores is stored once: the second look, at what is wrong, is without a writer.
+        done = lowered(tree, what, writer=writer, items_max=items_max) if writer is not None else None
+        try:
+            data = pack_unchecked(done) if writer is not None else _pack_lowered(tree, what, None, items_max)
+        except (TypeError, ValueError, OverflowError, UnicodeError) as error:
+            lowered(tree, what, checked=True, writer=writer, items_max=items_max)
+            raise EncodingError(f"{what} cannot be encoded: {error}") from error
+        if writer is None:
+            done = lowered(tree, what)
+    if writer is None or len(data) <= INLINE_BYTES_MAX:
+        return done
+    from evpipe.wire.storing import store_constant
 
-    if writer is None:
-        _pack_lowered(tree, what, None, ITEMS_MAX)
-    return lowered(tree, what, writer=writer)
+    return store_constant(data, tree, what, writer) or done
 
 
 def _pack_lowered(tree: Any, what: str, writer: ArtifactWriter | None, items_max: int) -> bytes:
@@ -246,7 +255,7 @@ def _extension(node: Any) -> msgpack.ExtType:
         return msgpack.ExtType(ARTIFACT, pack_unchecked(artifact_form(node)))
     if isinstance(node, tuple):
         layout = layout_of(cls)
-        if layout is not None and layout.code == NAMED_TUPLE:
+        if layout is not None and layout.code == NAMED_TUPLE and not is_registered(cls):
             return msgpack.ExtType(NAMED_TUPLE, pack_unchecked([class_name(cls), list(layout.fields), list(node)]))
     raise TypeError(cls.__name__)
 

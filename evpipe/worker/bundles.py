@@ -19,6 +19,7 @@ from evpipe.client.bundle import KIND
 from evpipe.client.cache_folder import cache_folder, draft_in
 from evpipe.client.source import Source
 from evpipe.errors import RemoteProtocolError
+from evpipe.wire.artifacts import is_digest
 from evpipe.wire.bundles import unpack_bundle
 from evpipe.worker.code import CodeNotFound
 
@@ -47,7 +48,7 @@ class BundleStore:
             return Source()
         kind, digest = found.get("kind"), found.get("digest")
         files, main = found.get("files", {}), found.get("main", "")
-        if kind != KIND or not isinstance(digest, str) or not _is_digest(digest):
+        if kind != KIND or not isinstance(digest, str) or not is_digest(digest):
             raise CodeNotFound(
                 f"the launch names its code as {str(kind)[:40]!r}: this worker knows 'bundle' with digest"
             )
@@ -79,10 +80,6 @@ class BundleStore:
             await anyio.to_thread.run_sync(_write, folder, files)
             log.debug("bundle_unpacked", digest=digest, files=len(files))
         return folder
-
-
-def _is_digest(text: str) -> bool:
-    return len(text) == 64 and set(text) <= set("0123456789abcdef")
 
 
 def _is_below(inside: str) -> bool:

@@ -33,7 +33,7 @@ class Conclusion(NamedTuple):
 def conclude_value(
     launch: LaunchSubject, order: LaunchOrder, value: Any, started_at_s: float, files: AttemptFiles
 ) -> Conclusion:
-    """Make the end of an attempt whose body returned; never raises.
+    """Make the end of an attempt whose body returned; raises nothing but MemoryError.
 
     Args:
         files: take what does not travel in the event.
@@ -48,9 +48,10 @@ def conclude_value(
         if isinstance(error, EncodingError) and order.pickle and not files.allow_pickle:
             message += "; the step may pickle, but its worker does not allow it: evpipe worker --allow-pickle"
         return conclude_failure(launch, Failure(message=message), started_at_s, Reason.OUTPUT)
-    except OSError as error:
-        # A full disk, most likely.
-        message = f"the output of step {launch.step!r} cannot be stored: {error}"
+    except MemoryError:
+        raise
+    except Exception as error:  # noqa: BLE001 - a full disk; or code of users, in a class or a serializer
+        message = f"the output of step {launch.step!r} cannot be stored: {type(error).__name__}: {error}"
         return conclude_failure(launch, Failure(message=message), started_at_s, Reason.OUTPUT)
     payload = encode_succeeded(launch.attempt, started_at_s, packed)
     return Conclusion("succeeded", payload, files.wrote)

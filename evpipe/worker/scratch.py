@@ -6,6 +6,7 @@ They are below a folder of the worker's own, which it holds a lock on; what a ki
 from __future__ import annotations
 
 import shutil
+import threading
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
@@ -73,6 +74,15 @@ def _remove_if_left(path: Path) -> None:
     lock = FileLock.try_take(path)
     if lock is None:
         return
-    shutil.rmtree(path.with_name(path.name.removesuffix(_LOCK)), ignore_errors=True)
-    path.unlink(missing_ok=True)
-    lock.release()
+    folder = path.with_name(path.name.removesuffix(_LOCK))
+
+    def remove() -> None:
+        shutil.rmtree(folder, ignore_errors=True)
+        path.unlink(missing_ok=True)
+        lock.release()
+
+    if folder.exists():
+        # It may be gigabytes, and nobody waits for it.
+        threading.Thread(target=remove, name="evpipe-clear", daemon=True).start()
+    else:
+        remove()

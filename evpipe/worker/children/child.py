@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -120,6 +121,8 @@ class Child:
         self._tail: deque[str] = deque(maxlen=TAIL_LINES)
         #: Attempts that a host was told to end, and when.
         self._stopping: dict[int, float] = {}
+        #: Folders of those.
+        self._left: dict[int, Path] = {}
         self._held: dict[int, _Held] = {}
         self._number = 0
         self._unsent: deque[bytes] = deque()
@@ -182,6 +185,7 @@ class Child:
         except BaseException:
             if self.role == "host":
                 self._stopping[number] = anyio.current_time()
+                self._left[number] = given.folder
                 self._write({"frame": "stop", "id": number})
             else:
                 # While the attempt is still its own: what it wrote until then is read when it is gone.
@@ -389,8 +393,11 @@ class Child:
         held = self._held.get(number) if isinstance(number, int) else None
         if held is None:
             if isinstance(number, int) and frame["frame"] != "output":
-                # It was told to end, and has.
+                # It was told to end, and has. Until then a thread of it may have gone on writing.
                 self._stopping.pop(number, None)
+                folder = self._left.pop(number, None)
+                if folder is not None and folder.exists():
+                    shutil.rmtree(folder, ignore_errors=True)
             return
         match frame["frame"]:
             case "ended":

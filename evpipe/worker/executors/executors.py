@@ -177,4 +177,6 @@ class Executors:
 
 def _files(folder: Path) -> dict[str, Path]:
     """Give the files that a child left for its output, by their digests."""
-    return {file.name: file for file in folder.iterdir() if is_digest(file.name)}
+    found = (file for file in folder.iterdir() if is_digest(file.name))
+    # What a step has put there itself may be anything.
+    return {file.name: file for file in found if file.is_file() and not file.is_symlink()}
