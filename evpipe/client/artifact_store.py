@@ -13,7 +13,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -27,7 +27,7 @@ from evpipe.bus.protocol import Bus, Objects
 from evpipe.client.cache_folder import cache_folder, draft_in
 from evpipe.core.artifact import Artifact
 from evpipe.core.bindings import BindingError
-from evpipe.errors import LimitExceeded, RemoteProtocolError
+from evpipe.errors import LimitExceeded, RemoteProtocolError, only_one
 from evpipe.wire.artifacts import VALUE
 from evpipe.wire.serializers.registry import ArtifactUnreadable
 from evpipe.wire.spool import Shelf, TemporaryFolder
@@ -109,9 +109,7 @@ class ArtifactStore:
                     allowed=ARTIFACTS_MAX,
                 )
             by_digest = {artifact.digest: artifact for artifact in new if artifact.data is None}
-            async with anyio.create_task_group() as task_group:
-                for artifact in by_digest.values():
-                    task_group.start_soon(self._fetch_one, artifact, into)
+            await _together(partial(self._fetch_one, artifact, into) for artifact in by_digest.values())
             for artifact in new:
                 if artifact.nested and artifact.kind == VALUE:
                     inner = await anyio.to_thread.run_sync(_inner, artifact, into)
@@ -123,9 +121,7 @@ class ArtifactStore:
         Raises:
             BusError: if the object store does not take them.
         """
-        async with anyio.create_task_group() as task_group:
-            for digest, file in files.items():
-                task_group.start_soon(self._store_one, objects, digest, file)
+        await _together(partial(self._store_one, objects, digest, file) for digest, file in files.items())
 
     async def load(self, value: Any, *, pickles: bool = False) -> Any:
         """Give a decoded value with everything in the place of its artifacts.
@@ -278,6 +274,17 @@ def lasting_folder() -> Path:
     return Path(tempfile.mkdtemp(dir=_lasting.path))
 
 
+async def _together(transfers: Iterable[Callable[[], Coroutine[Any, Any, None]]]) -> None:
+    """Do several things at once; raises the first error by itself."""
+    try:
+        async with anyio.create_task_group() as task_group:
+            for transfer in transfers:
+                task_group.start_soon(transfer)
+    except BaseExceptionGroup as group:
+        error = only_one(group)
+        raise error from error.__cause__
+
+
 async def store_all(bus: Bus, files: Mapping[str, Path]) -> None:
     """Put files into the object store, without keeping them here.
 
@@ -372,5 +379,7 @@ def _files(folder: Path) -> list[tuple[int, int, Path]]:
         for file in part.iterdir():
             with suppress(OSError):
                 stat = file.stat()
+                if file.name.startswith(".") and time.time() - stat.st_mtime < LEFT_S:
+                    continue  # somebody writes it
                 found.append((stat.st_mtime_ns, stat.st_size, file))
     return found
