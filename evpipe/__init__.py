@@ -27,6 +27,7 @@ from evpipe.errors import (
 from evpipe.sdk import hook as _hook
 from evpipe.sdk.builder import Pipeline
 from evpipe.sdk.cache import Cache
+from evpipe.sdk.condition import not_, one_of
 from evpipe.sdk.definition import AnyPipeline as _AnyPipeline
 from evpipe.sdk.pipeline import PipelineFunction, pipeline
 from evpipe.sdk.result import RunResult, StepResult
@@ -66,6 +67,8 @@ __all__ = [
     "WaitTimeout",
     "Worker",
     "connect",
+    "not_",
+    "one_of",
     "pipeline",
     "run",
     "serializer",

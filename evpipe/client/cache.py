@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from evpipe.bus.protocol import Bus
 from evpipe.client.fingerprints import components_of
-from evpipe.core.bindings import BindingError, OutputRef, references, resolve
+from evpipe.core.bindings import BindingError, OneOf, OutputRef, references, resolve
 from evpipe.core.events import Origin
 from evpipe.core.fingerprint import Components, Difference, differences
 from evpipe.core.graph import Graph, Step
@@ -270,4 +270,8 @@ def _after(graph: Graph, ran: frozenset[str]) -> frozenset[str]:
 def _comes_from(step: Step, change: Difference, steps: frozenset[str]) -> bool:
     """Say whether a changed input has something in it that one of these steps gave."""
     tree = step.arguments.get(change.name) if change.factor == "input" else None
-    return any(isinstance(ref, OutputRef) and ref.step in steps for ref in references(tree))
+    for ref in references(tree):
+        options = ref.options if isinstance(ref, OneOf) else (ref,)
+        if any(isinstance(option, OutputRef) and option.step in steps for option in options):
+            return True
+    return False

@@ -280,6 +280,8 @@ class Desk:
         if isinstance(event, CancelRequested):
             # A launch that has not left must not leave any more: its attempt is about to be ended by decree.
             _hold_back(case)
+            # Finalisers run all the same.
+            commands = (*commands, *(found for found in case.run.outstanding() if isinstance(found, Launch)))
         if len(commands) > MANY:
             # Others get their turns meanwhile: the lease has to be renewed.
             case.waiting = []
@@ -387,8 +389,7 @@ class Desk:
             with spooled() as spool:
                 payload = await anyio.to_thread.run_sync(encode_launch, order, what, spool)
                 await store_all(self._bus, spool.files)
-            state = case.run.steps[command.step]
-            if self.cases.get(case.run.id) is case and case.run.cancel is None and state.attempt == command.attempt:
+            if self.cases.get(case.run.id) is case and case.run.may_launch(command.step, command.attempt):
                 self._publish_launch(case, command, step, payload)
         except (EvpipeError, OSError) as error:
             self._fail_launch(case, command, error)
@@ -438,7 +439,7 @@ class Desk:
 
     def _due(self, run_id: str, step: str | None, attempt: int) -> None:
         case = self.cases.get(run_id)
-        if case is None or case.broken or case.run.cancel is not None:
+        if case is None or case.broken:
             return
         if case.waiting is not None:
             # Not all that has happened is folded; then it is looked at again.

@@ -26,7 +26,6 @@ from evpipe.core.commands import Launch
 from evpipe.core.events import Event, Finished, StepCached, StepSucceeded
 from evpipe.core.fingerprint import CachePolicy, Components
 from evpipe.core.graph import Step
-from evpipe.core.states import StepStatus
 from evpipe.errors import BusError, EvpipeError, RemoteProtocolError
 from evpipe.wire.cache import (
     BUCKET,
@@ -231,13 +230,10 @@ class LookUps:
 
     def _wanted(self, case: Case, command: Launch) -> bool:
         """Say whether this attempt is still to be launched."""
-        state = case.run.steps[command.step]
         return (
             self._cases.get(case.run.id) is case
             and not case.broken
-            and case.run.cancel is None
-            and state.status in (StepStatus.QUEUED, StepStatus.RUNNING)
-            and state.attempt == command.attempt
+            and case.run.may_launch(command.step, command.attempt)
         )
 
     async def _read(self, fingerprint: str) -> _Found:

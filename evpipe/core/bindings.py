@@ -40,13 +40,23 @@ class OutputRef:
 
 
 @dataclass(frozen=True, slots=True)
+class OneOf:
+    """The first of several outputs that is there: of the branch that was not skipped."""
+
+    options: tuple[OutputRef, ...]
+
+    def __str__(self) -> str:
+        return f"one of {', '.join(map(str, self.options))}"
+
+
+@dataclass(frozen=True, slots=True)
 class ParameterRef:
     """A parameter of the run."""
 
     name: str
 
 
-def references(tree: Tree) -> Iterator[OutputRef | ParameterRef]:
+def references(tree: Tree) -> Iterator[OutputRef | ParameterRef | OneOf]:
     """Yield every reference in a tree, in order, repeated ones repeatedly.
 
     Raises:
@@ -58,7 +68,7 @@ def references(tree: Tree) -> Iterator[OutputRef | ParameterRef]:
     containers = 0
     while stack:
         node, depth = stack.pop()
-        if isinstance(node, (OutputRef, ParameterRef)):
+        if isinstance(node, (OutputRef, ParameterRef, OneOf)):
             yield node
             continue
         if isinstance(node, dict):
@@ -101,6 +111,11 @@ def resolve(tree: Tree, outputs: Mapping[str, Any], parameters: Mapping[str, Any
             return None
         value = outputs[tree.step]
         return select(value, tree) if tree.path else value
+    if isinstance(tree, OneOf):
+        for option in tree.options:
+            if option.step in outputs:
+                return resolve(option, outputs, parameters)
+        return None
     if isinstance(tree, ParameterRef):
         if tree.name not in parameters:
             raise BindingError(f"the run has no value for the parameter {tree.name!r}")

@@ -12,12 +12,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from evpipe.core.bindings import LEAVES, OutputRef, ParameterRef, Tree, references
+from evpipe.core.bindings import LEAVES, OneOf, OutputRef, ParameterRef, Tree, references
+from evpipe.core.conditions import Condition, condition_trees
 from evpipe.core.fingerprint import CachePolicy
 from evpipe.core.names import check_name, nearest
 from evpipe.core.parameters import Parameter, check_parameter_names
 from evpipe.core.retry import NO_RETRIES, RetryPolicy
-from evpipe.core.states import OnFailure
+from evpipe.core.states import OnFailure, RunIf
 from evpipe.errors import LimitExceeded, UsageError
 
 STEPS_MAX = 300_000
@@ -44,6 +45,10 @@ class Step:
     #: Seconds that one attempt may run; None: no limit.
     timeout_s: float | None = None
     on_failure: OnFailure = OnFailure.FAIL
+    #: What the ends of the steps before it must be.
+    run_if: RunIf = RunIf.ALL_SUCCEEDED
+    #: What must be true then, or it is skipped; None: nothing.
+    when: Condition | None = None
     #: None: it is not cached.
     cache: CachePolicy | None = None
     #: Whether its arguments and its output may be pickles.
@@ -77,6 +82,8 @@ class Graph:
     parents: Mapping[str, tuple[str, ...]] = field(init=False, repr=False, compare=False)
     #: Step -> the steps that wait for it; one key per step, the inverse of `parents`.
     dependents: Mapping[str, tuple[str, ...]] = field(init=False, repr=False, compare=False)
+    #: Step -> those of its parents of which only one has to have a value (`OneOf`); no key where there are none.
+    branches: Mapping[str, frozenset[str]] = field(init=False, repr=False, compare=False)
     #: All steps, parents first.
     order: tuple[str, ...] = field(init=False, repr=False, compare=False)
 
@@ -97,7 +104,8 @@ class Graph:
             if name != step.name:
                 raise UsageError(f"the step named {step.name!r} is in the graph as {name!r}: the names must be equal")
         known = frozenset(p.name for p in self.parameters)
-        parents = {name: self._parents_of(step, known) for name, step in self.steps.items()}
+        branches: dict[str, frozenset[str]] = {}
+        parents = {name: self._parents_of(step, known, branches) for name, step in self.steps.items()}
         self._check_references("the pipeline's output", self.output, known)
         dependents: dict[str, list[str]] = {name: [] for name in self.steps}
         for name, above in parents.items():
@@ -105,6 +113,7 @@ class Graph:
                 dependents[parent].append(name)
         # A frozen dataclass sets its derived fields through object: they are part of the one construction.
         object.__setattr__(self, "parents", parents)
+        object.__setattr__(self, "branches", branches)
         object.__setattr__(self, "dependents", {name: tuple(below) for name, below in dependents.items()})
         object.__setattr__(self, "order", topological_order(parents, self.dependents))
 
@@ -118,7 +127,9 @@ class Graph:
             by_name[step.name] = step
         return cls(steps=by_name, **fields)
 
-    def _parents_of(self, step: Step, parameters: frozenset[str]) -> tuple[str, ...]:
+    def _parents_of(
+        self, step: Step, parameters: frozenset[str], branches: dict[str, frozenset[str]]
+    ) -> tuple[str, ...]:
         where = f"step {step.name!r}"
         check_name("step", step.name)
         if step.queue != "default":
@@ -130,15 +141,24 @@ class Graph:
         if step.cache is not None:
             check_seconds(f"{where}: cache: ttl_s", step.cache.ttl_s)
         above: dict[str, None] = {}
-        for ref in self._check_references(where, step.arguments, parameters):
-            above[ref.step] = None
+        of_branches: dict[str, None] = {}
+        trees = [step.arguments] if step.when is None else [step.arguments, *condition_trees(step.when)]
+        for tree in trees:
+            for ref in self._check_references(where, tree, parameters):
+                if isinstance(ref, OneOf):
+                    of_branches.update((option.step, None) for option in ref.options)
+                else:
+                    above[ref.step] = None
         for name in step.after:
             self._check_step_known(where, name, f"waits for the step {name!r}, which is not in the pipeline")
             above[name] = None
-        return tuple(above)
+        only_branches = frozenset(of_branches) - above.keys()
+        if only_branches:
+            branches[step.name] = only_branches
+        return (*above, *(name for name in of_branches if name in only_branches))
 
-    def _check_references(self, where: str, tree: Tree, parameters: frozenset[str]) -> list[OutputRef]:
-        found: list[OutputRef] = []
+    def _check_references(self, where: str, tree: Tree, parameters: frozenset[str]) -> list[OutputRef | OneOf]:
+        found: list[OutputRef | OneOf] = []
         if isinstance(tree, dict) and all(type(child) in LEAVES for child in tree.values()):
             # Constants only, as in most steps of a wide graph: nothing to walk.
             return found
@@ -150,15 +170,21 @@ class Graph:
                         + nearest(ref.name, parameters)
                     )
                 continue
-            self._check_step_known(where, ref.step, f"takes the output of {ref.step!r}, which is not in the pipeline")
-            declared = self.steps[ref.step].outputs
-            if declared is not None and ref.path and isinstance(ref.path[0], str) and ref.path[0] not in declared:
-                raise UsageError(
-                    f"{where} takes the output {ref.path[0]!r} of {ref.step!r}, which has "
-                    f"{', '.join(declared)}{nearest(ref.path[0], declared)}"
-                )
+            if isinstance(ref, OneOf) and not ref.options:
+                raise UsageError(f"{where} takes one of no outputs")
+            for option in ref.options if isinstance(ref, OneOf) else (ref,):
+                self._check_output(where, option)
             found.append(ref)
         return found
+
+    def _check_output(self, where: str, ref: OutputRef) -> None:
+        self._check_step_known(where, ref.step, f"takes the output of {ref.step!r}, which is not in the pipeline")
+        declared = self.steps[ref.step].outputs
+        if declared is not None and ref.path and isinstance(ref.path[0], str) and ref.path[0] not in declared:
+            raise UsageError(
+                f"{where} takes the output {ref.path[0]!r} of {ref.step!r}, which has "
+                f"{', '.join(declared)}{nearest(ref.path[0], declared)}"
+            )
 
     def _check_step_known(self, where: str, name: str, problem: str) -> None:
         if name not in self.steps:

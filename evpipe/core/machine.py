@@ -11,12 +11,13 @@ commands, one that cannot be gives `Quarantine`; neither changes anything.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias, assert_never
 
 from evpipe.core.bindings import BindingError, resolve
 from evpipe.core.commands import Command, Decide, Launch, Quarantine, StopAttempt, WakeAt
+from evpipe.core.conditions import holds, shown
 from evpipe.core.events import (
     CancelCause,
     CancelRequested,
@@ -43,8 +44,10 @@ from evpipe.core.states import (
     RUN_TRANSITIONS,
     STEP_ENDS,
     STEP_TRANSITIONS,
+    STEP_VALUES,
     OnFailure,
     Reason,
+    RunIf,
     RunStatus,
     StepStatus,
 )
@@ -173,7 +176,7 @@ class Run:
         commands: list[Command] = [Decide(event) for event in self.decisions.values()]
         for name, state in self.steps.items():
             under_way = state.status is StepStatus.QUEUED or state.status is StepStatus.RUNNING
-            if self.cancel is not None:
+            if self.cancel is not None and not self._is_final(name):
                 if under_way:
                     commands.append(StopAttempt(name, state.attempt))
             elif under_way:
@@ -235,7 +238,7 @@ class Run:
         if event.started_at_s and state.started_at_s is None:
             state.started_at_s = event.started_at_s
         self.outputs[event.step] = event.value
-        return self._ended(event.step, state, releases=True)
+        return self._ended(event.step, state)
 
     def _cached(self, event: StepCached) -> Commands:
         if event.step in self.steps and self._step(event.step).cache is None:
@@ -249,7 +252,7 @@ class Run:
         state.reason, state.message, state.failure = None, "", None
         state.cached_from = event.origin
         self.outputs[event.step] = event.value
-        return (stop, *self._ended(event.step, state, releases=True))
+        return (stop, *self._ended(event.step, state))
 
     def _started(self, event: StepStarted) -> Commands:
         state, problem = self._current(event)
@@ -278,8 +281,8 @@ class Run:
             self.failed.append(event.step)
         if step.on_failure is not OnFailure.CONTINUE and self.cancel is None:
             # After a cancel every step that is left has its decision: to be cancelled, or skipped before it.
-            commands = self._skip_below(event.step)
-        ended = self._ended(event.step, state, releases=step.on_failure is OnFailure.CONTINUE)
+            commands = self._skip_below(event.step, "failed", Reason.UPSTREAM)
+        ended = self._ended(event.step, state)
         return (*commands, *ended, *self._maybe_fail_fast(event.step, step))
 
     def _retried(self, event: StepRetried) -> Commands:
@@ -300,7 +303,7 @@ class Run:
             return (Quarantine(f"step {event.step!r} was skipped, but nothing before it failed"),)
         state.become(StepStatus.SKIPPED)
         state.reason, state.message = event.reason, event.message
-        return self._ended(event.step, state, releases=False)
+        return self._ended(event.step, state)
 
     def _cancelled(self, event: StepCancelled) -> Commands:
         state = self.steps.get(event.step)
@@ -313,7 +316,7 @@ class Run:
         self.decisions.pop((event.step, StepSkipped), None)
         state.become(StepStatus.CANCELLED)
         state.reason, state.message = event.reason, event.message
-        return self._ended(event.step, state, releases=False)
+        return self._ended(event.step, state)
 
     def _due(self, event: Due) -> Commands:
         if event.step is None:
@@ -327,7 +330,9 @@ class Run:
         state = self.steps.get(event.step)
         if state is None:
             return self._unknown(event.step)
-        if state.due_at_s is None or event.attempt != state.attempt or state.ended or self.cancel is not None:
+        if state.due_at_s is None or event.attempt != state.attempt or state.ended:
+            return ()
+        if self.cancel is not None and not self._is_final(event.step):
             return ()
         return self._queue(event.step, state)
 
@@ -340,7 +345,7 @@ class Run:
         commands: list[Command] = []
         for name, state in self.steps.items():
             # A step that is to be skipped stays so: its parent's failure came first in the log.
-            if state.ended or (name, StepSkipped) in self.decisions:
+            if state.ended or (name, StepSkipped) in self.decisions or self._is_final(name):
                 continue
             for kind in (StepRetried, StepFailed):
                 self.decisions.pop((name, kind), None)
@@ -393,7 +398,8 @@ class Run:
 
     def _again(self, event: StepFailed, state: StepState) -> Commands | None:
         """Decide whether another attempt follows a failed one; None: the step has failed."""
-        if self.cancel is not None or event.reason is Reason.OUTPUT or state.status is StepStatus.PENDING:
+        cancelled = self.cancel is not None and not self._is_final(event.step)
+        if cancelled or event.reason is Reason.OUTPUT or state.status is StepStatus.PENDING:
             # Pending: its arguments cannot be made, so no further attempt could be launched either.
             return None
         if event.reason is Reason.LOST:
@@ -427,21 +433,35 @@ class Run:
         return (self._launch_command(name, state),)
 
     def _launch(self, ready: list[str]) -> Commands:
-        """Launch the first attempt of steps that became ready."""
-        if self.cancel is not None or ("", CancelRequested) in self.decisions:
-            return ()
+        """Launch the first attempt of steps that became ready, or decide that they are skipped."""
+        stopped = self.cancel is not None or ("", CancelRequested) in self.decisions
+        branches = self.graph.branches if self.graph is not None else {}
         commands: list[Command] = []
         for name in ready:
             state = self.steps[name]
-            if state.status is not StepStatus.PENDING:
+            if state.status is not StepStatus.PENDING or (name, StepSkipped) in self.decisions:
                 continue
+            step = self._step(name)
+            if stopped and step.run_if is not RunIf.ALWAYS:
+                continue
+            if step.run_if is not RunIf.ALL_SUCCEEDED or step.when is not None or name in branches:
+                try:
+                    skipped = self._reason_to_skip(name, step)
+                except BindingError as error:
+                    state.attempt = 1
+                    state.queued_at_s = self.at_s
+                    commands.append(self._decide(_unlaunchable(name, error)))
+                    continue
+                if skipped is not None:
+                    commands.append(self._decide(skipped))
+                    commands.extend(self._skip_below(name, "was skipped", skipped.reason))
+                    continue
             state.attempt = 1
             state.queued_at_s = self.at_s
             try:
                 command = self._launch_command(name, state)
             except BindingError as error:
-                failure = Failure(message=str(error))
-                commands.append(self._decide(StepFailed(step=name, attempt=1, reason=Reason.OUTPUT, failure=failure)))
+                commands.append(self._decide(_unlaunchable(name, error)))
                 continue
             state.status = StepStatus.QUEUED
             self.status = RunStatus.RUNNING
@@ -451,32 +471,87 @@ class Run:
     def _launch_command(self, name: str, state: StepState) -> Launch:
         return Launch(name, state.attempt, resolve(self._step(name).arguments, self.outputs, self.parameters))
 
-    def _skip_below(self, failed: str) -> Commands:
-        """Decide that everything that needs `failed` is skipped, the whole way down.
+    def _reason_to_skip(self, name: str, step: Step) -> StepSkipped | None:
+        """Decide about a step whose parents have all ended; None: it runs.
 
+        Raises:
+            BindingError: if its condition cannot be evaluated.
+        """
+        assert self.graph is not None
+        of_branches = self.graph.branches.get(name, frozenset())
+        parents = [parent for parent in self.graph.parents[name] if parent not in of_branches]
+        ends = [self._outcome(parent) for parent in parents]
+        if not _rule_holds(step.run_if, ends):
+            # A rule that asks for a failure and finds none is a choice; one that a failure breaks is its consequence.
+            broken = StepStatus.FAILED in ends and step.run_if not in {RunIf.ANY_FAILED, RunIf.ALL_FAILED}
+            message = f"its run_if {step.run_if.value} does not hold: {self._shown_ends(parents)}"
+            reason = Reason.UPSTREAM if broken else Reason.CONDITION
+            return StepSkipped(step=name, reason=reason, message=message)
+        if of_branches and step.run_if is RunIf.ALL_SUCCEEDED and not of_branches & self.outputs.keys():
+            failed = any(self._outcome(branch) is StepStatus.FAILED for branch in of_branches)
+            message = f"no branch has a value: {self._shown_ends(sorted(of_branches))}"
+            return StepSkipped(step=name, reason=Reason.UPSTREAM if failed else Reason.CONDITION, message=message)
+        if step.when is not None and not holds(step.when, self.outputs, self.parameters):
+            return StepSkipped(
+                step=name, reason=Reason.CONDITION, message=f"its condition is false: {shown(step.when)}"
+            )
+        return None
+
+    def _outcome(self, parent: str) -> StepStatus:
+        """Give how a parent ended, as rules see it: an allowed failure is none, one skipped for a failure is one."""
+        state = self.steps[parent]
+        if state.status is StepStatus.FAILED and self._step(parent).on_failure is OnFailure.CONTINUE:
+            return StepStatus.SUCCEEDED
+        if state.status in STEP_VALUES:
+            return StepStatus.SUCCEEDED
+        if state.status is StepStatus.SKIPPED and state.reason is Reason.CONDITION:
+            return StepStatus.SKIPPED
+        return StepStatus.FAILED
+
+    def _shown_ends(self, names: Sequence[str]) -> str:
+        shown_names = [f"{name} {self.steps[name].status.value}" for name in names[:4]]
+        return ", ".join(shown_names) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+
+    def may_launch(self, name: str, attempt: int) -> bool:
+        """Say whether this attempt is under way, and to be launched if it was not."""
+        state = self.steps[name]
+        under_way = state.status in (StepStatus.QUEUED, StepStatus.RUNNING) and state.attempt == attempt
+        return under_way and (self.cancel is None or self._is_final(name))
+
+    def _is_final(self, name: str) -> bool:
+        """Whether a step runs to its end also when its run is cancelled."""
+        return self._step(name).run_if is RunIf.ALWAYS
+
+    def _skip_below(self, above_all: str, how: str, reason: Reason) -> Commands:
+        """Decide that everything that needs a value of this step is skipped, the whole way down.
+
+        What has another rule than the default waits for all its parents and is decided then.
         Each step is decided at most once in a run, so this costs the edges that it walks and no more.
         """
         assert self.graph is not None
         commands: list[Command] = []
-        above = [failed]
+        above = [above_all]
         while above:
             parent = above.pop()
             for name in self.graph.dependents[parent]:
                 if self.steps[name].ended or (name, StepSkipped) in self.decisions:
                     continue
-                outcome = "failed" if parent == failed else "was skipped"
-                event = StepSkipped(step=name, message=f"step {parent!r} {outcome}")
+                tolerant = self._step(name).run_if is not RunIf.ALL_SUCCEEDED
+                if tolerant or (how == "was skipped" and parent in self.graph.branches.get(name, ())):
+                    continue
+                outcome = how if parent == above_all else "was skipped"
+                event = StepSkipped(step=name, reason=reason, message=f"step {parent!r} {outcome}")
                 commands.append(self._decide(event))
                 above.append(name)
         return tuple(commands)
 
-    def _ended(self, name: str, state: StepState, *, releases: bool) -> Commands:
+    def _ended(self, name: str, state: StepState) -> Commands:
         state.ended_at_s = self.at_s
         state.due_at_s = None
         self.decisions.pop((name, StepCancelled), None)
         self.open_count -= 1
         assert self._readiness is not None
-        launched = self._launch(self._readiness.release(name)) if releases else ()
+        launched = self._launch(self._readiness.release(name))
         return (*launched, *self._maybe_finish()) if self.open_count == 0 else launched
 
     def _maybe_fail_fast(self, name: str, step: Step) -> Commands:
@@ -539,3 +614,27 @@ class Run:
 
     def _unknown(self, name: str) -> Commands:
         return (Quarantine(f"the graph has no step {name!r}"),)
+
+
+def _unlaunchable(name: str, error: BindingError) -> StepFailed:
+    return StepFailed(step=name, attempt=1, reason=Reason.OUTPUT, failure=Failure(message=str(error)))
+
+
+def _rule_holds(rule: RunIf, ends: list[StepStatus]) -> bool:
+    """Say whether the ends of a step's parents are what its rule asks for; a step without parents always runs."""
+    if not ends:
+        return True
+    failed, succeeded = StepStatus.FAILED in ends, StepStatus.SUCCEEDED in ends
+    match rule:
+        case RunIf.ALL_SUCCEEDED:
+            return all(end is StepStatus.SUCCEEDED for end in ends)
+        case RunIf.ALL_DONE | RunIf.ALWAYS:
+            return True
+        case RunIf.ANY_SUCCEEDED:
+            return succeeded
+        case RunIf.ANY_FAILED:
+            return failed
+        case RunIf.NONE_FAILED:
+            return not failed
+        case RunIf.ALL_FAILED:
+            return all(end is StepStatus.FAILED for end in ends)

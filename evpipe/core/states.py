@@ -50,6 +50,24 @@ class Reason(StrEnum):
     OUTPUT = "output"
     #: Somebody asked for it.
     REQUEST = "request"
+    #: Its `when` was false, or its `run_if` did not hold.
+    CONDITION = "condition"
+
+
+class RunIf(StrEnum):
+    """What the ends of the steps before a step must be for it to run. All of them are waited for."""
+
+    #: Each has a value, or its failure is allowed (`on_failure="continue"`).
+    ALL_SUCCEEDED = "all_succeeded"
+    #: Whatever their ends are.
+    ALL_DONE = "all_done"
+    ANY_SUCCEEDED = "any_succeeded"
+    ANY_FAILED = "any_failed"
+    #: None failed, was skipped for a failure before it, or was cancelled.
+    NONE_FAILED = "none_failed"
+    ALL_FAILED = "all_failed"
+    #: Whatever their ends are, and also when the run is cancelled: a finaliser.
+    ALWAYS = "always"
 
 
 class OnFailure(StrEnum):

@@ -13,9 +13,12 @@ from types import TracebackType
 from typing import Any, ClassVar, TypeAlias
 
 from evpipe.core.bindings import TREE_DEPTH_MAX, OutputRef, Tree
+from evpipe.core.conditions import Condition
 from evpipe.core.graph import STEPS_MAX, Step
 from evpipe.core.names import NAME_LENGTH_MAX
 from evpipe.errors import LimitExceeded, UsageError
+from evpipe.sdk.condition import Branches, read_condition
+from evpipe.sdk.condition import Condition as ConditionHandle
 from evpipe.sdk.handle import Handle, ParameterHandle, Placeholder
 from evpipe.sdk.shape import Shape
 
@@ -139,6 +142,14 @@ class Build:
         names = (item if isinstance(item, str) else self._own(item, f"{where}: after").step for item in after)
         return tuple(dict.fromkeys(names))
 
+    def condition(self, given: object, where: str) -> Condition | None:
+        """Read the option `when` of a step.
+
+        Raises:
+            UsageError: if it is none, or has a handle of another build in it.
+        """
+        return read_condition(given, lambda value: self.tree(value, f"{where}: when"), where)
+
     def tree(self, value: Any, where: str, readers: Readers = _NO_READERS, depth: int = 0) -> Tree:
         """Copy a value with a reference for every handle in it.
 
@@ -160,6 +171,10 @@ class Build:
             return value
         if cls in _PLACEHOLDERS:
             return self._own(value, where)
+        if cls is Branches:
+            return value.tree(lambda handle: self._own(handle, where))
+        if cls is ConditionHandle:
+            raise UsageError(f"{where}: {value!r} is for when=…, it is no value that can be passed on")
         if not issubclass(cls, _CONTAINERS):
             return value
         if depth >= TREE_DEPTH_MAX:

@@ -21,7 +21,7 @@ from evpipe.sdk.cache import Cache
 from evpipe.sdk.definition import QUEUE_DEFAULT, AnyPipeline, Built, PipelineOptions
 from evpipe.sdk.functions import check_step_function
 from evpipe.sdk.handle import Handle, ParameterHandle, Placeholder
-from evpipe.sdk.options import UNSET, Executor, OnFailureName, Unset
+from evpipe.sdk.options import UNSET, Executor, OnFailureName, RunIfName, Unset
 from evpipe.sdk.parameters import make_parameter
 from evpipe.sdk.references import PIPELINE, RESULT, StepReference, is_reference, read_reference
 from evpipe.sdk.retry import Retry
@@ -190,6 +190,8 @@ class Pipeline(AnyPipeline[..., Any]):
         on_failure: OnFailureName | Unset = UNSET,
         cache: bool | Cache | Unset = UNSET,
         pickle: bool | Unset = UNSET,
+        when: object = UNSET,
+        run_if: RunIfName | Unset = UNSET,
         description: str | Unset = UNSET,
         **arguments: Any,
     ) -> R: ...
@@ -210,6 +212,8 @@ class Pipeline(AnyPipeline[..., Any]):
         on_failure: OnFailureName | Unset = UNSET,
         cache: bool | Cache | Unset = UNSET,
         pickle: bool | Unset = UNSET,
+        when: object = UNSET,
+        run_if: RunIfName | Unset = UNSET,
         description: str | Unset = UNSET,
         **arguments: Any,
     ) -> R: ...
@@ -229,6 +233,8 @@ class Pipeline(AnyPipeline[..., Any]):
         on_failure: OnFailureName | Unset = UNSET,
         cache: bool | Cache | Unset = UNSET,
         pickle: bool | Unset = UNSET,
+        when: object = UNSET,
+        run_if: RunIfName | Unset = UNSET,
         description: str | Unset = UNSET,
         **arguments: Any,
     ) -> Any:
@@ -261,6 +267,8 @@ class Pipeline(AnyPipeline[..., Any]):
             "on_failure": on_failure,
             "cache": cache,
             "pickle": pickle,
+            "when": when,
+            "run_if": run_if,
             "description": description,
         }
         options: dict[str, Any] = {option: value for option, value in given.items() if value is not UNSET}

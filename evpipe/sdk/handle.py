@@ -39,8 +39,20 @@ class Placeholder:
             raise AttributeError(name)
         return self._attribute(name)
 
-    # Equality is refused below, and identity is all that a debugger or a dict of handles needs.
+    # Equality makes a condition, and identity is all that a debugger or a dict of handles needs.
     __hash__ = object.__hash__
+
+    def __and__(self, other: object) -> Any:
+        return _and(self) & other
+
+    def __rand__(self, other: object) -> Any:
+        return other & _and(self)
+
+    def __or__(self, other: object) -> Any:
+        return _and(self) | other
+
+    def __ror__(self, other: object) -> Any:
+        return other | _and(self)
 
     def _attribute(self, name: str) -> Any:
         raise not_known_yet(self, f"asked for its attribute {name!r}", _RETURN_IT)
@@ -139,13 +151,12 @@ _SHOW = "pass it to a step and show it there (repr() names the handle)"
 #: What Python may do with a value -> the special methods by which it does it, and what to do instead.
 _REFUSED: dict[str, tuple[str, str]] = {
     "used as a condition": ("bool", "pass it to a step and decide there"),
-    "compared": ("eq ne lt le gt ge", "pass it to a step and compare it there"),
     "searched with in": ("contains", "pass it to a step and search it there"),
     "reversed": ("reversed", _IN_A_STEP),
     "calculated with": (
         (
-            "add sub mul matmul truediv floordiv mod divmod pow lshift rshift and xor or "
-            "radd rsub rmul rmatmul rtruediv rfloordiv rmod rdivmod rpow rlshift rrshift rand rxor ror "
+            "add sub mul matmul truediv floordiv mod divmod pow lshift rshift xor "
+            "radd rsub rmul rmatmul rtruediv rfloordiv rmod rdivmod rpow rlshift rrshift rxor "
             "neg pos abs invert round trunc floor ceil"
         ),
         "pass it to a step and calculate there",
@@ -164,6 +175,26 @@ _REFUSED: dict[str, tuple[str, str]] = {
     "changed": ("setattr delattr setitem delitem", "pass it to a step that returns the changed value"),
     "copied or pickled": ("copy deepcopy reduce reduce_ex", "pass the handle itself on, to as many steps as need it"),
 }
+
+
+def _and(placeholder: Placeholder) -> Any:
+    from evpipe.sdk.condition import as_condition
+
+    return as_condition(placeholder)
+
+
+def _comparison(sign: str) -> Callable[[Placeholder, object], Any]:
+    def compare(self: Placeholder, other: object) -> Any:
+        # Here, for conditions are made of handles.
+        from evpipe.sdk.condition import compared
+
+        return compared(sign, self, other)
+
+    return compare
+
+
+for _method, _sign in {"eq": "==", "ne": "!=", "lt": "<", "le": "<=", "gt": ">", "ge": ">="}.items():
+    setattr(Placeholder, f"__{_method}__", _comparison(_sign))
 
 
 def _refusal(done: str, instead: str) -> Callable[..., NoReturn]:

@@ -12,7 +12,7 @@ from evpipe.core.fingerprint import CachePolicy
 from evpipe.core.graph import EXECUTORS, check_seconds
 from evpipe.core.names import check_name
 from evpipe.core.retry import NO_RETRIES, RetryPolicy
-from evpipe.core.states import OnFailure
+from evpipe.core.states import OnFailure, RunIf
 from evpipe.errors import UsageError
 from evpipe.sdk.cache import cache_policy
 from evpipe.sdk.functions import has_source
@@ -21,6 +21,9 @@ from evpipe.sdk.retry import retry_policy
 
 Executor: TypeAlias = Literal["inline", "thread", "process"]
 OnFailureName: TypeAlias = Literal["fail", "skip", "continue"]
+RunIfName: TypeAlias = Literal[
+    "all_succeeded", "all_done", "any_succeeded", "any_failed", "none_failed", "all_failed", "always"
+]
 
 
 class Unset(Enum):
@@ -51,6 +54,9 @@ class StepOptions:
     #: None: it is not cached.
     cache: CachePolicy | None = None
     pickle: bool = False
+    #: A condition, a handle, or None.
+    when: object = None
+    run_if: RunIf = RunIf.ALL_SUCCEEDED
     description: str = ""
 
 
@@ -135,6 +141,17 @@ def _after(value: object, where: str) -> tuple[Handle | str, ...]:
     return tuple(value)
 
 
+def _when(value: object, where: str) -> object:
+    """Take a condition as it is: it is read when the step is added, in the build whose handles it has."""
+    return value
+
+
+def _run_if(value: object, where: str) -> RunIf:
+    if value not in tuple(RunIf):
+        raise UsageError(f"{where}: run_if must be one of {', '.join(RunIf)}, not {value!r}")
+    return RunIf(str(value))
+
+
 def _pickle(value: object, where: str) -> bool:
     if not isinstance(value, bool):
         raise UsageError(f"{where}: pickle must be True or False, not {value!r}")
@@ -156,5 +173,7 @@ _CHECKS: Final[Mapping[str, Callable[[object, str], object]]] = {
     "after": _after,
     "cache": cache_policy,
     "pickle": _pickle,
+    "when": _when,
+    "run_if": _run_if,
     "description": _description,
 }

@@ -22,7 +22,16 @@ from evpipe.sdk.build import Build, current_build, refuse_handles
 from evpipe.sdk.cache import Cache
 from evpipe.sdk.functions import check_step_function, code_of, name_for
 from evpipe.sdk.handle import Handle
-from evpipe.sdk.options import UNSET, Executor, OnFailureName, StepOptions, Unset, check_options, executors_of
+from evpipe.sdk.options import (
+    UNSET,
+    Executor,
+    OnFailureName,
+    RunIfName,
+    StepOptions,
+    Unset,
+    check_options,
+    executors_of,
+)
 from evpipe.sdk.retry import Retry
 from evpipe.sdk.shape import Shape, output_shape
 
@@ -74,6 +83,8 @@ class Step(Generic[P, R_co]):
         after: Sequence[object] | Unset = UNSET,
         cache: bool | Cache | Unset = UNSET,
         pickle: bool | Unset = UNSET,
+        when: object = UNSET,
+        run_if: RunIfName | Unset = UNSET,
         description: str | Unset = UNSET,
     ) -> StepT:
         """Give the same step with other options, as in `load.options(queue="gpu", name="load2")(rows)`.
@@ -96,6 +107,8 @@ class Step(Generic[P, R_co]):
             "after": after,
             "cache": cache,
             "pickle": pickle,
+            "when": when,
+            "run_if": run_if,
             "description": description,
         }
         checked = check_options(given, where, executors=executors_of(self._fn))
@@ -138,6 +151,8 @@ class Step(Generic[P, R_co]):
             on_failure=options.on_failure,
             cache=options.cache,
             pickle=options.pickle,
+            when=build.condition(options.when, where),
+            run_if=options.run_if,
             description=options.description,
         )
         return build.add(step, shape)
@@ -224,6 +239,8 @@ def step(
     after: Sequence[object] = (),
     cache: bool | Cache = False,
     pickle: bool = False,
+    when: object = None,
+    run_if: RunIfName = "all_succeeded",
     description: str = "",
 ) -> StepDecorator: ...
 def step(
@@ -240,6 +257,8 @@ def step(
     after: Sequence[object] = (),
     cache: bool | Cache = False,
     pickle: bool = False,
+    when: object = None,
+    run_if: RunIfName = "all_succeeded",
     description: str = "",
 ) -> Any:
     """Make a step of a function at module level: `@step` or `@step(retries=3, …)`.
@@ -257,6 +276,11 @@ def step(
         after: names of steps that must have ended well before it, beside those whose outputs it takes.
         cache: True, or a `Cache(...)`: a result is kept and used again for a step with the same code, environment and
             arguments.
+        when: a handle, or a comparison of handles (`score > 0.9`, combined with `&`, `|` and `not_()`): if it is false
+            the step is skipped, for the reason `condition`.
+        run_if: what the ends of the steps before it must be, when all of them have ended: "all_succeeded" (the
+            default), "all_done", "any_succeeded", "any_failed", "none_failed", "all_failed", or "always", which is a
+            finaliser: it runs also when the run is cancelled. A value that is not there is None to it.
         pickle: whether arguments and output may be pickles where nothing else can carry them; workers have to allow
             it, too (`evpipe worker --allow-pickle`).
 
@@ -279,6 +303,8 @@ def step(
             "after": after,
             "cache": cache,
             "pickle": pickle,
+            "when": when,
+            "run_if": run_if,
             "description": description,
         }
         return make_step(function, name_for("step", function, name), given)

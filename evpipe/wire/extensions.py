@@ -34,6 +34,8 @@ NUMPY: Final = 12
 ARTIFACT: Final = 13
 OUTPUT_REF: Final = 16
 PARAMETER_REF: Final = 17
+#: A list of outputs of which the first that is there is meant: [[step, path], …].
+ONE_OF: Final = 18
 
 #: Types in which nothing is nested.
 LEAVES: Final = frozenset({type(None), bool, int, float, str, bytes})

@@ -6,10 +6,11 @@ import hashlib
 from collections.abc import Callable
 from typing import Any
 
+from evpipe.core.conditions import AllOf, AnyOf, Comparison, Condition, IsTrue, Negation
 from evpipe.core.graph import Graph, Step
 from evpipe.core.parameters import REQUIRED, Parameter, ParameterType
 from evpipe.core.retry import RetryPolicy
-from evpipe.core.states import OnFailure
+from evpipe.core.states import OnFailure, RunIf
 from evpipe.errors import LimitExceeded, RemoteProtocolError, UsageError
 from evpipe.wire.artifacts import ArtifactWriter
 from evpipe.wire.cache import policy_map, policy_of
@@ -18,6 +19,8 @@ from evpipe.wire.limits import GRAPH_BYTES_MAX
 from evpipe.wire.values import packable
 
 _RETRIES_DEFAULT = RetryPolicy()
+#: Levels of and, or and not in a condition.
+CONDITION_DEPTH_MAX = 32
 
 
 def encode_graph(graph: Graph, writer: ArtifactWriter | None = None) -> bytes:
@@ -111,6 +114,10 @@ def _step_map(step: Step, writer: ArtifactWriter | None) -> dict[str, Any]:
         found["timeout_s"] = float(step.timeout_s)
     if step.on_failure is not OnFailure.FAIL:
         found["on_failure"] = step.on_failure.value
+    if step.run_if is not RunIf.ALL_SUCCEEDED:
+        found["run_if"] = step.run_if.value
+    if step.when is not None:
+        found["when"] = _condition_list(step.when, f"the condition of step {step.name!r}", writer)
     if step.cache is not None:
         found["cache"] = policy_map(step.cache)
     if step.pickle:
@@ -132,6 +139,43 @@ def _on_failure(found: Fields, key: str) -> OnFailure:
     if text not in tuple(OnFailure):
         raise UsageError(f"step {found.text('name')!r}: on_failure must be one of {', '.join(OnFailure)}, not {text!r}")
     return OnFailure(text)
+
+
+def _run_if(found: Fields, key: str) -> RunIf:
+    text = found.text(key)
+    if text not in tuple(RunIf):
+        raise UsageError(f"step {found.text('name')!r}: run_if must be one of {', '.join(RunIf)}, not {text!r}")
+    return RunIf(text)
+
+
+def _condition_list(condition: Condition, what: str, writer: ArtifactWriter | None) -> list[Any]:
+    """Give a condition as it travels: [what it is, …]."""
+    match condition:
+        case IsTrue(tree):
+            return ["is", packable(tree, what, writer)]
+        case Comparison(operator, left, right):
+            return [operator, packable(left, what, writer), packable(right, what, writer)]
+        case AllOf(parts):
+            return ["and", *(_condition_list(part, what, writer) for part in parts)]
+        case AnyOf(parts):
+            return ["or", *(_condition_list(part, what, writer) for part in parts)]
+        case Negation(part):
+            return ["not", _condition_list(part, what, writer)]
+
+
+def _condition(found: Any, depth: int = 0) -> Condition:
+    """Read a condition; RemoteProtocolError if it is none."""
+    match found:
+        case ["is", tree]:
+            return IsTrue(tree)
+        case [("==" | "!=" | "<" | "<=" | ">" | ">=") as operator, left, right]:
+            return Comparison(operator, left, right)
+        case [("and" | "or") as kind, *parts] if depth < CONDITION_DEPTH_MAX:
+            inner = tuple(_condition(part, depth + 1) for part in parts)
+            return AllOf(inner) if kind == "and" else AnyOf(inner)
+        case ["not", part] if depth < CONDITION_DEPTH_MAX:
+            return Negation(_condition(part, depth + 1))
+    raise RemoteProtocolError("a step of the graph has a condition that is none, or nested too deep")
 
 
 def _retries(found: Fields, key: str) -> RetryPolicy:
@@ -156,6 +200,8 @@ _STEP_FIELDS: tuple[tuple[str, Callable[[Fields, str], Any]], ...] = (
     ("retries", _retries),
     ("timeout_s", Fields.maybe_number),
     ("on_failure", _on_failure),
+    ("run_if", _run_if),
+    ("when", lambda found, key: _condition(found.map.get(key))),
     ("cache", lambda found, key: policy_of(Fields(found.submap(key), f"{found.what}: cache"))),
     ("pickle", Fields.flag),
     ("description", Fields.text),

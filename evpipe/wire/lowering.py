@@ -16,7 +16,7 @@ from typing import Any, Final
 import msgpack
 
 from evpipe.core.artifact import Artifact
-from evpipe.core.bindings import OutputRef, ParameterRef
+from evpipe.core.bindings import OneOf, OutputRef, ParameterRef
 from evpipe.errors import EncodingError, LimitExceeded
 from evpipe.wire import classes, extensions
 from evpipe.wire.artifacts import ArtifactWriter, artifact_form, canonical_form
@@ -267,7 +267,7 @@ class Lowering:
     def _bytearray(self, node: bytearray, depth: int) -> Any:
         return msgpack.ExtType(extensions.BYTEARRAY, bytes(node))
 
-    def _reference(self, node: OutputRef | ParameterRef, depth: int) -> Any:
+    def _reference(self, node: OutputRef | ParameterRef | OneOf, depth: int) -> Any:
         return node
 
     def _artifact(self, node: Artifact, depth: int) -> Any:
@@ -299,6 +299,7 @@ _LOWER: Final[dict[type, Callable[[Lowering, Any, int], Any]]] = {
     bytearray: Lowering._bytearray,
     OutputRef: Lowering._reference,
     ParameterRef: Lowering._reference,
+    OneOf: Lowering._reference,
     Artifact: Lowering._artifact,
     **dict.fromkeys(STANDARD_TYPES, Lowering._standard),
 }

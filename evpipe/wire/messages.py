@@ -33,7 +33,7 @@ from evpipe.core.events import (
 from evpipe.core.fingerprint import NO_FACTS, RunFacts
 from evpipe.core.graph import Step
 from evpipe.core.names import check_name
-from evpipe.core.states import Reason, RunStatus
+from evpipe.core.states import Reason, RunIf, RunStatus
 from evpipe.errors import LimitExceeded, RemoteProtocolError, UsageError
 from evpipe.wire.artifacts import ArtifactReader, ArtifactWriter, is_digest
 from evpipe.wire.cache import facts_map, facts_of
@@ -387,6 +387,8 @@ class LaunchOrder:
     timeout_s: float | None = None
     #: Whether pickles may be read and written for it, if its worker allows them, too.
     pickle: bool = False
+    #: Whether it is a finaliser: it runs also when its run is cancelled.
+    final: bool = False
     #: What its result is recorded under in the cache, and the components of that; "": it is not recorded.
     fingerprint: str = ""
     components: Mapping[str, Any] = field(default_factory=dict)
@@ -419,6 +421,7 @@ def order_of(
         outputs=step.outputs,
         timeout_s=step.timeout_s,
         pickle=step.pickle,
+        final=step.run_if is RunIf.ALWAYS,
         fingerprint=fingerprint,
         components=components,
     )
@@ -448,6 +451,8 @@ def encode_launch(order: LaunchOrder, what: str, writer: ArtifactWriter | None =
         fields["timeout_s"] = order.timeout_s
     if order.pickle:
         fields["pickle"] = True
+    if order.final:
+        fields["final"] = True
     if order.fingerprint:
         fields["cache"] = {"fingerprint": order.fingerprint, "components": dict(order.components)}
     return encode_map_with(fields, "arguments", arguments)
@@ -484,6 +489,7 @@ def decode_launch(data: bytes, reader: ArtifactReader | None = None) -> LaunchOr
         outputs=fields.texts("outputs") if "outputs" in fields.map else None,
         timeout_s=timeout_s,
         pickle=fields.flag("pickle"),
+        final=fields.flag("final"),
         fingerprint=_fingerprint(cache),
         components=cache.submap("components"),
         artifacts=tuple(met),

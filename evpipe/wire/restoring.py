@@ -229,6 +229,7 @@ _RESTORE: Final[dict[int, Callable[[_Restoring, bytes, int], Any]]] = {
     extensions.NUMPY: _Restoring._numpy,
     extensions.ARTIFACT: _Restoring._artifact,
     extensions.OUTPUT_REF: lambda self, data, depth: self._reference(extensions.OUTPUT_REF, data),
+    extensions.ONE_OF: lambda self, data, depth: self._reference(extensions.ONE_OF, data),
     extensions.PARAMETER_REF: lambda self, data, depth: self._reference(extensions.PARAMETER_REF, data),
 }
 

@@ -14,18 +14,28 @@ from typing import Any, Final, TypeAlias
 import msgpack
 
 from evpipe.core.artifact import Artifact
-from evpipe.core.bindings import OutputRef, ParameterRef
+from evpipe.core.bindings import OneOf, OutputRef, ParameterRef
 from evpipe.errors import EncodingError, LimitExceeded, RemoteProtocolError
 from evpipe.wire.artifacts import ArtifactReader, ArtifactWriter, artifact_form, artifact_of
 from evpipe.wire.classes import check_class_count, class_name, find_class, layout_of, named_tuple_twin
-from evpipe.wire.extensions import ARTIFACT, INT, LEAVES, NAMED_TUPLE, OUTPUT_REF, PARAMETER_REF, TUPLE, int_bytes
+from evpipe.wire.extensions import (
+    ARTIFACT,
+    INT,
+    LEAVES,
+    NAMED_TUPLE,
+    ONE_OF,
+    OUTPUT_REF,
+    PARAMETER_REF,
+    TUPLE,
+    int_bytes,
+)
 from evpipe.wire.limits import DEPTH_MAX, INLINE_BYTES_MAX, ITEMS_MAX, LARGE_ITEMS_MAX, VALUE_BYTES_MAX
 from evpipe.wire.serializers.registry import is_registered
 
 _INT_MIN, _INT_MAX = -(2**63), 2**64 - 1
 #: What msgpack packs by itself and gives back as something else, or lets a value smuggle in.
 _FOREIGN: Final = frozenset({bytearray, memoryview, msgpack.ExtType, msgpack.Timestamp})
-_REFERENCES: Final = frozenset({OutputRef, ParameterRef, Artifact})
+_REFERENCES: Final = frozenset({OutputRef, ParameterRef, OneOf, Artifact})
 #: Levels that a payload may have around the deepest value in it.
 WRAPPER_DEPTH_MAX: Final = 8
 #: Classes of NamedTuples, looked up once per value.
@@ -249,6 +259,8 @@ def _extension(node: Any) -> msgpack.ExtType:
         return msgpack.ExtType(OUTPUT_REF, msgpack.packb([node.step, list(node.path)]))
     if cls is ParameterRef:
         return msgpack.ExtType(PARAMETER_REF, msgpack.packb(node.name))
+    if cls is OneOf:
+        return msgpack.ExtType(ONE_OF, msgpack.packb([[ref.step, list(ref.path)] for ref in node.options]))
     if cls is int:
         return msgpack.ExtType(INT, int_bytes(node))
     if cls is Artifact:
@@ -269,7 +281,7 @@ def _restore(code: int, data: bytes, depth: int, decoding: Decoding) -> Any:
         if len(as_list(values)) != len(fields):
             raise RemoteProtocolError("a named tuple whose fields and values do not fit")
         return tuple.__new__(cls, values)
-    if code in {OUTPUT_REF, PARAMETER_REF}:
+    if code in {OUTPUT_REF, PARAMETER_REF, ONE_OF}:
         return reference(code, _unpack(data, decoding, depth))
     if code == ARTIFACT:
         artifact = artifact_of(_unpack(data, decoding, depth))
@@ -295,12 +307,18 @@ def class_of_named_tuple(name: Any, fields: Any, known: NamedTuples) -> Any:
     return cls
 
 
-def reference(code: int, content: Any) -> OutputRef | ParameterRef:
+def reference(code: int, content: Any) -> OutputRef | ParameterRef | OneOf:
     """Give the reference that the content of its extension type is."""
     if code == PARAMETER_REF:
         if not isinstance(content, str):
             raise RemoteProtocolError("a parameter reference that names no parameter")
         return ParameterRef(content)
+    if code == ONE_OF:
+        return OneOf(tuple(_output_ref(option) for option in as_list(content)))
+    return _output_ref(content)
+
+
+def _output_ref(content: Any) -> OutputRef:
     step, path = as_list(content, 2)
     if not isinstance(step, str) or not all(isinstance(key, (str, int)) for key in as_list(path)):
         raise RemoteProtocolError("an output reference that names no output")

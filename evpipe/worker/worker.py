@@ -211,7 +211,8 @@ class Worker:
         try:
             if attempt.delivery.redelivered and not await self._may_run(attempt):
                 return
-            if attempt.stopped or (attempt.order.pipeline, launch.run) in self._cancelled:
+            cancelled = (attempt.order.pipeline, launch.run) in self._cancelled and not attempt.order.final
+            if attempt.stopped or cancelled:
                 # Its end is decreed by the controller.
                 attempt.delivery.ack()
                 return
@@ -357,7 +358,8 @@ class Worker:
             return
         self._cancelled.add((subject.pipeline, subject.run))
         for attempt in list(self._attempts.values()):
-            if attempt.launch.run == subject.run and attempt.order.pipeline == subject.pipeline:
+            of_run = attempt.launch.run == subject.run and attempt.order.pipeline == subject.pipeline
+            if of_run and not attempt.order.final:
                 attempt.stop()
 
     def _stop_signal(self, _: str, payload: bytes) -> None:
