@@ -96,6 +96,7 @@ class Run:
     """One run, folded from its log."""
 
     __slots__ = (
+        "_choices",
         "_readiness",
         "at_s",
         "cancel",
@@ -137,6 +138,8 @@ class Run:
         #: Steps that have not ended.
         self.open_count = 0
         self._readiness: Readiness | None = None
+        #: Whether a step was skipped by a condition: then what comes after it looks at how its parents ended.
+        self._choices = False
 
     @property
     def ended(self) -> bool:
@@ -281,7 +284,7 @@ class Run:
             self.failed.append(event.step)
         if step.on_failure is not OnFailure.CONTINUE and self.cancel is None:
             # After a cancel every step that is left has its decision: to be cancelled, or skipped before it.
-            commands = self._skip_below(event.step, "failed", Reason.UPSTREAM)
+            commands = self._skip_below(event.step, "failed")
         ended = self._ended(event.step, state)
         return (*commands, *ended, *self._maybe_fail_fast(event.step, step))
 
@@ -303,6 +306,7 @@ class Run:
             return (Quarantine(f"step {event.step!r} was skipped, but nothing before it failed"),)
         state.become(StepStatus.SKIPPED)
         state.reason, state.message = event.reason, event.message
+        self._choices |= event.reason is Reason.CONDITION
         return self._ended(event.step, state)
 
     def _cancelled(self, event: StepCancelled) -> Commands:
@@ -444,7 +448,7 @@ class Run:
             step = self._step(name)
             if stopped and step.run_if is not RunIf.ALWAYS:
                 continue
-            if step.run_if is not RunIf.ALL_SUCCEEDED or step.when is not None or name in branches:
+            if self._choices or step.run_if is not RunIf.ALL_SUCCEEDED or step.when is not None or name in branches:
                 try:
                     skipped = self._reason_to_skip(name, step)
                 except BindingError as error:
@@ -454,7 +458,8 @@ class Run:
                     continue
                 if skipped is not None:
                     commands.append(self._decide(skipped))
-                    commands.extend(self._skip_below(name, "was skipped", skipped.reason))
+                    if skipped.reason is Reason.UPSTREAM:
+                        commands.extend(self._skip_below(name, "was skipped"))
                     continue
             state.attempt = 1
             state.queued_at_s = self.at_s
@@ -485,12 +490,14 @@ class Run:
             # A rule that asks for a failure and finds none is a choice; one that a failure breaks is its consequence.
             broken = StepStatus.FAILED in ends and step.run_if not in {RunIf.ANY_FAILED, RunIf.ALL_FAILED}
             message = f"its run_if {step.run_if.value} does not hold: {self._shown_ends(parents)}"
+            if step.run_if is RunIf.ALL_SUCCEEDED:
+                message = f"step {next(p for p, end in zip(parents, ends, strict=True) if end not in _GOOD)!r} was skipped"
             reason = Reason.UPSTREAM if broken else Reason.CONDITION
             return StepSkipped(step=name, reason=reason, message=message)
-        if of_branches and step.run_if is RunIf.ALL_SUCCEEDED and not of_branches & self.outputs.keys():
-            failed = any(self._outcome(branch) is StepStatus.FAILED for branch in of_branches)
+        outcomes = [self._outcome(branch) for branch in of_branches]
+        if outcomes and step.run_if is RunIf.ALL_SUCCEEDED and StepStatus.SUCCEEDED not in outcomes:
             message = f"no branch has a value: {self._shown_ends(sorted(of_branches))}"
-            return StepSkipped(step=name, reason=Reason.UPSTREAM if failed else Reason.CONDITION, message=message)
+            return StepSkipped(step=name, reason=Reason.CONDITION, message=message)
         if step.when is not None and not holds(step.when, self.outputs, self.parameters):
             return StepSkipped(
                 step=name, reason=Reason.CONDITION, message=f"its condition is false: {shown(step.when)}"
@@ -522,25 +529,25 @@ class Run:
         """Whether a step runs to its end also when its run is cancelled."""
         return self._step(name).run_if is RunIf.ALWAYS
 
-    def _skip_below(self, above_all: str, how: str, reason: Reason) -> Commands:
-        """Decide that everything that needs a value of this step is skipped, the whole way down.
+    def _skip_below(self, failed: str, how: str) -> Commands:
+        """Decide that everything that needs a step which failed, or was skipped for a failure, is skipped, too.
 
-        What has another rule than the default waits for all its parents and is decided then.
+        What has another rule than the default waits for all its parents and is decided then; so is what comes after a
+        step that a condition skipped, or the reason would depend on which of its parents ended first.
         Each step is decided at most once in a run, so this costs the edges that it walks and no more.
         """
         assert self.graph is not None
         commands: list[Command] = []
-        above = [above_all]
+        above = [failed]
         while above:
             parent = above.pop()
             for name in self.graph.dependents[parent]:
                 if self.steps[name].ended or (name, StepSkipped) in self.decisions:
                     continue
-                tolerant = self._step(name).run_if is not RunIf.ALL_SUCCEEDED
-                if tolerant or (how == "was skipped" and parent in self.graph.branches.get(name, ())):
+                if self._step(name).run_if is not RunIf.ALL_SUCCEEDED:
                     continue
-                outcome = how if parent == above_all else "was skipped"
-                event = StepSkipped(step=name, reason=reason, message=f"step {parent!r} {outcome}")
+                outcome = how if parent == failed else "was skipped"
+                event = StepSkipped(step=name, message=f"step {parent!r} {outcome}")
                 commands.append(self._decide(event))
                 above.append(name)
         return tuple(commands)
@@ -614,6 +621,10 @@ class Run:
 
     def _unknown(self, name: str) -> Commands:
         return (Quarantine(f"the graph has no step {name!r}"),)
+
+
+#: How a parent ended for whom everything must go well.
+_GOOD = frozenset({StepStatus.SUCCEEDED})
 
 
 def _unlaunchable(name: str, error: BindingError) -> StepFailed:

@@ -11,9 +11,10 @@ import graphlib
 from dataclasses import dataclass
 from typing import Any
 
-from evpipe.core.bindings import OutputRef, Tree
+from evpipe.core.bindings import OneOf, OutputRef, Tree
+from evpipe.core.conditions import AllOf, AnyOf, Comparison, Condition, IsTrue, Negation
 from evpipe.core.graph import Graph, Step
-from evpipe.core.states import OnFailure, Reason, RunStatus, StepStatus
+from evpipe.core.states import OnFailure, Reason, RunIf, RunStatus, StepStatus
 from tests.core.plans import ERROR_TYPES, KEY, Plan
 
 LOST_ALLOWED = 3
@@ -46,13 +47,67 @@ def interpret(plan: Plan) -> dict[str, End]:
     ends: dict[str, End] = {}
     for name in graphlib.TopologicalSorter(parents).static_order():
         step = graph.steps[name]
-        if any(ends[parent].blocks(graph.steps[parent]) for parent in parents[name]):
-            ends[name] = End(StepStatus.SKIPPED, Reason.UPSTREAM)
+        skipped = reason_to_skip(graph, step, ends)
+        if skipped is not None:
+            ends[name] = End(StepStatus.SKIPPED, skipped)
         elif not all(has(ref, ends) for ref in refs_in(dict(step.arguments))):
             ends[name] = End(StepStatus.FAILED, Reason.OUTPUT, 1)
         else:
             ends[name] = attempts_of(plan, step)
     return ends
+
+
+def reason_to_skip(graph: Graph, step: Step, ends: dict[str, End]) -> Reason | None:
+    """Why a step does not run when all before it has ended; None: it does."""
+    hard = sure_parents(step)
+    branches = needed_by(step) - hard
+
+    def went(parent: str) -> str:
+        end = ends[parent]
+        if end.status is StepStatus.SKIPPED and end.reason is Reason.CONDITION:
+            return "left out"
+        return "badly" if end.blocks(graph.steps[parent]) else "well"
+
+    how = [went(parent) for parent in hard]
+    match step.run_if:
+        case RunIf.ALL_SUCCEEDED:
+            if "badly" in how or any(went(branch) == "badly" for branch in branches):
+                return Reason.UPSTREAM
+            if "left out" in how or (branches and not any(went(branch) == "well" for branch in branches)):
+                return Reason.CONDITION
+        case RunIf.ANY_SUCCEEDED if how and "well" not in how:
+            return Reason.UPSTREAM if "badly" in how else Reason.CONDITION
+        case RunIf.NONE_FAILED if "badly" in how:
+            return Reason.UPSTREAM
+        case RunIf.ANY_FAILED if how and "badly" not in how:
+            return Reason.CONDITION
+        case RunIf.ALL_FAILED if how and set(how) != {"badly"}:
+            return Reason.CONDITION
+    return Reason.CONDITION if step.when is not None and not true(step.when, ends) else None
+
+
+def true(condition: Condition, ends: dict[str, End]) -> bool:
+    """Whether a condition of these tests holds."""
+
+    def value(tree: Tree) -> Any:
+        return filled(tree, ends)
+
+    match condition:
+        case IsTrue(tree):
+            return bool(value(tree))
+        case Negation(part):
+            return not true(part, ends)
+        case AllOf(parts):
+            return all(true(part, ends) for part in parts)
+        case AnyOf(parts):
+            return any(true(part, ends) for part in parts)
+        case Comparison("==", left, right):
+            return bool(value(left) == value(right))
+        case Comparison("!=", left, right):
+            return bool(value(left) != value(right))
+        case Comparison(_, _, _):
+            return False  # with None, which is neither less nor more
+    raise AssertionError(condition)
 
 
 def attempts_of(plan: Plan, step: Step) -> End:
@@ -85,7 +140,33 @@ def run_ends_as(graph: Graph, ends: dict[str, End]) -> RunStatus:
 
 
 def needed_by(step: Step) -> set[str]:
-    return {ref.step for ref in refs_in(dict(step.arguments))} | set(step.after)
+    """The steps that a step waits for."""
+    return sure_parents(step) | {ref.step for found in branches_in(dict(step.arguments)) for ref in found.options}
+
+
+def sure_parents(step: Step) -> set[str]:
+    """Those of them that must have ended well for the default rule: not those of which one is enough."""
+    of_condition = {ref.step for ref in refs_of(step.when)} if step.when is not None else set()
+    return {ref.step for ref in refs_in(dict(step.arguments))} | set(step.after) | of_condition
+
+
+def refs_of(condition: Condition) -> list[OutputRef]:
+    match condition:
+        case IsTrue(tree):
+            return refs_in(tree)
+        case Comparison(_, left, right):
+            return [*refs_in(left), *refs_in(right)]
+        case AllOf(parts) | AnyOf(parts):
+            return [ref for part in parts for ref in refs_of(part)]
+        case Negation(part):
+            return refs_of(part)
+
+
+def branches_in(tree: Tree) -> list[OneOf]:
+    if isinstance(tree, OneOf):
+        return [tree]
+    children = tree.values() if isinstance(tree, dict) else tree if isinstance(tree, (list, tuple)) else ()
+    return [found for child in children for found in branches_in(child)]
 
 
 def refs_in(tree: Tree) -> list[OutputRef]:
@@ -102,6 +183,9 @@ def has(ref: OutputRef, ends: dict[str, End]) -> bool:
 
 def filled(tree: Tree, ends: dict[str, End]) -> Any:
     """The value of an argument tree."""
+    if isinstance(tree, OneOf):
+        there = [ref for ref in tree.options if ends[ref.step].status is StepStatus.SUCCEEDED]
+        return filled(there[0], ends) if there else None
     if isinstance(tree, OutputRef):
         if ends[tree.step].status is not StepStatus.SUCCEEDED:
             return None

@@ -7,10 +7,11 @@ from typing import Literal, TypeAlias
 
 from hypothesis import strategies as st
 
-from evpipe.core.bindings import OutputRef, Tree
+from evpipe.core.bindings import OneOf, OutputRef, Tree
+from evpipe.core.conditions import AllOf, AnyOf, Comparison, Condition, IsTrue, Negation
 from evpipe.core.graph import Graph, Step
 from evpipe.core.retry import RetryPolicy
-from evpipe.core.states import OnFailure
+from evpipe.core.states import OnFailure, RunIf
 
 #: How an attempt ends: "odd" is an error of a type that a policy with a filter does not retry.
 Outcome: TypeAlias = Literal["ok", "error", "odd", "timeout", "lost", "output"]
@@ -65,12 +66,32 @@ def graphs(draw: st.DrawFn, steps_max: int = 8, *, order_free: bool = False) -> 
                 after.append(parent)
             else:
                 arguments[parent] = OutputRef(parent, (NO_KEY,))
+        when: Condition | None = None
+        if i and draw(st.integers(0, 4)) == 0:
+            # Of the rest of the graph, too: what only a condition needs is needed all the same.
+            left = OutputRef(draw(st.sampled_from(names[:i])), (KEY,))
+            when = draw(
+                st.sampled_from(
+                    [
+                        IsTrue(left),
+                        Negation(IsTrue(left)),
+                        Comparison("==", left, [left.step]),
+                        AllOf((IsTrue(left), Comparison("!=", left, [left.step]))),
+                        AnyOf((Comparison("<", left, None), IsTrue(left))),
+                    ]
+                )
+            )
+        if i > 1 and draw(st.integers(0, 4)) == 0:
+            branches = draw(st.lists(st.sampled_from(names[:i]), min_size=1, max_size=3, unique=True))
+            arguments["branches"] = OneOf(tuple(OutputRef(branch) for branch in branches))
         steps.append(
             Step(
                 name=name,
                 arguments=arguments,
                 after=tuple(after),
                 retries=draw(retry_policies()),
+                when=when,
+                run_if=draw(st.sampled_from([RunIf.ALL_SUCCEEDED] * 6 + [*RunIf])),
                 on_failure=draw(st.sampled_from(OnFailure)),
             )
         )

@@ -20,10 +20,10 @@ from evpipe.core.events import (
     StepSucceeded,
 )
 from evpipe.core.machine import Run
-from evpipe.core.states import Reason, RunStatus, StepStatus
+from evpipe.core.states import Reason, RunIf, RunStatus, StepStatus
 from tests.core.budget import examples
 from tests.core.making import RUN_ID, snapshot
-from tests.core.oracle import End, filled, has, interpret, needed_by, output_of, refs_in, run_ends_as
+from tests.core.oracle import End, filled, has, interpret, needed_by, output_of, reason_to_skip, refs_in, run_ends_as
 from tests.core.plans import Plan, plans
 from tests.core.world import World
 
@@ -84,17 +84,17 @@ def test_whatever_ends_a_run_early_its_end_follows_from_its_log(plan: Plan, seed
 
     for name, end in ends.items():
         above = {parent: ends[parent] for parent in needed_by(graph.steps[name])}
-        blocked = any(e.blocks(graph.steps[parent]) for parent, e in above.items())
+        blocked = reason_to_skip(graph, graph.steps[name], ends) if set(above) <= set(ends) else None
         match end.status:
             case StepStatus.SUCCEEDED:
                 assert plan.outcome(name, end.attempts) == "ok"
-                assert not blocked
+                assert blocked is None
             case StepStatus.FAILED:
                 bindable = all(has(ref, ends) for ref in refs_in(dict(graph.steps[name].arguments)))
                 assert not bindable or plan.outcome(name, end.attempts) != "ok"
-                assert not blocked
+                assert blocked is None
             case StepStatus.SKIPPED:
-                assert blocked
+                assert blocked is end.reason
             case _:
                 assert end.status is StepStatus.CANCELLED
                 assert run.cancel is not None
@@ -111,16 +111,17 @@ def test_at_every_prefix_of_the_log_the_rules_hold(plan: Plan, seed: int, cancel
     final: dict[str, tuple[End, float | None]] = {}
     for event in world.log:
         commands = run.step(event)
-        released = {
-            name for name, state in run.steps.items() if state.ended and not End(state.status).blocks(graph.steps[name])
-        }
+        released = {name for name, state in run.steps.items() if state.ended}
         for command in commands:
             if isinstance(command, Launch):
                 assert needed[command.step] <= released
-                assert run.cancel is None
-                assert not (graph.fail_fast and run.failed and command.attempt == 1)
+                if graph.steps[command.step].run_if is not RunIf.ALWAYS:
+                    assert run.cancel is None
+                    assert not (graph.fail_fast and run.failed and command.attempt == 1)
             elif isinstance(command, Decide) and run.cancel is not None:
-                assert isinstance(command.event, (StepCancelled, Finished))
+                of_finaliser = graph.steps.get(getattr(command.event, "step", ""))
+                goes_on = of_finaliser is not None and of_finaliser.run_if is RunIf.ALWAYS
+                assert goes_on or isinstance(command.event, (StepCancelled, Finished))
         waiting_on = snapshot(run)["waiting_on"]
         assert waiting_on == {name: len(above - released) for name, above in needed.items()}
         assert run.open_count == sum(not state.ended for state in run.steps.values())

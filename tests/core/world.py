@@ -26,7 +26,7 @@ from evpipe.core.events import (
     Submitted,
 )
 from evpipe.core.machine import Run
-from evpipe.core.states import Reason
+from evpipe.core.states import Reason, RunIf
 from tests.core.making import RUN_ID, snapshot
 from tests.core.oracle import output_of
 from tests.core.plans import ERROR_TYPES, Outcome, Plan
@@ -97,8 +97,9 @@ class World:
     def carry_out(self, turn: UnderWay) -> None:
         match turn:
             case Launch():
-                # A launch's subject is taken once; after the cancel nothing is sent that was not.
-                if self.run.cancel is None and (turn.step, turn.attempt) not in self.sent:
+                # A launch's subject is taken once; after the cancel nothing is sent that was not, but finalisers.
+                final = self.plan.graph.steps[turn.step].run_if is RunIf.ALWAYS
+                if (self.run.cancel is None or final) and (turn.step, turn.attempt) not in self.sent:
                     self.sent.add((turn.step, turn.attempt))
                     self.under_way += [Published(event) for event in self.work(turn)]
             case Decide(event=event):
