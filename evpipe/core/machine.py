@@ -491,7 +491,9 @@ class Run:
             broken = StepStatus.FAILED in ends and step.run_if not in {RunIf.ANY_FAILED, RunIf.ALL_FAILED}
             message = f"its run_if {step.run_if.value} does not hold: {self._shown_ends(parents)}"
             if step.run_if is RunIf.ALL_SUCCEEDED:
-                message = f"step {next(p for p, end in zip(parents, ends, strict=True) if end not in _GOOD)!r} was skipped"
+                message = (
+                    f"step {next(p for p, end in zip(parents, ends, strict=True) if end not in _GOOD)!r} was skipped"
+                )
             reason = Reason.UPSTREAM if broken else Reason.CONDITION
             return StepSkipped(step=name, reason=reason, message=message)
         outcomes = [self._outcome(branch) for branch in of_branches]

@@ -150,7 +150,7 @@ _SHOW = "pass it to a step and show it there (repr() names the handle)"
 
 #: What Python may do with a value -> the special methods by which it does it, and what to do instead.
 _REFUSED: dict[str, tuple[str, str]] = {
-    "used as a condition": ("bool", "pass it to a step and decide there"),
+    "used as a condition": ("bool", "give it to a step as when=…, or pass it to a step and decide there"),
     "searched with in": ("contains", "pass it to a step and search it there"),
     "reversed": ("reversed", _IN_A_STEP),
     "calculated with": (

@@ -70,17 +70,14 @@ def graphs(draw: st.DrawFn, steps_max: int = 8, *, order_free: bool = False) -> 
         if i and draw(st.integers(0, 4)) == 0:
             # Of the rest of the graph, too: what only a condition needs is needed all the same.
             left = OutputRef(draw(st.sampled_from(names[:i])), (KEY,))
-            when = draw(
-                st.sampled_from(
-                    [
-                        IsTrue(left),
-                        Negation(IsTrue(left)),
-                        Comparison("==", left, [left.step]),
-                        AllOf((IsTrue(left), Comparison("!=", left, [left.step]))),
-                        AnyOf((Comparison("<", left, None), IsTrue(left))),
-                    ]
-                )
-            )
+            conditions: list[Condition] = [
+                IsTrue(left),
+                Negation(IsTrue(left)),
+                Comparison("==", left, [left.step]),
+                AllOf((IsTrue(left), Comparison("!=", left, [left.step]))),
+                AnyOf((Comparison("<", left, None), IsTrue(left))),
+            ]
+            when = draw(st.sampled_from(conditions))
         if i > 1 and draw(st.integers(0, 4)) == 0:
             branches = draw(st.lists(st.sampled_from(names[:i]), min_size=1, max_size=3, unique=True))
             arguments["branches"] = OneOf(tuple(OutputRef(branch) for branch in branches))

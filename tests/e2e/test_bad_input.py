@@ -319,8 +319,12 @@ TABLE = [
         raw=Raw(graph={"parameters": [{"name": "x", "type": {"kind": "any"}}]}, parameters={"x": "y" * 262_144}),
     ),
     # ---- handles
-    misuse("condition", "if h: pass", "used as a condition", "pass it to a step and decide there"),
-    misuse("comparison", "h == 1", "compared", "pass it to a step and compare it there"),
+    misuse(
+        "condition",
+        "if h: pass",
+        "used as a condition",
+        "give it to a step as when=…, or pass it to a step and decide there",
+    ),
     misuse("membership", "1 in h", "searched with in", "pass it to a step and search it there"),
     misuse("reversed", "reversed(h)", "reversed", "pass it to a step and do that there"),
     misuse("arithmetic", "h + 1", "calculated with", "pass it to a step and calculate there"),

@@ -280,10 +280,9 @@ def _loop(value: Any) -> None:
 
 
 MISUSES: list[tuple[Callable[[Any], Any], str]] = [
-    (bool, "used as a condition: pass it to a step and decide there"),
+    (bool, "used as a condition: give it to a step as when=…, or pass it to a step and decide there"),
     (_loop, "iterated over: pass it whole to a step"),
     (lambda v: v + 1, "calculated with: pass it to a step and calculate there"),
-    (lambda v: v > 1, "compared: pass it to a step and compare it there"),
     (str, "made text: pass it to a step and show it there (repr() names the handle)"),
     (lambda v: f"{v}", "made text: pass it to a step and show it there (repr() names the handle)"),
     (int, "made a number: pass it to a step and do that there"),

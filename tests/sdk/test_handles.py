@@ -65,8 +65,7 @@ def _unpack(handle: Any) -> None:
     _a, _b = handle
 
 
-CONDITION = "used as a condition: pass it to a step and decide there"
-COMPARED = "compared: pass it to a step and compare it there"
+CONDITION = "used as a condition: give it to a step as when=…, or pass it to a step and decide there"
 CALCULATED = "calculated with: pass it to a step and calculate there"
 TEXT = "made text: pass it to a step and show it there (repr() names the handle)"
 NUMBER = "made a number: pass it to a step and do that there"
@@ -87,16 +86,10 @@ MISUSES: list[tuple[Callable[[Any], Any], str]] = [
     (sum, ITERATED),
     (len, "measured with len(): take its length in a step"),
     (lambda h: 1 in h, "searched with in: pass it to a step and search it there"),
-    (lambda h: h == 1, COMPARED),
-    (lambda h: h != 1, COMPARED),
-    (lambda h: h < 1, COMPARED),
-    (lambda h: h <= 1, COMPARED),
-    (lambda h: h in [1], COMPARED),
     (lambda h: h + 1, CALCULATED),
     (lambda h: 1 - h, CALCULATED),
     (lambda h: h @ h, CALCULATED),
     (lambda h: -h, CALCULATED),
-    (lambda h: h | {}, CALCULATED),
     (round, CALCULATED),
     (math.floor, CALCULATED),
     (abs, CALCULATED),

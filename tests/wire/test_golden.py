@@ -262,7 +262,7 @@ def test_an_event_may_leave_out_what_has_a_default() -> None:
             {"attempt": 1, "reason": "mood"},
             (
                 "the event 'failed': reason 'mood' is none of "
-                "error, timeout, deadline, lost, upstream, rejected, output, request"
+                "error, timeout, deadline, lost, upstream, rejected, output, request, condition"
             ),
         ),
         ("a", "retry", {"attempt": 1}, "the event 'retry': field 'due_at' is missing, it must be a number"),
