@@ -285,8 +285,9 @@ class Run:
         if step.on_failure is not OnFailure.CONTINUE and self.cancel is None:
             # After a cancel every step that is left has its decision: to be cancelled, or skipped before it.
             commands = self._skip_below(event.step, "failed")
-        ended = self._ended(event.step, state)
-        return (*commands, *ended, *self._maybe_fail_fast(event.step, step))
+        # Before what becomes ready now is launched: the decision keeps it back.
+        stop = self._maybe_fail_fast(event.step, step)
+        return (*commands, *stop, *self._ended(event.step, state))
 
     def _retried(self, event: StepRetried) -> Commands:
         if event.step not in self.steps:
@@ -569,7 +570,7 @@ class Run:
             not self.graph.fail_fast
             or step.on_failure is not OnFailure.FAIL
             or self.cancel is not None
-            or self.open_count == 0
+            or self.open_count == 1  # the step that has just failed: nothing is left to stop
             or ("", CancelRequested) in self.decisions
         ):
             return ()
