@@ -1,0 +1,117 @@
+"""Pipelines that decide: what runs depends on what came before."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from evpipe import not_, one_of, pipeline, step
+
+
+@step
+def flip(side: str) -> str:
+    return side
+
+
+@step
+def heads(word: str) -> str:
+    return f"H:{word}"
+
+
+@step
+def tails(word: str) -> str:
+    return f"T:{word}"
+
+
+@step
+def told(value: Any) -> str:
+    return f"told {value}"
+
+
+@step
+def fail() -> str:
+    message = "no"
+    raise ValueError(message)
+
+
+@step
+def wait() -> str:
+    time.sleep(60)
+    return "waited"
+
+
+@step
+def clean() -> str:
+    return "cleaned"
+
+
+@pipeline
+def coin(side: str = "heads") -> dict[str, Any]:
+    found = flip(side)
+    h = heads.options(when=found == "heads")(found)
+    t = tails.options(when=not_(found == "heads") & (found != "edge"))(found)
+    joined = told(one_of(h, t))
+    return {"joined": joined}
+
+
+@pipeline
+def without_its_value(side: str = "tails") -> Any:
+    """What needs a step that was not chosen is not chosen either."""
+    h = heads.options(when=flip(side) == "heads")(side)
+    told(h)
+    return told.options(name="all", run_if="all_done", after=[h])(side)
+
+
+@pipeline
+def of_a_parameter(side: str = "tails") -> None:
+    told.options(name="a", when=flip(side) == side)(1)
+    told.options(name="b", when=(flip(side) == "x") | (flip(side) == side))(2)
+
+
+@pipeline
+def no_such_key(side: str = "tails") -> None:
+    told.options(name="a", when=flip(side)["key"] == 1)(1)
+
+
+@pipeline
+def no_such_order(side: str = "tails") -> None:
+    told.options(name="a", when=flip(side) > 3)(1)
+
+
+@pipeline
+def rules() -> None:
+    failed = fail()
+    good = clean()
+    told(failed)
+    for rule in ("all_done", "any_succeeded", "any_failed", "none_failed", "all_failed", "always"):
+        told.options(name=rule, run_if=rule, after=[failed, good])(rule)
+    told.options(name="mourned", run_if="all_failed", after=[failed])("mourned")
+    told.options(name="no_mourning", run_if="any_failed", after=[good])("mourned")
+
+
+@pipeline
+def cleaned_after_a_failure() -> None:
+    clean.options(run_if="always", after=[told(fail())])()
+
+
+@pipeline(fail_fast=True)
+def cleaned_after_the_first_failure() -> None:
+    w = wait()
+    failed = fail()
+    told.options(name="done", run_if="all_done", after=[failed])(1)
+    clean.options(run_if="always", after=[w, failed])()
+
+
+@pipeline(deadline_s=1)
+def cleaned_after_the_deadline() -> None:
+    w = wait()
+    told.options(name="beside", run_if="always")(1)
+    clean.options(run_if="always", after=[told(w)])()
+
+
+@pipeline
+def cleaned_after_a_cancel() -> None:
+    w = wait()
+    cleaned = clean.options(run_if="always", after=[told(w)])()
+    failed = fail.options(name="fails", run_if="always", retries=1, after=[cleaned])()
+    clean.options(name="last", run_if="always", after=[failed])()
