@@ -17,6 +17,8 @@ from evpipe.errors import UsageError
 
 #: Parts of a condition, so that nobody evaluates a million of them for one step.
 CONDITION_PARTS_MAX: Final = 1_000
+#: Levels of and, or and not in each other.
+DEPTH_MAX: Final = 32
 
 _OPERATORS: Final[dict[str, Callable[[Any, Any], Any]]] = {
     "==": operator.eq,

@@ -22,12 +22,24 @@ T = TypeVar("T")
 class Condition:
     """What a comparison of a handle gives: true or false when the run comes to it. For `when=`."""
 
-    __slots__ = ("_make", "_shown")
+    __slots__ = ("_depth", "_make", "_parts", "_shown", "_sign")
 
-    def __init__(self, make: Callable[[Callable[[Any], Tree]], conditions.Condition], shown: str) -> None:
+    def __init__(
+        self,
+        make: Callable[[Callable[[Any], Tree]], conditions.Condition],
+        shown: str,
+        *,
+        sign: str = "",
+        parts: tuple[Condition, ...] = (),
+    ) -> None:
         #: Makes the core's condition; is given what makes a tree of a value.
         self._make = make
         self._shown = shown
+        #: What it is made of, with what between them.
+        self._sign, self._parts = sign, parts
+        self._depth: int = 1 + max((part._depth for part in parts), default=-1)
+        if self._depth > conditions.DEPTH_MAX:
+            raise UsageError(f"a condition has at most {conditions.DEPTH_MAX} levels of &, | and not_ in each other")
 
     def __and__(self, other: object) -> Condition:
         return _combined(conditions.AllOf, "&", self, other)
@@ -83,7 +95,9 @@ def compared(operator: str, left: Placeholder, right: object) -> Condition:
 def not_(condition: object) -> Condition:
     """Turn a condition, or a handle's value, round."""
     inner = as_condition(condition)
-    return Condition(lambda tree: conditions.Negation(inner._make(tree)), f"not ({inner._shown})")
+    return Condition(
+        lambda tree: conditions.Negation(inner._make(tree)), f"not ({inner._shown})", sign="not", parts=(inner,)
+    )
 
 
 def one_of(*branches: T) -> T:
@@ -131,9 +145,17 @@ def as_condition(given: object) -> Condition:
     raise UsageError(f"a condition is made of handles and comparisons of handles, not of {given!r}")
 
 
-def _combined(kind: Any, sign: str, left: object, right: object) -> Condition:
-    a, b = as_condition(left), as_condition(right)
-    return Condition(lambda tree: kind((a._make(tree), b._make(tree))), f"({a._shown}) {sign} ({b._shown})")
+def _combined(kind: type[conditions.AllOf | conditions.AnyOf], sign: str, left: object, right: object) -> Condition:
+    parts: list[Condition] = []
+    for side in (as_condition(left), as_condition(right)):
+        # a & b & c is one level, however many there are.
+        parts.extend(side._parts if side._sign == sign else (side,))
+    return Condition(
+        lambda tree: kind(tuple(part._make(tree) for part in parts)),
+        f" {sign} ".join(f"({part._shown})" for part in parts),
+        sign=sign,
+        parts=tuple(parts),
+    )
 
 
 def _name(value: object) -> str:

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Callable
 from typing import Any
 
-from evpipe.core.conditions import AllOf, AnyOf, Comparison, Condition, IsTrue, Negation
+from evpipe.core.conditions import DEPTH_MAX, AllOf, AnyOf, Comparison, Condition, IsTrue, Negation
 from evpipe.core.graph import Graph, Step
 from evpipe.core.parameters import REQUIRED, Parameter, ParameterType
 from evpipe.core.retry import RetryPolicy
@@ -19,8 +19,6 @@ from evpipe.wire.limits import GRAPH_BYTES_MAX
 from evpipe.wire.values import packable
 
 _RETRIES_DEFAULT = RetryPolicy()
-#: Levels of and, or and not in a condition.
-CONDITION_DEPTH_MAX = 32
 
 
 def encode_graph(graph: Graph, writer: ArtifactWriter | None = None) -> bytes:
@@ -170,10 +168,10 @@ def _condition(found: Any, depth: int = 0) -> Condition:
             return IsTrue(tree)
         case [("==" | "!=" | "<" | "<=" | ">" | ">=") as operator, left, right]:
             return Comparison(operator, left, right)
-        case [("and" | "or") as kind, *parts] if depth < CONDITION_DEPTH_MAX:
+        case [("and" | "or") as kind, *parts] if depth < DEPTH_MAX:
             inner = tuple(_condition(part, depth + 1) for part in parts)
             return AllOf(inner) if kind == "and" else AnyOf(inner)
-        case ["not", part] if depth < CONDITION_DEPTH_MAX:
+        case ["not", part] if depth < DEPTH_MAX:
             return Negation(_condition(part, depth + 1))
     raise RemoteProtocolError("a step of the graph has a condition that is none, or nested too deep")
 

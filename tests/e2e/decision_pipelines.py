@@ -70,12 +70,12 @@ def of_a_parameter(side: str = "tails") -> None:
 
 @pipeline
 def no_such_key(side: str = "tails") -> None:
-    told.options(name="a", when=flip(side)["key"] == 1)(1)
+    told.options(name="a", when=flip(side)["key"] == "x")(1)  # type: ignore[index]
 
 
 @pipeline
 def no_such_order(side: str = "tails") -> None:
-    told.options(name="a", when=flip(side) > 3)(1)
+    told.options(name="a", when=flip(side) > 3)(1)  # type: ignore[operator]
 
 
 @pipeline

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import reduce
 from typing import Any
 
 import pytest
@@ -38,6 +39,17 @@ def built(body: Callable[[Any], Any]) -> Graph:
         (not_, Negation(IsTrue(A)), "not load"),
         (lambda h: ~(h > 1), Negation(Comparison(">", A, 1)), "not (load > 1)"),
         (lambda h: h & (h > 1), AllOf((IsTrue(A), Comparison(">", A, 1))), "load & (load > 1)"),
+        (
+            lambda h: h & h[0] & (h[1] | h[2] | h[3]),
+            AllOf(
+                (
+                    IsTrue(A),
+                    IsTrue(OutputRef("load", (0,))),
+                    AnyOf(tuple(IsTrue(OutputRef("load", (n,))) for n in (1, 2, 3))),
+                )
+            ),
+            None,
+        ),
         (
             lambda h: (h > 1) | h[0],
             AnyOf((Comparison(">", A, 1), IsTrue(OutputRef("load", (0,))))),
@@ -96,6 +108,8 @@ def test_a_branch_that_is_needed_by_itself_is_no_branch() -> None:
         (lambda h: h == (h == 2), UsageError, "combine conditions with & and"),
         (lambda h: h & 3, UsageError, "a condition is made of handles and comparisons of handles, not of 3"),
         (lambda h: not_(True), UsageError, "not of True"),
+        (lambda h: reduce(lambda found, _: not_(found), range(33), h), UsageError, "at most 32 levels"),
+        (lambda h: reduce(lambda found, _: found & h, range(400), h), None, ""),
         (lambda h: one_of(), UsageError, "one_of takes handles"),
         (lambda h: one_of(1, h), UsageError, "one_of takes handles"),
         (lambda h: sample.load(h == 1), UsageError, "is for when=…, it is no value that can be passed on"),
