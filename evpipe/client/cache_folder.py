@@ -13,8 +13,8 @@ from evpipe.wire.spool import TemporaryFolder
 
 log = structlog.get_logger(__name__)
 
-#: Where the cache cannot be: folders that go with this process, by name.
-_instead: dict[str, TemporaryFolder] = {}
+#: In the place of folders that cannot be: ones that go with this process.
+_instead: dict[Path, TemporaryFolder] = {}
 
 
 def cache_folder(name: str) -> Path:
@@ -37,10 +37,11 @@ def cache_folder(name: str) -> Path:
         probe.touch()
         probe.unlink()
     except (OSError, RuntimeError) as error:
-        if name not in _instead:
-            _instead[name] = TemporaryFolder(name)
-            log.warning("no_cache_folder", error=str(error), instead=str(_instead[name].path))
-        folder = _instead[name].path
+        instead = _instead.get(folder)
+        if instead is None:
+            instead = _instead[folder] = TemporaryFolder(name)
+            log.warning("no_cache_folder", error=str(error), instead=str(instead.path))
+        return instead.path
     return folder
 
 

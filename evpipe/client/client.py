@@ -33,6 +33,7 @@ from evpipe.core.graph import Graph
 from evpipe.core.names import check_name, nearest
 from evpipe.errors import Conflict, NotFound, RemoteProtocolError, UsageError
 from evpipe.sdk.definition import AnyPipeline, Built
+from evpipe.sdk.loading import check_not_loading
 from evpipe.wire.graphs import graph_digest
 from evpipe.wire.messages import Submission, decode_submission, encode_submission, packed_parameters
 from evpipe.wire.presence import BUCKET as WORKERS_BUCKET
@@ -216,6 +217,7 @@ class Client:
         Args:
             code_travels: whether workers get the code of its steps from here; not if those that will run it have it.
         """
+        check_not_loading()
         bus = self.bus
         if queue:
             check_name("queue", queue)

@@ -14,6 +14,7 @@ from evpipe.hosting.logs import configure_logs
 from evpipe.hosting.session import Session
 from evpipe.sdk.definition import AnyPipeline
 from evpipe.sdk.hook import Mode
+from evpipe.sdk.loading import end_loading_or_check
 from evpipe.sdk.result import RunResult
 
 R = TypeVar("R")
@@ -51,6 +52,7 @@ def run(
         BusUnreachable, BusRefused, ServerNotFound: if there is no bus to run on.
         WaitTimeout: if the run has not ended after `timeout_s`.
     """
+    end_loading_or_check()
     configure_logs()
     if not isinstance(target, AnyPipeline):
         raise UsageError(f"run takes a function with @pipeline or a Pipeline, not a {type(target).__name__}")

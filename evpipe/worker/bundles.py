@@ -118,7 +118,8 @@ def _write(folder: Path, files: Mapping[str, bytes]) -> None:
     """Write a bundle's files beside its place and move them there in one step; nobody may change them afterwards."""
     # By the paths that `unpack_bundle` has checked, into a folder that nobody else has.
     draft = draft_in(folder.parent)
-    draft.mkdir(mode=0o700)
+    # The cache may have been cleared away since it was opened.
+    draft.mkdir(mode=0o700, parents=True)
     try:
         for inside, content in files.items():
             file = draft / inside

@@ -37,7 +37,8 @@ def find_function(code: Mapping[str, Any]) -> Callable[..., Any]:
 def _look_up(module: str, name: str) -> Callable[..., Any]:
     place = f"step function {module}:{name}"
     try:
-        found: Any = sys.modules.get(module) or importlib.import_module(module)
+        # Waits for another thread that is importing it.
+        found: Any = importlib.import_module(module)
     except Exception as error:
         raise CodeNotFound(f"{place}: importing the module failed: {type(error).__name__}: {error}") from error
     for part in name.split("."):

@@ -6,11 +6,14 @@ import importlib
 import importlib.util
 import os
 import sys
+import threading
+import traceback
 from pathlib import Path
 from types import ModuleType
 from typing import Final
 
 from evpipe.client.source import Source
+from evpipe.sdk.loading import LoadingEnds, loading
 from evpipe.wire.messages import LaunchOrder, decode_launch
 from evpipe.worker.attempt_files import AttemptFiles
 from evpipe.worker.code import CodeNotFound, find_function
@@ -27,6 +30,10 @@ class Modules:
         #: Time and size of every file of the source's own that was loaded, as they were then.
         self._loaded: dict[str, tuple[int, int]] = {}
         self._seen: set[str] = set()
+        #: The line of the script that runs a pipeline, if its loading ended there.
+        self._ended_at = 0
+        #: Launches are decoded in threads, too: none takes a module that another is still loading.
+        self._lock = threading.RLock()
         #: Runs that were looked at; a few of them.
         self._runs: dict[str, None] = {}
 
@@ -59,15 +66,28 @@ class Modules:
         """
         order = decode_launch(data)
         module = str(order.code.get("module"))
-        before = sys.modules.get(module)
-        self.prepare(module)
-        find_function(order.code)
-        # Before it runs, which may take long: a file that changes meanwhile is another than was loaded.
-        self.note()
+        with self._lock:
+            before = sys.modules.get(module)
+            with loading(module):
+                self.prepare(module)
+                self._check(order)
+            # Before it runs, which may take long: a file that changes meanwhile is another than was loaded.
+            self.note()
         if order.artifacts:
             # Now that the serializers of its module are known.
             return files.decode(data, order)
         return order if sys.modules.get(module) is before else decode_launch(data)
+
+    def _check(self, order: LaunchOrder) -> None:
+        try:
+            find_function(order.code)
+        except CodeNotFound as error:
+            if order.code.get("module") == "__main__" and self._ended_at:
+                raise CodeNotFound(
+                    f"{error} above line {self._ended_at}, where it runs a pipeline: put that at its end, or under "
+                    '`if __name__ == "__main__":`'
+                ) from error
+            raise
 
     def stale(self, run: str) -> bool:
         """Say whether a file that is loaded has changed since; looked at once per run."""
@@ -127,6 +147,11 @@ class Modules:
         sys.modules[name] = module
         try:
             spec.loader.exec_module(module)
+        except LoadingEnds as end:
+            # Of the script alone: in other modules that is an error.
+            self._ended_at = next(
+                line for frame, line in traceback.walk_tb(end.__traceback__) if frame.f_globals is vars(module)
+            )
         except BaseException as error:
             sys.modules.pop(name, None)
             if isinstance(error, Exception):
