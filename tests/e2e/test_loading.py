@@ -6,8 +6,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import anyio
 import pytest
 
+from evpipe import Client, Controller, Worker
+from evpipe.bus.server import ServerProcess
+from evpipe.bus.settings import BusSettings
 from tests.e2e.helpers import clean_environment
 
 STEPS = """
@@ -67,16 +71,30 @@ def test_a_module_that_runs_a_pipeline_when_it_is_loaded(tmp_path: Path, embedde
     assert done.stderr.count("\nrun: ") == 1
 
 
-@pytest.mark.parametrize("kind", ["async def total", "def total"])
-def test_steps_at_once_of_a_module_that_is_slow_to_load(tmp_path: Path, embedded: Path, kind: str) -> None:
+@pytest.mark.parametrize("executor", ["inline", "thread"])
+def test_steps_at_once_of_a_module_that_is_slow_to_load(tmp_path: Path, server: ServerProcess, executor: str) -> None:
     """Those that come while another loads it wait for that."""
     (tmp_path / "slow.py").write_text(
         f"{STEPS}\ntime.sleep(0.5)\n"
         "@step\ndef array(n: int) -> np.ndarray:\n    return np.ones(n)\n"
-        f"@step(executor={'inline' if kind.startswith('async') else 'thread'!r})\n"
-        f"{kind}(x: np.ndarray) -> float:\n    return float(x.sum())\n"
+        f"@step(executor={executor!r})\n"
+        f"{'async ' if executor == 'inline' else ''}def total(x: np.ndarray) -> float:\n    return float(x.sum())\n"
         "@pipeline\ndef sums():\n    x = array(10)\n    return [total(x), total(x), total(x)]\n"
         "if __name__ == '__main__':\n    print(sums.run().value)\n"
     )
-    done = ran(tmp_path, "slow.py", EVPIPE_DATA_DIR=embedded)
-    assert done.stdout == "[10.0, 10.0, 10.0]\n", done.stderr
+
+    async def main() -> str:
+        async with (
+            Client(BusSettings(url=server.url)) as client,
+            Controller(client),
+            Worker(client, slots=4, local_code=False),
+        ):
+            done = await anyio.run_process(
+                [sys.executable, "slow.py"],
+                cwd=tmp_path,
+                env=clean_environment(EVPIPE_NATS_URL=server.url),
+                check=False,
+            )
+        return done.stdout.decode() or done.stderr.decode()
+
+    assert anyio.run(main) == "[10.0, 10.0, 10.0]\n"
