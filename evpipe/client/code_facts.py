@@ -9,16 +9,18 @@ change without need, but must not stay where the code does another thing.
 from __future__ import annotations
 
 import ast
+import dis
 import hashlib
 import sys
 import time
+import types
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 
-from evpipe.client.bytecode import describe
+from evpipe.client.bytecode import _Describing
 from evpipe.client.definitions import BUILTINS, Statement, normalised
-from evpipe.client.own_modules import Stamp, stamp
+from evpipe.client.own_modules import Stamp, base_of, stamp
 from evpipe.client.packages import packages_of
 from evpipe.client.program import Key, Module, Program
 from evpipe.client.source import Source
@@ -31,6 +33,10 @@ _KNOWN_MAX: Final = 256
 _OF_MODULES: Final = frozenset(
     {"__name__", "__file__", "__doc__", "__package__", "__spec__", "__loader__", "__builtins__"}
 )
+#: Functions of which the bytecode does not say what they read or import.
+_DYNAMIC: Final = frozenset({"eval", "exec", "globals", "__import__"})
+#: Also as attributes.
+_FINDERS: Final = frozenset({"import_module", "spec_from_file_location", "iter_modules", "walk_packages"})
 #: A longer text does not name a module.
 _NAME_CHARS_MAX: Final = 200
 
@@ -46,7 +52,9 @@ class CodeFacts:
 
 
 class _Known(NamedTuple):
-    facts: CodeFacts
+    digest: str
+    #: Top-level names of installed modules. Not their versions: another may be installed while this process runs.
+    uses: frozenset[str]
     #: Files that were read and folders that were looked into.
     watched: Mapping[str, Stamp | None]
 
@@ -69,6 +77,7 @@ def facts_of(codes: Iterable[Mapping[str, Any]]) -> dict[tuple[str, str], CodeFa
     now_ns = time.time_ns()
     programs: dict[str, Program] = {}
     found: dict[tuple[str, str], CodeFacts] = {}
+    packages: dict[frozenset[str], Mapping[str, str]] = {}
     for code in codes:
         module, name = str(code.get("module", "")), str(code.get("name", ""))
         if (module, name) in found:
@@ -79,8 +88,11 @@ def facts_of(codes: Iterable[Mapping[str, Any]]) -> dict[tuple[str, str], CodeFa
             if module not in programs:
                 programs[module] = Program(source, module)
             program = programs[module]
-            known = _Known(_facts(program, module, name), program.watched)
-        found[module, name] = known.facts
+            digest, uses = _facts(program, module, name)
+            known = _Known(digest, frozenset(uses), program.watched)
+        if known.uses not in packages:
+            packages[known.uses] = packages_of(known.uses)
+        found[module, name] = CodeFacts(known.digest, packages[known.uses])
         # What was typed has no file to watch.
         if known.watched and all(seen is None or seen.is_older(now_ns) for seen in known.watched.values()):
             _known[key] = known
@@ -89,34 +101,85 @@ def facts_of(codes: Iterable[Mapping[str, Any]]) -> dict[tuple[str, str], CodeFa
     return found
 
 
-def _facts(program: Program, module: str, name: str) -> CodeFacts:
+def _facts(program: Program, module: str, name: str) -> tuple[str, set[str]]:
+    """Give the digest of a function's code, and the top-level names of the installed modules that it uses."""
     if program.start is None:
         return _facts_of_typed(program, module, name)
     try:
         reached = _Reached(program)
         reached.take(program.start, name)
-        return CodeFacts(reached.digest(name), packages_of(reached.packages))
+        return reached.digest(name), reached.packages
     except (RecursionError, MemoryError):
         # It nests too deep to be looked into.
         return _facts_of_files(program, name)
 
 
-def _facts_of_typed(program: Program, module: str, name: str) -> CodeFacts:
+def _facts_of_typed(program: Program, module: str, name: str) -> tuple[str, set[str]]:
     """Find out what is known of a function that has no source."""
     function: Any = vars(sys.modules[module]).get(name) if module in sys.modules else None
     if not callable(function):
-        return CodeFacts("")
+        return "", set()
     try:
-        text, modules = describe(function)
+        describing = _Typed(module)
+        text = describing.value(function)
     except (RecursionError, ValueError):
-        return CodeFacts("")
+        return "", set()
     reached = _Reached(program)
-    for used in modules:
-        reached.take_import(Alias(used))
-    return CodeFacts(_hash(["typed", text, reached.digest(name)]), packages_of(reached.packages))
+    for alias in describing.aliases | {Alias(used) for used in describing.modules}:
+        reached.take_import(alias)
+    return _hash(["typed", text, reached.digest(name)]), reached.packages
 
 
-def _facts_of_files(program: Program, name: str) -> CodeFacts:
+class _Typed(_Describing):
+    """Describes a function, and notes what it imports when it is called, as do those of its module that it uses.
+
+    Args:
+        home: name of its module.
+    """
+
+    def __init__(self, home: str) -> None:
+        super().__init__()
+        self._home = home
+        self._package = ""
+        #: What is imported inside functions.
+        self.aliases: set[Alias] = {Alias(home)} - {Alias("__main__")}
+
+    def _once(self, found: Any, describe: Any) -> str:
+        if getattr(found, "__module__", None) != self._home:
+            return super()._once(found, describe)
+        # Of one that was compiled and has no source the name does not say what it does either.
+        if id(found) in self._seen:
+            return f"number {self._seen[id(found)]}"
+        self._seen[id(found)] = len(self._seen)
+        return str(describe(found))
+
+    def _function(self, found: types.FunctionType) -> str:
+        before, self._package = self._package, str(found.__globals__.get("__package__") or "")
+        text = super()._function(found)
+        self._package = before
+        return text
+
+    def _code(self, code: types.CodeType) -> str:
+        if _FINDERS & set(code.co_names):
+            raise ValueError("it looks for modules")
+        # The level and the names of `from` are put on the stack before.
+        level: Any = None
+        names: Any = None
+        for instruction in dis.get_instructions(code):
+            if instruction.opname == "EXTENDED_ARG":
+                continue
+            if instruction.opname == "IMPORT_NAME":
+                base = base_of(self._package, ast.ImportFrom(module=instruction.argval or None, names=[], level=level))
+                if base is None:
+                    raise ValueError("it imports what is above its package")
+                self.aliases.update([Alias(base), *(Alias(base, name) for name in names or ())])
+            elif instruction.opname in {"LOAD_GLOBAL", "LOAD_NAME"} and instruction.argval in _DYNAMIC:
+                raise ValueError(f"it uses {instruction.argval}")
+            level, names = names, instruction.argval
+        return super()._code(code)
+
+
+def _facts_of_files(program: Program, name: str) -> tuple[str, set[str]]:
     """Take all files that importing the module may read, as they are."""
     modules = program.modules
     parts = sorted(f"{module.label} {hashlib.sha256(module.text).hexdigest()}" for module in modules)
@@ -124,7 +187,7 @@ def _facts_of_files(program: Program, name: str) -> CodeFacts:
     for alias in {alias for module in modules for alias in module.aliases}:
         if program.own(alias.module) is None:
             packages |= program.external(alias.module)
-    return CodeFacts(_hash([_FORM, "files", name, *parts]), packages_of(packages))
+    return _hash([_FORM, "files", name, *parts]), packages
 
 
 def _hash(parts: Iterable[str]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import functools
 import pkgutil
 import sys
@@ -9,7 +10,7 @@ from collections.abc import Container, Mapping
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from evpipe.client.definitions import Definitions, Statement, all_imports, definitions_of
+from evpipe.client.definitions import Decorator, Definitions, Statement, all_imports, definitions_of
 from evpipe.client.own_modules import OURS, OwnModules, Stamp
 from evpipe.client.source import Source
 from evpipe.client.statement_facts import Alias, Touch, Use
@@ -18,6 +19,8 @@ from evpipe.errors import UsageError
 #: Decorators that are about how a step runs, not about what it computes.
 _NOT_CODE: Final = frozenset({"step", "pipeline"})
 _RUNNERS: Final = frozenset({"run", "submit"})
+#: Methods of a pipeline that call its function only to build a graph, if at all.
+_BUILDERS: Final = frozenset({("run",), ("submit",), ("options",)})
 #: `step.options(…)` of another which is followed so far.
 _MAKERS_MAX: Final = 8
 
@@ -79,7 +82,7 @@ class Program:
         self._by_file: dict[str, Module] = {}
         self._by_name: dict[str, Module | None] = {}
         self._resolved: dict[tuple[Module, Use], list[Target]] = {}
-        self._altered: dict[Key, set[Key]] = {}
+        self._altered: dict[tuple[Key, bool], set[Key]] = {}
         #: None: it has no source.
         self.start = self._find_start(module)
 
@@ -157,8 +160,9 @@ class Program:
         for found in self._own.find(name):
             if found.name == name:
                 return self._read(found.file, "", name, is_package=found.is_package, is_source=found.is_source)
-        # An installed one: what it imports of its package changes with the version.
-        loaded = sys.modules.get(name)
+        # An installed one: what it imports of its package changes with the version. That `python -m` runs is loaded as
+        # `__main__`, and counts as if it were imported: both ways share the cache.
+        loaded = sys.modules.get(module)
         path = getattr(loaded, "__file__", None)
         if not isinstance(path, str) or not path.endswith(".py"):
             return None
@@ -310,8 +314,8 @@ class Program:
                 if maybe or touch.how != "asked":
                     found |= self._touched(module, touch)
             for function in facts.calls:
-                for key, _ in self.resolve(module, function):
-                    found |= self._altered_by(key)
+                for key, rest in self.resolve(module, function):
+                    found |= self._altered_by(key, builds=self._builds(key, rest))
             for passed in facts.passes:
                 if maybe or self._alters_arguments(module, passed.function):
                     found |= self._passed(module, passed.function, passed.argument, dropped=passed.dropped)
@@ -374,28 +378,68 @@ class Program:
                     found.update(inner for inner, _ in self.resolve(key.module, use) if is_thing(inner))
         return found
 
-    def _altered_by(self, start: Key) -> set[Key]:
-        """Give what calling a function may change that is not its own."""
-        known = self._altered.get(start)
-        if known is not None:
-            return known
+    def _altered_by(self, start: Key, *, builds: bool) -> set[Key]:
+        """Give what calling a function may change that is not its own.
+
+        Args:
+            builds: it is a pipeline's, which is called to build a graph.
+        """
+        if (start, builds) not in self._altered:
+            self._altered[start, builds] = self._find_altered(start, builds=builds)
+        return self._altered[start, builds]
+
+    def _find_altered(self, start: Key, *, builds: bool, apart: bool = True) -> set[Key]:
+        """As above.
+
+        Args:
+            apart: steps of a graph that is built run in processes of their own where their decorators say so.
+        """
         found: set[Key] = set()
-        seen = {start}
-        todo = [start]
+        seen = {(start, builds)}
+        todo = [(start, builds)]
         while todo:
-            key = todo.pop()
+            key, building = todo.pop()
             for statement in key.module.binding(key.name) if key.module is not None else ():
                 assert key.module is not None
+                if apart and building and _gives_executors(statement):
+                    # It may be any step that gets it.
+                    return self._find_altered(start, builds=builds, apart=False)
                 for facts in statement.parts():
                     for touch in facts.alters:
                         found |= self._touched(key.module, touch)
                     for use in facts.uses:
-                        for inner, _ in self.resolve(key.module, use):
-                            if inner not in seen:
-                                seen.add(inner)
-                                todo.append(inner)
-        self._altered[start] = found
+                        for inner, rest in self.resolve(key.module, use):
+                            if apart and building and rest in {(), ("options",)} and self._runs_apart(inner):
+                                continue
+                            one = (inner, building or self._builds(inner, rest))
+                            if one not in seen:
+                                seen.add(one)
+                                todo.append(one)
         return found
+
+    def _builds(self, key: Key, rest: tuple[str, ...]) -> bool:
+        """Say whether a call of an attribute of a name is one of a pipeline that builds its graph."""
+        return rest in _BUILDERS and self._only_decorator(key, "pipeline") is not None
+
+    def _runs_apart(self, key: Key) -> bool:
+        """Say whether a name is a step that a run calls in a process of its own: nothing here changes with it."""
+        decorator = self._only_decorator(key, "step")
+        given = decorator.node.keywords if decorator is not None and isinstance(decorator.node, ast.Call) else []
+        return decorator is not None and not any(
+            one.arg is None
+            or (one.arg == "executor" and not (isinstance(one.value, ast.Constant) and one.value.value == "process"))
+            for one in given
+        )
+
+    def _only_decorator(self, key: Key, name: str) -> Decorator | None:
+        """Give the decorator of a `def` that has only one, if it is this package's with a name."""
+        bound = key.module.binding(key.name) if key.module is not None else []
+        if key.module is None or len(bound) != 1 or not isinstance(bound[0].node, ast.FunctionDef):
+            return None
+        decorators = bound[0].decorators
+        if len(decorators) != 1 or not self._is_one_of_ours(key.module, decorators[0].use, {name}):
+            return None
+        return decorators[0]
 
     @functools.cached_property
     def _asks_for_subclasses(self) -> bool:
@@ -420,6 +464,19 @@ class Program:
                             seen.add(inner)
                             todo.append(inner)
         return False
+
+
+def _gives_executors(statement: Statement) -> bool:
+    """Say whether a statement may give a step another executor: `f.options(executor="thread")`."""
+    nodes = list(ast.walk(statement.node))
+    harmless = {
+        id(node.func)
+        for node in nodes
+        if isinstance(node, ast.Call) and not any(one.arg in {None, "executor"} for one in node.keywords)
+    }
+    return any(
+        isinstance(node, ast.Attribute) and node.attr == "options" and id(node) not in harmless for node in nodes
+    )
 
 
 def is_thing(key: Key) -> bool:

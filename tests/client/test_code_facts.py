@@ -504,6 +504,128 @@ def f(): return random.random()
 import random
 random.seed(EDIT)
 """,
+    "pipeline's function changes it": """
+import random
+from evpipe import pipeline, step
+@step
+def f(): return random.random()
+@step
+def g(): pass
+@pipeline
+def p():
+    random.seed(EDIT)
+    return f(), g()
+if __name__ == '__main__':
+    p.run()
+""",
+    "helper of a pipeline's function changes it": """
+import random
+from evpipe import pipeline, step
+@step
+def f(): return random.random()
+def h(): random.seed(EDIT)
+@pipeline
+def p():
+    h()
+    return f()
+if __name__ == '__main__':
+    p.run()
+""",
+    "step in a thread changes it": """
+import random
+from evpipe import pipeline, step
+@step
+def f(): return random.random()
+@step(executor='thread')
+def g(): random.seed(EDIT)
+@pipeline
+def p(): return f(), g()
+if __name__ == '__main__':
+    p.run()
+""",
+    "step in a loop changes it": """
+import random
+from evpipe import pipeline, step
+@step
+def f(): return random.random()
+@step
+async def g(): random.seed(EDIT)
+@pipeline
+def p(): return f(), g()
+if __name__ == '__main__':
+    p.run()
+""",
+    "step with options of another changes it": """
+import random
+from evpipe import pipeline, step
+@step
+def f(): return random.random()
+o = {'executor': 'thread'}
+@step(**o)
+def g(): random.seed(EDIT)
+@pipeline
+def p(): return f(), g()
+if __name__ == '__main__':
+    p.run()
+""",
+    "step that gets a thread changes it": """
+import random
+from evpipe import pipeline, step
+@step
+def f(): return random.random()
+@step
+def g(): random.seed(EDIT)
+@pipeline
+def p(): return f(), g.options(executor='thread')()
+if __name__ == '__main__':
+    p.run()
+""",
+    "step that a helper gives a thread changes it": """
+import random
+from evpipe import pipeline, step
+@step
+def f(): return random.random()
+@step
+def g(): random.seed(EDIT)
+def h(s): return s.options(executor='thread')()
+@pipeline
+def p(): return f(), h(g)
+if __name__ == '__main__':
+    p.run()
+""",
+    "step's function changes it": """
+import random
+from evpipe import pipeline, step
+@step
+def f(): return random.random()
+@step
+def g(): random.seed(EDIT)
+@pipeline
+def p():
+    g.fn()
+    return f()
+if __name__ == '__main__':
+    p.run()
+""",
+    "step called plainly changes it": """
+import random
+from evpipe import pipeline, step
+@step
+def f(): return random.random()
+@step
+def g(): random.seed(EDIT)
+g()
+@pipeline
+def p(): return f()
+if __name__ == '__main__':
+    p.run()
+""",
+    "main block": """
+C = {}
+def f(): return C
+if __name__ == '__main__':
+    C['x'] = EDIT
+""",
     "handed on": """
 R = [1]
 def g(r, x): r.append(x)
@@ -727,6 +849,24 @@ q = Pipeline('q')
 q.step('f', f, c=C)
 q.run(rows=EDIT)
 """,
+    "pipeline whose steps use what they import": """
+import pathlib, os
+from evpipe import pipeline, step
+@step
+def f(): return pathlib.Path('x').exists(), os.sep
+@step(executor='process')
+def g(x):
+    out = pathlib.Path(x)
+    out.write_text('EDIT')
+    os.putenv('a', 'b')
+@pipeline
+def p(): return f(), g.options(name='x')(1)
+def main(): print(p.run().value, EDIT)
+if __name__ == '__main__':
+    print(p.options(mode='local').run(), 'EDIT')
+    p.run(EDIT)
+    main()
+""",
     "wrapped function": """
 import numpy
 def f(x): return x
@@ -899,6 +1039,138 @@ def test_typed(tmp_path: Path) -> None:
     assert digest(TYPED.replace("BY = 1", "BY = object()")) == ""
 
 
+LATE = """
+from evpipe import step
+class Late:
+    def get(self):
+        from near import g
+        return g
+def helper():
+    def inner():
+        import anyio.abc as abc
+        return abc
+    return inner() if Late else 0
+@step(cache=True)
+def train(n):
+    import structlog
+    return structlog, helper(), Late().get()
+"""
+
+
+def test_typed_imports_when_called(tmp_path: Path) -> None:
+    """What a function without source imports within it counts, as does what those that it calls import."""
+    (tmp_path / "near.py").write_text("def g(): return 1\ndef h(): return 1\n")
+    ask = """
+import json
+from evpipe.client.code_facts import facts_of
+found = facts_of([{"module": "__main__", "name": "train"}])["__main__", "train"]
+print(json.dumps([found.digest, dict(found.packages)]))
+"""
+
+    def facts(text: str = LATE) -> tuple[str, dict[str, str]]:
+        found: Any = run(tmp_path, "-c", f"exec(compile({text!r}, '<stdin>', 'exec'))\n{ask}")
+        return found[0], found[1]
+
+    first, packages = facts()
+    assert len(first) == 64
+    assert {"structlog": version("structlog"), "anyio": version("anyio")}.items() <= packages.items()
+    (tmp_path / "near.py").write_text("def g(): return 2\ndef h(): return 1\n")
+    assert facts()[0] != first
+    # More constants than an instruction has room for.
+    many = (
+        "def helper():\n    x = [" + ", ".join(f"{i}.5, y" for i in range(300)) + "]\n    from near import h as abc\n"
+    )
+    before = facts(LATE.replace("def helper():\n", many))
+    (tmp_path / "near.py").write_text("def g(): return 2\ndef h(): return 2\n")
+    assert facts(LATE.replace("def helper():\n", many))[0] != before[0]
+    # What is looked for when it runs is not known, so its steps are not cached.
+    for hidden in ("import importlib; importlib.import_module(n)", "exec(n)", "globals()[n]", "__import__(n)"):
+        assert facts(LATE.replace("import structlog\n", f"import structlog; {hidden}\n"))[0] == "", hidden
+
+
+INSTALLED_JOB = """
+from evpipe import pipeline, step
+from .rates import rate
+FACTOR = object()
+@step(cache=True)
+def train(n):
+    import six
+    return six, rate(), FACTOR
+@pipeline
+def p():
+    return train(1)
+"""
+SHOW_ALL = """
+import json
+from evpipe.client.code_facts import facts_of
+found = facts_of([{"module": MODULE, "name": "train"}])[MODULE, "train"]
+print(json.dumps([found.digest, dict(found.packages)]))
+"""
+
+
+def test_installed_module_as_main(tmp_path: Path) -> None:
+    """`python -m` of an installed module has the facts of that module when it is imported, with its packages."""
+    site = tmp_path / "lib" / "site-packages"
+
+    def install(name: str, number: str, files: Mapping[str, str]) -> None:
+        for old in site.glob(f"{name}-*"):
+            shutil.rmtree(old)
+        info = site / f"{name}-{number}.dist-info"
+        info.mkdir(parents=True)
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {number}\n\n")
+        (info / "RECORD").write_text("".join(f"{inside},,\n" for inside in files))
+        for inside, text in files.items():
+            (site / inside).parent.mkdir(exist_ok=True)
+            (site / inside).write_text(text)
+
+    guard = "".join(f"    {line}\n" for line in SHOW_ALL.replace("MODULE", "'__main__'").splitlines())
+    job = f"{INSTALLED_JOB}\nif __name__ == '__main__':\n{guard}"
+    files = {"mypkg/__init__.py": "", "mypkg/rates.py": "def rate(): return 2\n", "mypkg/job.py": job}
+    install("mypkg", "1", {**files, "mypkg/__main__.py": job})
+    install("six", "1.16.0", {"six.py": ""})
+    imported = "import mypkg.job" + SHOW_ALL.replace("MODULE", "'mypkg.job'")
+
+    def facts(*args: str) -> tuple[str, dict[str, str]]:
+        code = f"import sys; sys.path.insert(0, {str(site)!r}); "
+        if args[0] == "-m":
+            code += f"import runpy; sys.argv = ['']; runpy.run_module({args[1]!r}, run_name='__main__', alter_sys=True)"
+        else:
+            code += args[1].replace("import mypkg.job", "import mypkg.job\n")
+        found: Any = run(tmp_path, "-c", code)
+        return found[0], found[1]
+
+    first = facts("-m", "mypkg.job")
+    assert len(first[0]) == 64
+    assert first[1] == {"mypkg": "1", "six": "1.16.0"}
+    assert facts("-c", imported) == first
+    assert facts("-m", "mypkg") == first
+    install("six", "1.17.0", {"six.py": ""})
+    assert facts("-m", "mypkg.job") == facts("-c", imported) == (first[0], {"mypkg": "1", "six": "1.17.0"})
+
+
+def test_example_as_main(tmp_path: Path) -> None:
+    """A step of an example that `python -m` runs has the facts that it has when it is imported."""
+    ask = """
+import json, sys
+from evpipe.client.code_facts import facts_of
+names = ("load", "split", "train", "evaluate", "best")
+print(json.dumps([[f.digest, dict(f.packages)] for f in facts_of([{"module": M, "name": n} for n in names]).values()]))
+"""
+    name = "evpipe.examples.breast_cancer"
+    imported = run(tmp_path, "-c", f"import {name}{ask.replace('M,', f'{name!r},')}")
+    # As `-m` does it, up to the main block, which would run it.
+    started = f"""
+import importlib.util, sys
+spec = importlib.util.find_spec({name!r})
+main = sys.modules["__main__"]
+main.__file__, main.__spec__, main.__package__ = spec.origin, spec, spec.parent
+exec(compile(open(spec.origin).read().partition("\\nif __name__")[0], spec.origin, "exec"))
+"""
+    found: Any = run(tmp_path, "-c", started + ask.replace("M,", "'__main__',"))
+    assert found == imported
+    assert all(len(digest) == 64 for digest, _ in found)
+
+
 def test_module_that_nobody_can_read(project: Project) -> None:
     """A step of a module that is not there."""
     assert project.facts("f", "nowhere") == CodeFacts("")
@@ -1016,6 +1288,29 @@ def test_known_until_a_file_changes(project: Project, monkeypatch: pytest.Monkey
     assert second["job", "train"] != first["job", "train"]
     assert second["job", "load"] == first["job", "load"]
     assert len(_known) <= 256
+
+
+def test_package_installed_meanwhile(project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a file that did not change the packages are looked up again: a notebook lives longer than they do."""
+    site = tmp_path / "lib" / "site-packages"
+
+    def install(number: str) -> None:
+        for old in site.glob("*.dist-info"):
+            shutil.rmtree(old)
+        info = site / f"dep-{number}.dist-info"
+        info.mkdir(parents=True)
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: dep\nVersion: {number}\n\n")
+        (info / "RECORD").write_text("dep.py,,\n")
+        os.utime(site, ns=(int(number), int(number)))
+
+    monkeypatch.setattr(own_modules, "_SETTLED_S", -9)
+    monkeypatch.setattr(sys, "path", [*sys.path, str(site)])
+    install("1")
+    project.write({"job": "def f():\n    import dep\n"})
+    first = project.facts("f")
+    assert first.packages == {"dep": "1"}
+    install("2")
+    assert project.facts("f") == CodeFacts(first.digest, {"dep": "2"})
 
 
 def test_quick(project: Project) -> None:
