@@ -49,6 +49,8 @@ class Explanation:
     status: StepStatus
     #: One sentence.
     sentence: str
+    #: Of a miss that no difference explains: the same in a few words.
+    short: str = ""
     #: "" if it has none: it is not cached, or its inputs are not there yet.
     fingerprint: str = ""
     components: Components | None = None
@@ -164,7 +166,9 @@ class CacheView:
         except (BindingError, EvpipeError) as error:
             return told(f"its inputs cannot be made: {error}")
         if components is None:
-            return told("nothing is known of the source of its function, so it has no fingerprint")
+            return replace(
+                told("nothing is known of the source of its function, so it has no fingerprint"), short="source unknown"
+            )
         return await self._compared(run, step, components, submission)
 
     async def _compared(self, run: Run, step: str, components: Components, submission: Submission) -> Explanation:
@@ -178,7 +182,9 @@ class CacheView:
             return _with(common, f"cached: step {origin.step!r} of run {origin.run} had the same", origin=origin)
         nearest_made = await self._nearest(run, step, components)
         if step in submission.refresh or "*" in submission.refresh:
-            return _with(common, "it was refreshed: it ran whatever the cache had, and replaced that")
+            return _with(
+                common, "it was refreshed: it ran whatever the cache had, and replaced that", short="refreshed"
+            )
         if nearest_made is None:
             return _with(common, "nothing was recorded of this step before, or what was recorded was not usable")
         differs = differences(nearest_made.components, components)
@@ -186,6 +192,7 @@ class CacheView:
             return _with(
                 common,
                 f"run {nearest_made.run} recorded the same result; it was not there yet, too old, or damaged",
+                short="the same was not there yet, too old, or damaged",
                 compared_with=nearest_made.run,
             )
         return _with(
@@ -243,6 +250,7 @@ async def cache_line(view: CacheView, run: Run) -> str:
     if not cached and not ran:
         return ""
     reasons: list[str] = []
+    alike: dict[str, list[str]] = {}
     after = _after(run.graph, frozenset(ran))
     for name in ran[:LOOKED_AT_MAX]:
         if len(reasons) == SHOWN_MAX:
@@ -254,6 +262,11 @@ async def cache_line(view: CacheView, run: Run) -> str:
             more = len(own) - CHANGES_MAX
             changes = ", ".join(map(str, own[:CHANGES_MAX])) + (f" and {more} more" if more > 0 else "")
             reasons.append(f"{name}: {changes}")
+        elif found.short:
+            alike.setdefault(found.short, []).append(name)
+    for short, names in alike.items():
+        more = len(names) - SHOWN_MAX
+        reasons.append(f"{', '.join(names[:SHOWN_MAX])}{f' and {more} more' if more > 0 else ''}: {short}")
     line = f"{len(cached)} cached, {len(ran)} ran"
     return f"{line}: {'; '.join(reasons)}" if reasons else line
 

@@ -137,4 +137,4 @@ def choose_model(models: tuple[str, ...] = MODELS, test_share: float = 0.25, see
 if __name__ == "__main__":
     result = choose_model.run()
     print(f"{result.value['chosen']}: accuracy {result.value['accuracy']}, AUC {result.value['auc']}")
-    print(f"plot: {result.value['plot']}")
+    print(f"the plot and the models: evpipe runs show {result.id} --save outputs")

@@ -19,6 +19,7 @@ from evpipe.controller.controller import Controller
 
 log = structlog.get_logger(__name__)
 
+FIRST_LOOK_S: Final = 0.1
 LOOK_EVERY_S: Final = 2.0
 _OWN: Final = "own-"
 
@@ -30,8 +31,11 @@ def own_queue(user_id: str) -> str:
 
 async def cancel_orphans(client: Client, controller: Controller, server: EmbeddedServer) -> None:
     """Cancel runs whose script is gone, for as long as this runs."""
+    wait_s = FIRST_LOOK_S
     while True:
-        await anyio.sleep(LOOK_EVERY_S)
+        # Sooner at first: many scripts are short.
+        await anyio.sleep(wait_s)
+        wait_s = min(2 * wait_s, LOOK_EVERY_S)
         for run, pipeline, queue in controller.live_runs():
             if queue.startswith(_OWN) and not server.is_user_alive(queue.removeprefix(_OWN)):
                 log.info("run_orphaned", run_id=run, pipeline=pipeline)

@@ -276,7 +276,10 @@ class Session:
             with anyio.move_on_after(EXPLAIN_WAIT_S):
                 line = await cache_line(client.cache, run)
                 if line:
-                    self._display.cache(line)
+                    # What a process without a server keeps goes with it.
+                    self._display.cache(
+                        line if self._mode == "bus" else f"{line} (mode local keeps nothing for other runs)"
+                    )
         except EvpipeError as error:
             log.debug("cache_not_explained", error=str(error))
 
