@@ -64,8 +64,8 @@ def run(
 
     TARGET is module:pipeline or file.py:pipeline; the pipeline may be left out where there is only one.
 
-    VALUE is read by the parameter's type: text as it is, everything else as JSON, as in -p rows=500
-    -p depths='[3, 5]'.
+    VALUE is read by the parameter's type: text as it is, a Path as the path of a file or a folder that is here and
+    whose content travels, everything else as JSON, as in -p rows=500 -p depths='[3, 5]'.
 
     The value goes to standard output, as JSON where that shows it as it is. What the steps print goes to standard
     error, each line with the step's name; on a configured bus only with --watch. `evpipe runs logs` shows it later.

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
+from evpipe.core.artifact import Artifact
 from evpipe.core.bindings import TREE_DEPTH_MAX
 from evpipe.core.names import NAME_LENGTH_MAX, check_name, nearest
 from evpipe.errors import UsageError
@@ -23,7 +24,7 @@ _SCALARS: dict[str, tuple[type, ...]] = {
     "bytes": (bytes,),
     "none": (type(None),),
 }
-KINDS = (*_SCALARS, "any", "list", "tuple", "dict", "union", "literal")
+KINDS = (*_SCALARS, "path", "any", "list", "tuple", "dict", "union", "literal")
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +32,8 @@ class ParameterType:
     """What values a parameter takes.
 
     `kind` is one of `KINDS`. `inner` holds the element type of `list`, `dict` (of its values) and `tuple`
-    (any length), or the alternatives of `union`; `values` holds those of `literal`.
+    (any length), or the alternatives of `union`; `values` holds those of `literal`. A `path` is one of a file or a
+    folder, whose content travels: where the run is, it is an artifact.
     """
 
     kind: str = "any"
@@ -66,6 +68,28 @@ class ParameterType:
                     return found
         return None
 
+    def taken(self, value: Any) -> Any:
+        """Give a value that has no problem as the steps get it: the same one, if it is of this type as it is.
+
+        An int becomes the float, and a list the tuple, that was declared: both are what other languages, and JSON,
+        write for it. Of alternatives the one counts that takes the value as it is.
+        """
+        if self.kind == "float":
+            return float(value) if isinstance(value, int) else value
+        if self.kind == "union":
+            made = [option.taken(value) for option in self.inner if option.problem(value, "") is None]
+            return value if any(found is value for found in made) else made[0]
+        if self.kind not in ("list", "tuple", "dict"):
+            return value
+        inner = self.inner[0] if self.inner else ParameterType()
+        before = list(value.values() if self.kind == "dict" else value)
+        after = [inner.taken(child) for child in before]
+        if all(one is other for one, other in zip(before, after, strict=True)):
+            return tuple(value) if self.kind == "tuple" and not isinstance(value, tuple) else value
+        if self.kind == "dict":
+            return dict(zip(value, after, strict=True))
+        return tuple(after) if self.kind == "tuple" else after
+
     def _takes(self, value: Any, at: str, depth: int) -> bool:
         """Say whether the value is of this kind, not looking at its elements."""
         if self.kind == "any":
@@ -75,6 +99,12 @@ class ParameterType:
             return any(type(v) is type(value) and v == value for v in self.values)
         if self.kind == "union":
             return any(t.problem(value, at, depth + 1) is None for t in self.inner)
+        if self.kind == "path":
+            # By what it can do: paths are not of this layer.
+            is_path = hasattr(type(value), "__fspath__") and not isinstance(value, (str, bytes))
+            return is_path or (isinstance(value, Artifact) and value.kind in ("file", "folder"))
+        if self.kind == "float" and isinstance(value, int) and not _fits_float(value):
+            return False
         if self.kind in _SCALARS:
             return isinstance(value, _SCALARS[self.kind]) and (self.kind == "bool" or not isinstance(value, bool))
         if self.kind == "dict":
@@ -82,8 +112,19 @@ class ParameterType:
         return isinstance(value, list if self.kind == "list" else (tuple, list))
 
 
+def _fits_float(value: int) -> bool:
+    try:
+        float(value)
+    except OverflowError:
+        return False
+    return True
+
+
 def _shown(value: Any) -> str:
-    text = repr(value)
+    try:
+        text = repr(value)
+    except ValueError:
+        text = "a number of too many digits"
     return f"{text if len(text) <= 60 else text[:57] + '…'} ({type(value).__name__})"
 
 
@@ -134,7 +175,7 @@ def check_parameters(parameters: Sequence[Parameter], given: Mapping[str, Any], 
         problem = parameter.type.problem(value, f"parameter {parameter.name!r} of pipeline {of!r}")
         if problem:
             raise UsageError(problem)
-        values[parameter.name] = tuple(value) if parameter.type.kind == "tuple" else value
+        values[parameter.name] = parameter.type.taken(value)
     return values
 
 

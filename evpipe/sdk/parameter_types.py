@@ -6,6 +6,7 @@ import collections.abc
 import types
 import typing
 from enum import Enum
+from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
 
 from evpipe.core.parameters import ParameterType
@@ -55,6 +56,8 @@ def parameter_type(annotation: Any, namespace: dict[str, Any], where: str) -> Pa
     cls = origin if isinstance(origin, type) else annotation
     if not isinstance(cls, type):
         return _ANY
+    if issubclass(cls, Path):
+        return ParameterType("path")
     if issubclass(cls, Enum):
         raise UsageError(_no_enum(where, f"the enum {cls.__name__}"))
     if typing.is_typeddict(cls):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from evpipe.core.parameters import REQUIRED, Parameter, ParameterType
@@ -58,7 +59,8 @@ def make_parameter(name: str, annotation: Any, default: Any, namespace: dict[str
 def parse_parameter(parameter: Parameter, text: str) -> Any:
     """Read the value of a parameter from text, as a command line gives it.
 
-    Text for a `str` is taken as it is, for `bytes` as UTF-8; everything else is JSON. A parameter of type
+    Text for a `str` is taken as it is, for `bytes` as UTF-8, for a `Path` as the path of a file or a folder;
+    everything else is JSON. A parameter of type
     "any" takes text that is not JSON as it is; one with alternatives takes the first that fits.
 
     Raises:
@@ -71,7 +73,7 @@ def parse_parameter(parameter: Parameter, text: str) -> Any:
         raise UsageError(
             f"parameter {parameter.name!r} must be {parameter.type}: {shown!r} is not ({_how_to_write(parameter.type)})"
         )
-    return value
+    return parameter.type.taken(value)
 
 
 _ANY = ParameterType("any")
@@ -83,6 +85,8 @@ def _parse(kind: ParameterType, text: str) -> Any:
         return text
     if kind.kind == "bytes":
         return text.encode(errors="surrogateescape")
+    if kind.kind == "path":
+        return Path(text) if text else REQUIRED
     if kind.kind == "union":
         return next((value for inner in kind.inner if (value := _parse(inner, text)) is not REQUIRED), REQUIRED)
     if kind.kind == "literal" and text in kind.values:
@@ -90,22 +94,24 @@ def _parse(kind: ParameterType, text: str) -> Any:
     import json
 
     try:
-        value = _with_tuples(kind, json.loads(text))
+        value = _beyond_json(kind, json.loads(text))
     except (ValueError, RecursionError):
         return text if kind.kind == "any" else REQUIRED
     return value if kind.problem(value, "") is None else REQUIRED
 
 
-def _with_tuples(kind: ParameterType, value: Any) -> Any:
-    """Make tuples of the JSON lists that stand where the type has a tuple."""
+def _beyond_json(kind: ParameterType, value: Any) -> Any:
+    """Make tuples and paths of the JSON lists and texts that stand where the type has them."""
     if kind.kind == "union":
-        fitting = next((inner for inner in kind.inner if inner.problem(value, "") is None), None)
-        return value if fitting is None else _with_tuples(fitting, value)
+        options = ((inner, _beyond_json(inner, value)) for inner in kind.inner)
+        return next((made for inner, made in options if inner.problem(made, "") is None), value)
+    if kind.kind == "path":
+        return Path(value) if value and isinstance(value, str) else value
     inner = kind.inner[0] if kind.inner else _ANY
     if isinstance(value, dict) and kind.kind == "dict":
-        return {key: _with_tuples(inner, child) for key, child in value.items()}
+        return {key: _beyond_json(inner, child) for key, child in value.items()}
     if isinstance(value, list) and kind.kind in ("list", "tuple"):
-        children = [_with_tuples(inner, child) for child in value]
+        children = [_beyond_json(inner, child) for child in value]
         return tuple(children) if kind.kind == "tuple" else children
     return value
 
@@ -117,6 +123,7 @@ def _how_to_write(kind: ParameterType) -> str:
         "int": "write a whole number, as in 5",
         "float": "write a number, as in 0.5",
         "none": "write null",
+        "path": "write the path of a file or a folder",
         "list": "write JSON, as in [1, 2]",
         "tuple": "write JSON, as in [1, 2]",
         "dict": 'write JSON, as in {"a": 1}',

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+import pathlib
 import pickle
 from typing import Any
 
 import pytest
 
+from evpipe.core.artifact import Artifact
 from evpipe.core.parameters import REQUIRED, Parameter, ParameterType, check_parameters
 from evpipe.errors import UsageError
 
@@ -32,7 +34,6 @@ def checked(type_: ParameterType, value: Any) -> Any:
         (ParameterType(), object),
         (INT, 3),
         (FLOAT, 3.5),
-        (FLOAT, 3),
         (BOOL, True),
         (STR, ""),
         (ParameterType("bytes"), b""),
@@ -58,6 +59,42 @@ def test_a_list_becomes_the_tuple_that_was_declared() -> None:
     """JSON has no tuples."""
     assert checked(TUPLE, [1, 2]) == (1, 2)
     assert checked(TUPLE, (1, 2)) == (1, 2)
+
+
+@pytest.mark.parametrize(
+    ("type_", "value", "taken"),
+    [
+        (FLOAT, 3, 3.0),
+        (ParameterType("list", (FLOAT,)), [1, 2.5], [1.0, 2.5]),
+        (ParameterType("dict", (FLOAT,)), {"a": 1}, {"a": 1.0}),
+        (ParameterType("tuple", (FLOAT,)), [1], (1.0,)),
+        (ParameterType("list", (TUPLE,)), [[1]], [(1,)]),
+        (ParameterType("union", (FLOAT, NONE)), 3, 3.0),
+        (ParameterType("union", (FLOAT, INT)), 3, 3),
+        (ParameterType("union", (ParameterType("list", (FLOAT,)), ParameterType("list", (INT,)))), [3], [3]),
+    ],
+    ids=str,
+)
+def test_what_json_writes_alike_becomes_what_was_declared(type_: ParameterType, value: Any, taken: Any) -> None:
+    """The steps, and the cache, see the same value however it was written."""
+    assert repr(checked(type_, value)) == repr(taken)
+
+
+def test_an_int_that_is_no_float_is_refused() -> None:
+    with pytest.raises(UsageError, match=r"parameter 'x' of pipeline 'p' must be float, not 1000.* \(int\)"):
+        checked(FLOAT, 10**400)
+    with pytest.raises(UsageError, match=r"must be float, not a number of too many digits \(int\)"):
+        checked(FLOAT, 10**5000)
+
+
+def test_a_path_is_one_of_a_file_or_a_folder() -> None:
+    """Where it is given it is a path; where the run is, its content is an artifact."""
+    path = ParameterType("path")
+    for value in (pathlib.Path("a"), Artifact(kind="file", digest="a" * 64, size_bytes=1)):
+        assert checked(path, value) is value
+    for wrong in ("a", b"a", Artifact(kind="numpy", digest="a" * 64, size_bytes=1)):
+        with pytest.raises(UsageError, match="parameter 'x' of pipeline 'p' must be path, not "):
+            checked(path, wrong)
 
 
 @pytest.mark.parametrize(
@@ -132,7 +169,7 @@ def test_none_is_a_default_like_any_other() -> None:
 def test_an_unknown_kind_of_type_is_refused() -> None:
     with pytest.raises(UsageError) as caught:
         ParameterType("datetime")
-    kinds = "bool, int, float, str, bytes, none, any, list, tuple, dict, union, literal"
+    kinds = "bool, int, float, str, bytes, none, path, any, list, tuple, dict, union, literal"
     assert str(caught.value) == f"a parameter's type must be one of {kinds}, not 'datetime'"
 
 

@@ -5,6 +5,7 @@
 import enum
 import typing
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Annotated, Any, Literal, NewType, Optional, Union
 
 import pytest
@@ -32,6 +33,8 @@ TYPES: list[tuple[Any, str]] = [
     (float, "float"),
     (bool, "bool"),
     (bytes, "bytes"),
+    (Path, "path"),
+    ("Path | None", "path | none"),
     (None, "none"),
     ("int", "int"),
     ("'int'", "int"),
@@ -107,7 +110,13 @@ TEXTS: list[tuple[Any, str, Any]] = [
     (str, "", ""),
     (int, "5", 5),
     (int, "-12", -12),
-    (float, "5", 5),
+    (float, "5", 5.0),
+    (float | int, "5", 5),
+    (list[float], "[1]", [1.0]),
+    (Path, "a/b.csv", Path("a/b.csv")),
+    (Path | None, "a", Path("a")),
+    (list[Path], '["a"]', [Path("a")]),
+    (dict[str, Path | int], '{"a": "b", "c": 1}', {"a": Path("b"), "c": 1}),
     (float, "1e3", 1000.0),
     (bool, "true", True),
     (bool, "false", False),
@@ -143,6 +152,7 @@ WRONG_TEXTS: list[tuple[Any, str, str]] = [
     (int, "true", "parameter 'x' must be int: 'true' is not (write a whole number, as in 5)"),
     (float, "x", "parameter 'x' must be float: 'x' is not (write a number, as in 0.5)"),
     (bool, "True", "parameter 'x' must be bool: 'True' is not (write true or false)"),
+    (Path, "", "parameter 'x' must be path: '' is not (write the path of a file or a folder)"),
     (bool, "1", "parameter 'x' must be bool: '1' is not (write true or false)"),
     (list[int], "1,2", "parameter 'x' must be list[int]: '1,2' is not (write JSON, as in [1, 2])"),
     (list[int], '["a"]', "parameter 'x' must be list[int]: '[\"a\"]' is not (write JSON, as in [1, 2])"),
