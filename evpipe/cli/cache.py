@@ -11,10 +11,10 @@ from evpipe.cli.output import (
     Command,
     Exit,
     Group,
+    age,
     json_text,
     output_option,
     say,
-    seconds,
     table_lines,
     url_option,
     write_data,
@@ -113,7 +113,13 @@ def explain(run_id: str, step: str, url: str | None, output: str) -> Exit:
 @click.option("--pipeline", metavar="P", help="Only results of this pipeline's steps.")
 @click.option("--step", metavar="S", help="Only results of steps with this name.")
 @click.option("--fingerprint", metavar="F", help="Only results whose fingerprint begins like this.")
-@click.option("--older", "older_s", metavar="S", callback=seconds, help="Only results older than S seconds.")
+@click.option(
+    "--older",
+    "older_s",
+    metavar="AGE",
+    callback=age,
+    help="Only results older than this: 10m, 2h, 7d, or seconds.",
+)
 @click.option("--all", "everything", is_flag=True, help="All results.")
 @url_option
 @output_option

@@ -12,7 +12,17 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from evpipe.cli.output import Command, Exit, coloured, json_text, one_line, output_option, url_option, write_data
+from evpipe.cli.output import (
+    Command,
+    Exit,
+    coloured,
+    duration_s,
+    json_text,
+    one_line,
+    output_option,
+    url_option,
+    write_data,
+)
 from evpipe.errors import UsageError
 
 if TYPE_CHECKING:
@@ -21,8 +31,6 @@ if TYPE_CHECKING:
     from evpipe.client.client import Client
     from evpipe.client.events import RunEvent
 
-_UNITS_S: Final = {"s": 1, "m": 60, "h": 3600, "d": 86400}
-_DURATION: Final = re.compile(r"(\d+(?:\.\d+)?)([smhd])\Z")
 _SEQUENCE: Final = re.compile(r"\d{1,19}\Z")
 _SEQUENCE_MAX: Final = 2**63 - 1
 COLOURS: Final = {
@@ -56,11 +64,11 @@ class Since:
         """
         if _SEQUENCE.match(text) and int(text) <= _SEQUENCE_MAX:
             return cls(sequence=int(text))
-        duration = _DURATION.match(text)
+        duration = duration_s(text)
         at_s = -1.0
         try:
-            if duration:
-                at_s = datetime.now(UTC).timestamp() - float(duration[1]) * _UNITS_S[duration[2]]
+            if duration is not None:
+                at_s = datetime.now(UTC).timestamp() - duration
             else:
                 # Without an offset it is the time on this machine's clock.
                 at_s = datetime.fromisoformat(text).timestamp()

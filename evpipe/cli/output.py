@@ -12,6 +12,7 @@ import base64
 import json
 import math
 import os
+import re
 import signal
 import sys
 import traceback
@@ -37,6 +38,8 @@ from evpipe.errors import (
 )
 
 DEBUG_VARIABLE: Final = "EVPIPE_DEBUG"
+_UNITS_S: Final = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+_DURATION: Final = re.compile(r"(\d+(?:\.\d+)?)([smhd])\Z")
 
 
 class Exit(IntEnum):
@@ -110,6 +113,27 @@ def seconds(_ctx: click.Context, _param: click.Parameter, text: str | None) -> f
         found = math.nan
     if not 0 < found < math.inf:
         raise click.BadParameter(f"{text!r} is not a number of seconds above 0.")
+    return found
+
+
+def duration_s(text: str) -> float | None:
+    """Read a duration, as in 90s, 10m, 2h and 1d; None if it is none."""
+    found = _DURATION.match(text)
+    return None if found is None else float(found[1]) * _UNITS_S[found[2]]
+
+
+def age(_ctx: click.Context, _param: click.Parameter, text: str | None) -> float | None:
+    """Read an option's duration, or number of seconds."""
+    if text is None:
+        return None
+    found = duration_s(text)
+    if found is None:
+        try:
+            found = float(text)
+        except ValueError:
+            found = math.nan
+    if not 0 < found < math.inf:
+        raise click.BadParameter(f"{text!r} is not a duration (90s, 10m, 2h, 1d) or a number of seconds above 0.")
     return found
 
 

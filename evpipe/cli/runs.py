@@ -173,7 +173,7 @@ def _entry(entry: RunEntry) -> dict[str, Any]:
     "folder",
     metavar="DIR",
     type=click.Path(file_okay=False, path_type=Path),
-    help="Write the stored outputs to files below a new folder, one folder a step.",
+    help="Write all outputs to files below a new folder, one folder a step: what is stored as it is, the rest as JSON.",
 )
 @url_option
 @output_option
@@ -189,7 +189,7 @@ def show(run_id: str, outputs: bool, folder: Path | None, url: str | None, outpu
         handle = await find_run(client, run_id)
         run = await handle.state()
         if folder is not None:
-            for line in await save_outputs(client.bus.objects, run, folder):
+            async for line in save_outputs(client.bus.objects, run, folder):
                 say(line)
         return handle, run
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from evpipe.cli.output import Command, Exit, json_text, output_option, seconds, url_option, write_data
+from evpipe.cli.output import Command, Exit, age, json_text, output_option, url_option, write_data
 from evpipe.cli.runs import on_bus
 
 if TYPE_CHECKING:
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 @click.option(
     "--older",
     "older_s",
-    metavar="S",
+    metavar="AGE",
     default="3600",
     show_default=True,
-    callback=seconds,
-    help="Only what was stored more than S seconds ago, at least 600.",
+    callback=age,
+    help="Only what was stored longer ago than this: 30m, 2h, 7d, or seconds; at least 600.",
 )
 @click.option("--dry-run", is_flag=True, help="Say what would be removed; remove nothing.")
 @url_option
@@ -30,8 +30,9 @@ if TYPE_CHECKING:
 def gc(older_s: float, dry_run: bool, url: str | None, output: str) -> Exit:
     """Remove stored artifacts, graphs and code that no run and no result in the cache refers to.
 
-    Nothing that is younger than the oldest run that goes on is removed. Runs and their values stay: `evpipe cache
-    clear` takes results out of the cache first.
+    What a run in the log refers to stays, as long as the log keeps that run: gc frees what is left when a run has gone
+    from the log, or has never got there. Results in the cache keep theirs, too: `evpipe cache clear` takes them out.
+    Nothing that is younger than the oldest run that goes on is removed.
 
     With -o json one object: objects, bytes, removed, removed_bytes, orphans, young.
     """

@@ -57,6 +57,16 @@ def odd() -> dict[str, Any]:
 
 
 @step
+def read_text(file: Path) -> dict[str, Any]:
+    return {"text": file.read_text(), "files": [file]}
+
+
+@pipeline
+def reading(file: Path) -> dict[str, Any]:
+    return read_text(file)
+
+
+@step
 def wait_long(started: str) -> None:
     Path(started).touch()
     time.sleep(60)

@@ -85,6 +85,24 @@ def test_show(hosted_bus: CommandLine) -> None:
     assert done.out.splitlines()[-1].split()[:2] == ["after", "skipped"]
 
 
+def test_save(hosted_bus: CommandLine, tmp_path: Path) -> None:
+    """A file is given on the command line by its path, and comes back by --save."""
+    file, out = tmp_path / "words.txt", tmp_path / "out"
+    file.write_text("a b c")
+    ran = hosted_bus("run", f"{MODULE}:reading", "-p", f"file={file}", "-o", "json").json
+    assert (ran["status"], ran["value"]["text"]) == ("succeeded", "a b c")
+    saved = hosted_bus("runs", "show", ran["id"], "--save", str(out))
+    assert saved.code == 0
+    assert f"read_text['files'][0]: {out}/read_text/files/0/words.txt" in saved.err.splitlines()
+    assert (out / "read_text/files/0/words.txt").read_text() == "a b c"
+    assert json.loads((out / "read_text/output.json").read_text())["text"] == "a b c"
+    refused = hosted_bus("runs", "show", ran["id"], "--save", str(file / "nope"))
+    assert (refused.code, refused.err.splitlines()[-1]) == (
+        2,
+        f"evpipe: --save {file}/nope: it cannot be made (Not a directory); name another folder",
+    )
+
+
 def test_watch(hosted_bus: CommandLine, tmp_path: Path) -> None:
     """Watching ends with the run, with the result and the exit code of `evpipe run`; Ctrl-C ends only the watching."""
     ran = hosted_bus("run", f"{MODULE}:churn", "-o", "json").json

@@ -14,6 +14,7 @@ from tests.e2e.helpers import bare_environment
 FORMS = "write module:pipeline or file.py:pipeline"
 NAMES = "churn, failing, odd, waiting, late, nothing, broken_body, impatient"
 KINDS = "cached, cancel-requested, cancelled, due, failed, finished, retry, skipped, started, submitted, succeeded"
+AGE = "is not a duration (90s, 10m, 2h, 1d) or a number of seconds above 0"
 SINCE = "a duration (90s, 10m, 2h, 1d) or a time (2025-11-23T14:30, 2025-11-23T14:30:00Z)"
 
 HELP = "(see `evpipe run --help`)"
@@ -84,6 +85,9 @@ WRONG = [
         2,
         "Invalid value for '--slots': 0 is not in the range 1<=x<=10000 (see `evpipe worker --help`)",
     ),
+    ("gc --older 5w", 2, f"Invalid value for '--older': '5w' {AGE} (see `evpipe gc --help`)"),
+    ("gc --older 0m", 2, f"Invalid value for '--older': '0m' {AGE} (see `evpipe gc --help`)"),
+    ("cache clear --older nan", 2, f"Invalid value for '--older': 'nan' {AGE} (see `evpipe cache clear --help`)"),
     (
         "worker --drain-timeout -1",
         2,
