@@ -30,11 +30,16 @@ class LimitExceeded(UsageError):
 
 
 class EncodingError(UsageError):
-    """A value has no encoding on the wire. `path` says where in the value it is."""
+    """A value has no encoding on the wire. `path` says where in the value it is.
 
-    def __init__(self, message: str, *, path: str = "") -> None:
+    Its cause is what the user's serializer raised, where that is why.
+    """
+
+    def __init__(self, message: str, *, path: str = "", advice: str = "") -> None:
         super().__init__(message)
         self.path = path
+        #: The end of the message: what to do instead.
+        self.advice = advice
 
 
 class Conflict(UsageError):

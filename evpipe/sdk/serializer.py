@@ -28,12 +28,16 @@ def serializer(cls: type, *, name: str, version: int = 1) -> Callable[[C], C]:
     module that has the decorator must be imported: it is best where the class is.
 
     Args:
-        cls: values of it, and of its subclasses, are written by this.
+        cls: values of it, and of its subclasses, are written by this. It may be of a library that needs no
+            `@serializer`, like pandas.DataFrame: this one counts then. Plain values (int, str, list, dict, dates, …)
+            never come to a serializer.
         name: names the form on the wire: letters, digits, '_' and '-'.
         version: of the form; what was written in another version is refused.
 
     Raises:
-        UsageError: if there is no such class, name or version, or `write` or `read` is missing.
+        UsageError: if there is no such class, name or version, `write` or `read` is missing, `cls` is the class of
+            plain values, or the class or the name has another serializer; the same one again, as when a cell of a
+            notebook is run again, replaces itself.
     """
 
     def decorate(found: C) -> C:
@@ -43,7 +47,7 @@ def serializer(cls: type, *, name: str, version: int = 1) -> Callable[[C], C]:
         # Here, so that a file with a `@step` loads nothing of the wire.
         from evpipe.wire.serializers.registry import register_serializer
 
-        register_serializer(cls, _Users(name, version, write, read))
+        register_serializer(cls, _Users(name, version, write, read, found))
         return found
 
     return decorate
@@ -53,9 +57,16 @@ class _Users:
     """A user's serializer; see `registry.Serializer`."""
 
     def __init__(
-        self, name: str, version: int, write: Callable[[Any, BinaryIO], None], read: Callable[[BinaryIO], Any]
+        self,
+        name: str,
+        version: int,
+        write: Callable[[Any, BinaryIO], None],
+        read: Callable[[BinaryIO], Any],
+        written_as: type,
     ) -> None:
         self.name = name
+        #: The class that the user decorated.
+        self.written_as = written_as
         self.version = version
         self._write = write
         self._read = read

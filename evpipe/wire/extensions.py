@@ -53,12 +53,18 @@ ACCEPTED_STORED: Final = (
 
 
 class Refused(Exception):
-    """A node has no encoding. `path` grows from the inside out while the exception travels up."""
+    """A node has no encoding. `path` grows from the inside out while the exception travels up.
 
-    def __init__(self, problem: str, hint: str = "") -> None:
+    Args:
+        hint: what to do instead.
+        raised: by code of the user, where that is why.
+    """
+
+    def __init__(self, problem: str, hint: str = "", *, raised: BaseException | None = None) -> None:
         super().__init__(problem)
         self.problem = problem
         self.hint = hint
+        self.raised = raised
         self.path: list[str] = []
 
 

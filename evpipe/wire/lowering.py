@@ -69,11 +69,16 @@ def lowered(
     except Refused as refused:
         path = "".join(reversed(refused.path))
         where = f" at {path}" if path else ""
-        hint = f" ({refused.hint})" if refused.hint else ""
-        accepted = ACCEPTED if writer is None else ACCEPTED_STORED
+        if refused.hint:
+            advice = f" ({refused.hint})"
+        elif refused.raised is not None:
+            advice = ""
+        else:
+            # Nothing better is known to be said.
+            advice = f"; accepted are {ACCEPTED if writer is None else ACCEPTED_STORED}"
         raise EncodingError(
-            f"{what} cannot be encoded: {refused.problem}{where}{hint}; accepted are {accepted}", path=path
-        ) from None
+            f"{what} cannot be encoded: {refused.problem}{where}{advice}", path=path, advice=advice
+        ) from refused.raised
 
 
 class Lowering:

@@ -94,7 +94,7 @@ class Spool:
             except Exception as error:
                 # Of a user's serializer, or a library's that nobody foresaw.
                 what = f"a value of {type(value).__qualname__}, whose serializer {serializer.name!r} raised"
-                raise Refused(f"{what} {type(error).__name__}: {error}") from error
+                raise Refused(f"{what} {type(error).__name__}: {error}", raised=error) from error
             digest, size, held = draft.end(self.files)
         return Artifact(
             kind=serializer.name,

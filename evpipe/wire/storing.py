@@ -58,7 +58,7 @@ def encode_stored(value: Any, what: str, writer: ArtifactWriter) -> bytes:
         try:
             packed.append(pack(child, what, writer, items_max=LARGE_ITEMS_MAX))
         except EncodingError as error:
-            raise _in_place(error, place) from None
+            raise _in_place(error, place) from error.__cause__
     data = parts.join(packed)
     if len(data) <= INLINE_BYTES_MAX:
         return _readable(data, what)
@@ -221,10 +221,8 @@ class _Parts:
 
 def _in_place(error: EncodingError, place: str) -> EncodingError:
     """Give the error with the place of the part before the place in it."""
-    text = str(error)
+    text = str(error).removesuffix(error.advice)
     if error.path:
-        return EncodingError(text.replace(f" at {error.path}", f" at {place}{error.path}", 1), path=place + error.path)
-    for mark in (" (", "; accepted are"):
-        if mark in text:
-            return EncodingError(text.replace(mark, f" at {place}{mark}", 1), path=place)
-    return EncodingError(f"{text} at {place}", path=place)
+        text = text.removesuffix(f" at {error.path}")
+    path = place + error.path
+    return EncodingError(f"{text} at {path}{error.advice}", path=path, advice=error.advice)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -296,9 +297,26 @@ def test_nothing_is_written_for_what_is_refused(store: Store) -> None:
 
     registry.register_serializer(Grid, Broken())
     try:
-        with pytest.raises(EncodingError, match=r"'broken' raised RuntimeError: half way at \[0\]"):
+        with pytest.raises(EncodingError, match=r"'broken' raised RuntimeError: half way at \[0\]\Z") as caught:
             store.encode([Grid()])
+        # So that whoever tells of it can show the user's lines.
+        cause = caught.value.__cause__
+        assert cause is not None
+        assert [frame.name for frame in traceback.extract_tb(cause.__traceback__)][-1] == "write"
     finally:
         registry._by_class.pop(Grid)
         registry._by_name.pop("broken")
     assert not store.spool.files
+
+
+@pytest.mark.parametrize(
+    ("value", "place"),
+    [(Path("no such"), ""), ([Path("no such")], " at [0]"), ({"a": [Path("no such")]}, " at ['a'][0]")],
+)
+def test_a_missing_file_is_told_shortly(store: Store, value: Any, place: str) -> None:
+    with pytest.raises(EncodingError) as caught:
+        store.encode(value)
+    assert str(caught.value) == (
+        f"the value cannot be encoded: the path 'no such', where nothing is{place} "
+        "(make the file first; accepted are paths of files and folders)"
+    )

@@ -72,6 +72,7 @@ HERE = __name__
 
 PATH = "a path names a file of one machine: pass what is in the file, or the path as text: str(value)"
 FUNCTION = "functions do not travel: pass what they need to a step that calls them"
+TUPLE = "make it a plain one: tuple(value)"
 OPEN = "it is open in this process only: open it in the step"
 
 
@@ -128,7 +129,7 @@ REFUSED: list[tuple[Any, str, str]] = [
         "it is of this process only: make it in the step",
     ),
     (pathlib.PurePosixPath("a"), f"a value of type {pathlib.PurePosixPath.__module__}.PurePosixPath", PATH),
-    (msgpack.ExtType(extensions.PARAMETER_REF, b"\xa1p"), "a value of type msgpack.ext.ExtType", ""),
+    (msgpack.ExtType(extensions.PARAMETER_REF, b"\xa1p"), "a value of type msgpack.ext.ExtType", TUPLE),
     (msgpack.Timestamp(1, 2), "a value of type msgpack.ext.Timestamp", ""),
     (collections.OrderedDict(a=1), "a value of type collections.OrderedDict", "make it a plain one: dict(value)"),
     (collections.defaultdict(int), "a value of type collections.defaultdict", "make it a plain one: dict(value)"),
@@ -154,7 +155,8 @@ def test_what_has_no_encoding_is_refused_by_name(value: Any, problem: str, hint:
         pack(value, "the output of step 'a'")
     sentence = str(caught.value)
     assert sentence.startswith(f"the output of step 'a' cannot be encoded: {problem}")
-    assert sentence.endswith(f" ({hint}); {ACCEPTED}" if hint else f"; {ACCEPTED}")
+    # The list of what is accepted is there for who is told nothing better.
+    assert sentence.endswith(f" ({hint})" if hint else f"; {ACCEPTED}")
     assert caught.value.path == ""
 
 

@@ -13,6 +13,7 @@ from typing import Any, BinaryIO, Final, Protocol
 
 from evpipe.core.names import check_name, nearest
 from evpipe.errors import EvpipeError, UsageError
+from evpipe.wire.extensions import LEAVES
 
 
 class Stored(Protocol):
@@ -107,32 +108,84 @@ KINDS: Final = {
 #: Kinds that no serializer of a user may have: those above, and values too large for an event.
 RESERVED: Final = frozenset({*KINDS, "value"})
 
+#: Beside leaves and the types of the standard library: what values are made of.
+_CONTAINERS: Final = frozenset({list, tuple, dict, set, frozenset, bytearray})
+
 #: Those of users, by the class that they write, and by name.
 _by_class: dict[type, Serializer] = {}
 _by_name: dict[str, Serializer] = {}
 
 
 def register_serializer(cls: type, serializer: Serializer) -> None:
-    """Add a serializer of a user's; one of the same name replaces it, as when a module is loaded again.
+    """Add a serializer of a user's.
+
+    It replaces itself, as when its module is loaded or its cell of a notebook is run again. For a class of a library
+    that has a serializer here, it counts before that one.
 
     Raises:
-        UsageError: if its name or version can be none, or the name is one of evpipe's own.
+        UsageError: if its name or version can be none, the name is one of evpipe's own, the class or the name has
+            another serializer, or values of the class never come to one.
     """
     if not isinstance(cls, type):
         raise UsageError(f"a serializer is for a class, not for {cls!r}")
     check_name("serializer", serializer.name)
+    if _never_comes(cls):
+        raise UsageError(
+            f"the serializer {serializer.name!r} would never be used: evpipe writes every {cls.__qualname__} by "
+            "itself; write one for a class of your own"
+        )
     if serializer.name in RESERVED:
         raise UsageError(f"the serializer of {cls.__qualname__} cannot be named {serializer.name!r}: evpipe has one")
     version = serializer.version
     if not isinstance(version, int) or isinstance(version, bool) or not 0 < version < 2**31:
         raise UsageError(f"serializer {serializer.name!r}: version must be a whole number from 1, not {version!r}")
-    before = _by_name.get(serializer.name)
-    for known, its in list(_by_class.items()):
-        if its is before and (known.__module__, known.__qualname__) == (cls.__module__, cls.__qualname__):
-            del _by_class[known]
-        elif its is before:
-            raise UsageError(f"there is a serializer {serializer.name!r} of {known.__qualname__} already")
+    replaced: list[type] = []
+    for known, its in _by_class.items():
+        of_class = known is cls or (known.__module__, known.__qualname__) == (cls.__module__, cls.__qualname__)
+        if not of_class and its.name != serializer.name:
+            continue
+        # One class that is decorated twice does not replace itself, unless it is for the same.
+        is_other = _written_as(its) is _written_as(serializer) and not (of_class and its.name == serializer.name)
+        if is_other or not _is_same(its, serializer):
+            raise UsageError(
+                f"{_titled(serializer)} cannot be the serializer {serializer.name!r} of {cls.__qualname__}: "
+                f"{_titled(its)} is the serializer {its.name!r} of {known.__qualname__}"
+            )
+        replaced.append(known)
+    for known in replaced:
+        del _by_name[_by_class.pop(known).name]
     _by_class[cls] = _by_name[serializer.name] = serializer
+
+
+def _never_comes(cls: type) -> bool:
+    """Say whether values of exactly this class are written before serializers are asked."""
+    from evpipe.wire.standard import STANDARD_TYPES
+
+    is_numpy_scalar = any((base.__module__, base.__name__) == ("numpy", "generic") for base in cls.__mro__)
+    return cls in LEAVES or cls in _CONTAINERS or cls in STANDARD_TYPES or is_numpy_scalar
+
+
+def _written_as(serializer: Serializer) -> Any:
+    """Give the class that a user wrote."""
+    return getattr(serializer, "written_as", type(serializer))
+
+
+def _titled(serializer: Serializer) -> str:
+    found = _written_as(serializer)
+    return f"{found.__module__}.{found.__qualname__}"
+
+
+def _is_same(one: Serializer, other: Serializer) -> bool:
+    """Say whether both were made by the same lines, maybe of a module that is there as `__main__`, too."""
+    found, wanted = _written_as(one), _written_as(other)
+    if found.__qualname__ != wanted.__qualname__:
+        return False
+    return found.__module__ == wanted.__module__ or _file_of(found) == _file_of(wanted) is not None
+
+
+def _file_of(cls: Any) -> str | None:
+    code = getattr(getattr(cls, "write", None), "__code__", None)
+    return None if code is None else code.co_filename
 
 
 def is_registered(cls: type) -> bool:
