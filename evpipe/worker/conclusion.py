@@ -47,7 +47,9 @@ def conclude_value(
         message = str(error)
         if isinstance(error, EncodingError) and order.pickle and not files.allow_pickle:
             message += "; the step may pickle, but its worker does not allow it: evpipe worker --allow-pickle"
-        return conclude_failure(launch, Failure(message=message), started_at_s, Reason.OUTPUT)
+        # What a serializer of the user's raised.
+        below = failure_of(error.__cause__).traceback if isinstance(error.__cause__, Exception) else ""
+        return conclude_failure(launch, Failure(message=message, traceback=below), started_at_s, Reason.OUTPUT)
     except MemoryError:
         raise
     except Exception as error:  # noqa: BLE001 - a full disk; or code of users, in a class or a serializer

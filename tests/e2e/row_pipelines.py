@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 import pandas as pd
 
-from evpipe import Cache, pipeline, step
+from evpipe import Cache, pipeline, serializer, step
 
 
 def note(line: str) -> None:
@@ -149,3 +149,29 @@ def fails_at_first(x: int) -> int:
 @pipeline
 def not_recorded(x: int = 1) -> int:
     return fails_at_first(x)
+
+
+class Burning:
+    """What cannot be written."""
+
+
+@serializer(Burning, name="burning")
+class BurningSerializer:
+    @staticmethod
+    def write(value: Burning, file: BinaryIO) -> None:
+        message = "the disk is on fire"
+        raise RuntimeError(message)
+
+    @staticmethod
+    def read(file: BinaryIO) -> Burning:
+        return Burning()
+
+
+@step
+def burn() -> Burning:
+    return Burning()
+
+
+@pipeline
+def burning() -> Burning:
+    return burn()

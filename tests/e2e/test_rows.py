@@ -111,6 +111,18 @@ def test_row_10_nothing_runs_of_what_cannot_run(noted: Noted) -> None:
     assert not noted.take()
 
 
+@pytest.mark.parametrize("mode", MODES)
+def test_row_10_what_a_serializer_raises_is_shown(mode: Mode, embedded: Path) -> None:
+    """With the lines of the user's that raised it."""
+    step = run(rows.burning, mode=mode).steps["burn"]
+    assert step.error.endswith(
+        "a value of Burning, whose serializer 'burning' raised RuntimeError: the disk is on fire"
+    )
+    lines = step.traceback.splitlines()
+    assert lines[-1] == "RuntimeError: the disk is on fire"
+    assert "raise RuntimeError(message)" in [line.strip() for line in lines]
+
+
 # ---- rows 11 and 12: values come back as what they were
 
 VALUES: dict[str, Any] = {
