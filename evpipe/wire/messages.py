@@ -479,7 +479,10 @@ def decode_launch(data: bytes, reader: ArtifactReader | None = None) -> LaunchOr
     if timeout_s is not None and not timeout_s > 0:
         raise RemoteProtocolError(f"the launch: field 'timeout_s' is {timeout_s}, it must be above 0")
     arguments = fields.map.get("arguments")
-    cache = Fields(fields.submap("cache"), "the launch: its cache")
+    fingerprint, components = "", {}
+    if "cache" in fields.map:
+        cache = Fields(fields.submap("cache"), "the launch: its cache")
+        fingerprint, components = _fingerprint(cache), cache.submap("components")
     return LaunchOrder(
         pipeline=pipeline,
         code=fields.submap("code"),
@@ -490,8 +493,8 @@ def decode_launch(data: bytes, reader: ArtifactReader | None = None) -> LaunchOr
         timeout_s=timeout_s,
         pickle=fields.flag("pickle"),
         final=fields.flag("final"),
-        fingerprint=_fingerprint(cache),
-        components=cache.submap("components"),
+        fingerprint=fingerprint,
+        components=components,
         artifacts=tuple(met),
     )
 

@@ -288,26 +288,27 @@ def _part(value: Any, artifact: Artifact) -> Any:
     return value
 
 
-def attempt_spool(folder: Path, *, pickles: bool = False) -> Spool:
+def attempt_spool(folder: str, *, pickles: bool = False) -> Spool:
     """Give what writes the artifacts of an attempt below its folder, which need not exist."""
 
     def made() -> Path:
-        out = folder / OUT
+        # Only here: most attempts make none.
+        out = Path(folder, OUT)
         out.mkdir(mode=0o700, parents=True, exist_ok=True)
         return out
 
     return Spool(made, pickles=pickles)
 
 
-def attempt_shelf(folder: Path, *, pickles: bool = False) -> Shelf:
+def attempt_shelf(folder: str, *, pickles: bool = False) -> Shelf:
     """Give what reads the artifacts that were put below an attempt's folder."""
 
     def find(digest: str) -> Path | None:
-        file = folder / IN / digest
+        file = Path(folder, IN, digest)
         return file if file.is_file() else None
 
     def made() -> Path:
-        new = folder / f"read-{secrets.token_hex(4)}"
+        new = Path(folder, f"read-{secrets.token_hex(4)}")
         new.mkdir(mode=0o700, parents=True)
         return new
 

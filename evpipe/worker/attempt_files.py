@@ -7,7 +7,6 @@ looks at values. The folder is made by whoever has something to put into it: mos
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 from evpipe.core.bindings import BindingError
@@ -32,7 +31,7 @@ class AttemptFiles:
         self._spool: Spool | None = None
 
     @classmethod
-    def below(cls, folder: Path, *, allow_pickle: bool) -> AttemptFiles:
+    def below(cls, folder: str, *, allow_pickle: bool) -> AttemptFiles:
         """Give those of an attempt with a folder of its own, which need not exist."""
         return cls(
             lambda pickles: attempt_shelf(folder, pickles=pickles),
@@ -43,7 +42,7 @@ class AttemptFiles:
     @classmethod
     def of_frame(cls, frame: Mapping[str, Any]) -> AttemptFiles:
         """Take what the worker says of them (see `children.frames`)."""
-        return cls.below(Path(frame["folder"]), allow_pickle=frame["allow_pickle"])
+        return cls.below(frame["folder"], allow_pickle=frame["allow_pickle"])
 
     def decode(self, data: bytes, order: LaunchOrder) -> LaunchOrder:
         """Decode a launch with the values of its artifacts in their places.

@@ -37,8 +37,10 @@ def find_function(code: Mapping[str, Any]) -> Callable[..., Any]:
 def _look_up(module: str, name: str) -> Callable[..., Any]:
     place = f"step function {module}:{name}"
     try:
-        # Waits for another thread that is importing it.
-        found: Any = importlib.import_module(module)
+        found: Any = sys.modules.get(module)
+        if found is None or getattr(getattr(found, "__spec__", None), "_initializing", False):
+            # Also where another thread is importing it: then this waits for that.
+            found = importlib.import_module(module)
     except Exception as error:
         raise CodeNotFound(f"{place}: importing the module failed: {type(error).__name__}: {error}") from error
     for part in name.split("."):

@@ -5,12 +5,14 @@ They are below a folder of the worker's own, which it holds a lock on; what a ki
 
 from __future__ import annotations
 
+import os
 import shutil
 import threading
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
+import anyio
 import anyio.to_thread
 
 from evpipe.bus.locks import FileLock
@@ -30,35 +32,39 @@ class Scratch:
     def __init__(self, name: str) -> None:
         self._name = name
         self._folder: Path | None = None
+        #: The same, with what separates it from what is in it: a path costs more than all else of a quick attempt.
+        self._below = ""
         self._lock: FileLock | None = None
         self._number = 0
 
     def open(self) -> None:
         """Make the worker's folder; a few calls of the system."""
         self._folder, self._lock = _open(self._name)
+        self._below = os.path.join(self._folder, "")  # noqa: PTH118 - a text that ends in /
 
     async def close(self) -> None:
         """Remove all of them."""
         folder, lock = self._folder, self._lock
         self._folder = self._lock = None
         if folder is not None:
-            await self.remove(folder)
+            await anyio.to_thread.run_sync(lambda: shutil.rmtree(folder, ignore_errors=True))
         if lock is not None:
             with suppress(OSError):
                 lock.path.unlink()
             lock.release()
 
-    def new(self) -> Path:
+    def new(self) -> str:
         """Name the folder of an attempt. It is not made."""
         assert self._folder is not None, "opened"
         self._number += 1
-        return self._folder / str(self._number)
+        return f"{self._below}{self._number}"
 
-    async def remove(self, folder: Path) -> None:
-        """Remove the folder of an attempt, if anybody made it."""
+    async def remove(self, folder: str) -> None:
+        """Remove the folder of an attempt, if anybody made it; whatever is cancelled meanwhile."""
         # One look, which for most attempts is all, takes less than a thread.
-        if folder.exists():  # noqa: ASYNC240
-            await anyio.to_thread.run_sync(lambda: shutil.rmtree(folder, ignore_errors=True))
+        if os.path.exists(folder):  # noqa: ASYNC240, PTH110 - as above
+            with anyio.CancelScope(shield=True):
+                await anyio.to_thread.run_sync(lambda: shutil.rmtree(folder, ignore_errors=True))
 
 
 def _open(name: str) -> tuple[Path, FileLock | None]:

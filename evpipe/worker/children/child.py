@@ -61,14 +61,14 @@ class Given(NamedTuple):
     #: The launch, as it came.
     payload: bytes
     #: The attempt's folder, which need not exist.
-    folder: Path
+    folder: str
     has_artifacts: bool
     allow_pickle: bool
 
     def as_fields(self) -> dict[str, Any]:
         return {
             "order": self.payload,
-            "folder": str(self.folder),
+            "folder": self.folder,
             "has_artifacts": self.has_artifacts,
             "allow_pickle": self.allow_pickle,
         }
@@ -122,7 +122,7 @@ class Child:
         #: Attempts that a host was told to end, and when.
         self._stopping: dict[int, float] = {}
         #: Folders of those.
-        self._left: dict[int, Path] = {}
+        self._left: dict[int, str] = {}
         self._held: dict[int, _Held] = {}
         self._number = 0
         self._unsent: deque[bytes] = deque()
@@ -396,7 +396,7 @@ class Child:
                 # It was told to end, and has. Until then a thread of it may have gone on writing.
                 self._stopping.pop(number, None)
                 folder = self._left.pop(number, None)
-                if folder is not None and folder.exists():
+                if folder is not None:
                     shutil.rmtree(folder, ignore_errors=True)
             return
         match frame["frame"]:

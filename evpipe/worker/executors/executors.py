@@ -93,8 +93,7 @@ class Executors:
         except Exception as error:  # noqa: BLE001 - told by `_broken`
             return self._broken(launch, error)
         finally:
-            with anyio.CancelScope(shield=True):
-                await self._scratch.remove(folder)
+            await self._scratch.remove(folder)
 
     def _broken(self, launch: LaunchSubject, error: BaseException) -> Conclusion:
         """Make the end of an attempt that could not be run, or whose output could not be stored."""
@@ -106,12 +105,12 @@ class Executors:
         failure = Failure(message=f"its worker failed: {type(error).__name__}: {error}")
         return conclude_failure(launch, failure, time.time(), Reason.LOST)
 
-    async def _execute(self, launch: LaunchSubject, order: LaunchOrder, payload: bytes, folder: Path) -> Conclusion:
+    async def _execute(self, launch: LaunchSubject, order: LaunchOrder, payload: bytes, folder: str) -> Conclusion:
         if order.artifacts:
-            await self._artifacts.fetch(order.artifacts, folder / IN)
+            await self._artifacts.fetch(order.artifacts, Path(folder, IN))
         conclusion = await self._run(launch, order, payload, folder)
         if conclusion.has_artifacts:
-            await self._artifacts.store(self._objects, await anyio.to_thread.run_sync(_files, folder / OUT))
+            await self._artifacts.store(self._objects, await anyio.to_thread.run_sync(_files, Path(folder, OUT)))
         if order.fingerprint and conclusion.kind == "succeeded":
             await self._record(launch, order, conclusion)
         return conclusion
@@ -130,7 +129,7 @@ class Executors:
         await self._cache.put(made_key(order.pipeline, launch.step, order.fingerprint), encode_made(entry))
         await self._cache.put(order.fingerprint, encode_entry(entry))
 
-    async def _run(self, launch: LaunchSubject, order: LaunchOrder, payload: bytes, folder: Path) -> Conclusion:
+    async def _run(self, launch: LaunchSubject, order: LaunchOrder, payload: bytes, folder: str) -> Conclusion:
         role = ROLES.get(order.executor)
         if role is None:
             known = ", ".join(ROLES)
@@ -159,7 +158,7 @@ class Executors:
             return source
         return self._source[1]
 
-    async def _run_here(self, launch: LaunchSubject, order: LaunchOrder, payload: bytes, folder: Path) -> Conclusion:
+    async def _run_here(self, launch: LaunchSubject, order: LaunchOrder, payload: bytes, folder: str) -> Conclusion:
         started_at_s = time.time()
         files = AttemptFiles.below(folder, allow_pickle=self._allow_pickle)
         try:
