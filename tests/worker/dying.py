@@ -14,6 +14,9 @@ from typing import Any, Final, NoReturn
 from evpipe import ProcessDied, Retry, pipeline, step
 from tests.worker.steps import note_pid, pid
 
+#: More than any process has: a child's are numbered as those of the worker that started it.
+DESCRIPTORS: Final = 65_536
+
 
 class Rude(Exception):
     def __str__(self) -> str:
@@ -50,7 +53,7 @@ def out_of_memory() -> int:
 
 
 def close_everything() -> None:
-    os.closerange(0, 256)
+    os.closerange(0, DESCRIPTORS)
 
 
 def close_output() -> str:
@@ -90,9 +93,9 @@ def recursion_in_c() -> None:
 
 def garbage() -> None:
     """Write on every socket that there is, one of which is the channel."""
-    for descriptor in range(3, 64):
+    for descriptor in sorted(int(name) for name in os.listdir("/proc/self/fd")):  # noqa: PTH208
         try:
-            if Path(f"/proc/self/fd/{descriptor}").readlink().name.startswith("socket:"):
+            if descriptor > 2 and Path(f"/proc/self/fd/{descriptor}").readlink().name.startswith("socket:"):
                 os.write(descriptor, b"\xff" * 64)
         except OSError:
             continue
@@ -100,7 +103,7 @@ def garbage() -> None:
 
 
 def close_and_stay() -> None:
-    os.closerange(3, 256)
+    os.closerange(3, DESCRIPTORS)
     signal.pause()
 
 
