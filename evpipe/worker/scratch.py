@@ -43,11 +43,12 @@ class Scratch:
         self._below = os.path.join(self._folder, "")  # noqa: PTH118 - a text that ends in /
 
     async def close(self) -> None:
-        """Remove all of them."""
+        """Remove all of them; whatever is cancelled meanwhile."""
         folder, lock = self._folder, self._lock
         self._folder = self._lock = None
         if folder is not None:
-            await anyio.to_thread.run_sync(lambda: shutil.rmtree(folder, ignore_errors=True))
+            with anyio.CancelScope(shield=True):
+                await anyio.to_thread.run_sync(lambda: shutil.rmtree(folder, ignore_errors=True))
         if lock is not None:
             with suppress(OSError):
                 lock.path.unlink()
