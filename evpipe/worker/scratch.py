@@ -47,8 +47,7 @@ class Scratch:
         folder, lock = self._folder, self._lock
         self._folder = self._lock = None
         if folder is not None:
-            with anyio.CancelScope(shield=True):
-                await anyio.to_thread.run_sync(lambda: shutil.rmtree(folder, ignore_errors=True))
+            await _remove(str(folder))
         if lock is not None:
             with suppress(OSError):
                 lock.path.unlink()
@@ -62,10 +61,14 @@ class Scratch:
 
     async def remove(self, folder: str) -> None:
         """Remove the folder of an attempt, if anybody made it; whatever is cancelled meanwhile."""
-        # One look, which for most attempts is all, takes less than a thread.
-        if os.path.exists(folder):  # noqa: ASYNC240, PTH110 - as above
-            with anyio.CancelScope(shield=True):
-                await anyio.to_thread.run_sync(lambda: shutil.rmtree(folder, ignore_errors=True))
+        await _remove(folder)
+
+
+async def _remove(folder: str) -> None:
+    # One look, which for most attempts and workers is all, takes less than a thread.
+    if os.path.exists(folder):  # noqa: ASYNC240, PTH110 - as above
+        with anyio.CancelScope(shield=True):
+            await anyio.to_thread.run_sync(lambda: shutil.rmtree(folder, ignore_errors=True))
 
 
 def _open(name: str) -> tuple[Path, FileLock | None]:
