@@ -257,7 +257,7 @@ async def cache_line(view: CacheView, run: Run) -> str:
             break
         found = await view.explain_folded(run, name)
         # What a step that ran before it gave is no reason of its own.
-        own = [change for change in found.differences if not _comes_from(run.graph.steps[name], change, after)]
+        own = [change for change in found.differences if not _comes_from(run.spec(name), change, after)]
         if own:
             more = len(own) - CHANGES_MAX
             changes = ", ".join(map(str, own[:CHANGES_MAX])) + (f" and {more} more" if more > 0 else "")

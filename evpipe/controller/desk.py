@@ -354,7 +354,7 @@ class Desk:
     def _launch(self, case: Case, command: Launch) -> None:
         graph = case.run.graph
         assert graph is not None
-        if graph.steps[command.step].cache is not None and not case.no_cache:
+        if case.run.spec(command.step).cache is not None and not case.no_cache:
             self._look_ups.begin(case, command)
         else:
             self._send_launch(case, command)
@@ -362,7 +362,7 @@ class Desk:
     def _send_launch(self, case: Case, command: Launch, miss: Miss | None = None) -> None:
         graph = case.run.graph
         assert graph is not None
-        step = graph.steps[command.step]
+        step = case.run.spec(command.step)
         order = order_of(
             step,
             command.arguments,

@@ -156,7 +156,7 @@ class LookUps:
     async def _look_up(self, case: Case, command: Launch) -> None:
         graph = case.run.graph
         assert graph is not None
-        step = graph.steps[command.step]
+        step = case.run.spec(command.step)
         policy = step.cache
         assert policy is not None, "only of cached steps"
         components = await self._components(case, step, command)

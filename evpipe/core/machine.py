@@ -11,13 +11,12 @@ commands, one that cannot be gives `Quarantine`; neither changes anything.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias, assert_never
 
 from evpipe.core.bindings import BindingError, resolve
 from evpipe.core.commands import Command, Decide, Launch, Quarantine, StopAttempt, WakeAt
-from evpipe.core.conditions import holds, shown
 from evpipe.core.events import (
     CancelCause,
     CancelRequested,
@@ -39,12 +38,12 @@ from evpipe.core.events import (
 from evpipe.core.graph import Graph, Step
 from evpipe.core.readiness import Readiness
 from evpipe.core.retry import LOST_MAX
+from evpipe.core.rules import reason_to_skip
 from evpipe.core.states import (
     RUN_ENDS,
     RUN_TRANSITIONS,
     STEP_ENDS,
     STEP_TRANSITIONS,
-    STEP_VALUES,
     OnFailure,
     Reason,
     RunIf,
@@ -150,6 +149,11 @@ class Run:
         """Say whether this event ends the run it is folded into."""
         return event.status in RUN_ENDS
 
+    def spec(self, name: str) -> Step:
+        """Give the definition of a step of this run."""
+        assert self.graph is not None
+        return self.graph.steps[name]
+
     def step(self, event: Event) -> Commands:
         """Apply the next event of the log.
 
@@ -183,7 +187,7 @@ class Run:
                 if under_way:
                     commands.append(StopAttempt(name, state.attempt))
             elif under_way:
-                commands.append(self._launch_command(name, state))
+                commands.extend(self._work(name, state))
             elif state.due_at_s is not None and not state.ended:
                 commands.append(WakeAt(state.due_at_s, name, state.attempt))
         return (*commands, *self._deadline())
@@ -244,7 +248,7 @@ class Run:
         return self._ended(event.step, state)
 
     def _cached(self, event: StepCached) -> Commands:
-        if event.step in self.steps and self._step(event.step).cache is None:
+        if event.step in self.steps and self.spec(event.step).cache is None:
             return (Quarantine(f"step {event.step!r} is not one that is cached"),)
         state, problem = self._current(event)
         if state is None:
@@ -278,7 +282,7 @@ class Run:
             return again
         self.decisions.pop((event.step, StepFailed), None)
         state.become(StepStatus.FAILED)
-        step = self._step(event.step)
+        step = self.spec(event.step)
         commands: Commands = ()
         if step.on_failure is OnFailure.FAIL:
             self.failed.append(event.step)
@@ -339,7 +343,7 @@ class Run:
             return ()
         if self.cancel is not None and not self._is_final(event.step):
             return ()
-        return self._queue(event.step, state)
+        return self._begin(event.step, state)
 
     def _cancel_requested(self, event: CancelRequested) -> Commands:
         if self.cancel is not None or self._finishing():
@@ -413,8 +417,8 @@ class Run:
             state.losses += 1
             lost = state.attempt
             state.attempt += 1
-            return (StopAttempt(event.step, lost), *self._queue(event.step, state))
-        policy = self._step(event.step).retries
+            return (StopAttempt(event.step, lost), *self._begin(event.step, state))
+        policy = self.spec(event.step).retries
         if state.failures >= policy.count or not policy.matches(event.failure.types):
             return None
         state.failures += 1
@@ -423,19 +427,28 @@ class Run:
         due_at_s = self.at_s + delay_s
         decided = self._decide(StepRetried(step=event.step, attempt=state.attempt, due_at_s=due_at_s))
         if not delay_s:
-            return (decided, *self._queue(event.step, state))
+            return (decided, *self._begin(event.step, state))
         state.become(StepStatus.PENDING)
         state.started_at_s = None
         state.due_at_s = due_at_s
         return (decided, WakeAt(due_at_s, event.step, state.attempt))
 
-    def _queue(self, name: str, state: StepState) -> Commands:
-        """Launch a further attempt."""
+    def _begin(self, name: str, state: StepState) -> Commands:
+        """Begin the current attempt of a step.
+
+        Raises:
+            BindingError: if its arguments cannot be made; nothing has changed then.
+        """
+        commands = self._work(name, state)
         if state.status is not StepStatus.QUEUED:
             state.become(StepStatus.QUEUED)
         state.started_at_s = None
         state.due_at_s = None
-        return (self._launch_command(name, state),)
+        return commands
+
+    def _work(self, name: str, state: StepState) -> Commands:
+        """Give what has to be done, once or again, for the current attempt to go on."""
+        return (Launch(name, state.attempt, resolve(self.spec(name).arguments, self.outputs, self.parameters)),)
 
     def _launch(self, ready: list[str]) -> Commands:
         """Launch the first attempt of steps that became ready, or decide that they are skipped."""
@@ -446,12 +459,12 @@ class Run:
             state = self.steps[name]
             if state.status is not StepStatus.PENDING or (name, StepSkipped) in self.decisions:
                 continue
-            step = self._step(name)
+            step = self.spec(name)
             if stopped and step.run_if is not RunIf.ALWAYS:
                 continue
             if self._choices or step.run_if is not RunIf.ALL_SUCCEEDED or step.when is not None or name in branches:
                 try:
-                    skipped = self._reason_to_skip(name, step)
+                    skipped = reason_to_skip(self, name, step)
                 except BindingError as error:
                     state.attempt = 1
                     state.queued_at_s = self.at_s
@@ -465,62 +478,12 @@ class Run:
             state.attempt = 1
             state.queued_at_s = self.at_s
             try:
-                command = self._launch_command(name, state)
+                commands.extend(self._begin(name, state))
             except BindingError as error:
                 commands.append(self._decide(_unlaunchable(name, error)))
                 continue
-            state.status = StepStatus.QUEUED
             self.status = RunStatus.RUNNING
-            commands.append(command)
         return tuple(commands)
-
-    def _launch_command(self, name: str, state: StepState) -> Launch:
-        return Launch(name, state.attempt, resolve(self._step(name).arguments, self.outputs, self.parameters))
-
-    def _reason_to_skip(self, name: str, step: Step) -> StepSkipped | None:
-        """Decide about a step whose parents have all ended; None: it runs.
-
-        Raises:
-            BindingError: if its condition cannot be evaluated.
-        """
-        assert self.graph is not None
-        of_branches = self.graph.branches.get(name, frozenset())
-        parents = [parent for parent in self.graph.parents[name] if parent not in of_branches]
-        ends = [self._outcome(parent) for parent in parents]
-        if not _rule_holds(step.run_if, ends):
-            # A rule that asks for a failure and finds none is a choice; one that a failure breaks is its consequence.
-            broken = StepStatus.FAILED in ends and step.run_if not in {RunIf.ANY_FAILED, RunIf.ALL_FAILED}
-            message = f"its run_if {step.run_if.value} does not hold: {self._shown_ends(parents)}"
-            if step.run_if is RunIf.ALL_SUCCEEDED:
-                message = (
-                    f"step {next(p for p, end in zip(parents, ends, strict=True) if end not in _GOOD)!r} was skipped"
-                )
-            reason = Reason.UPSTREAM if broken else Reason.CONDITION
-            return StepSkipped(step=name, reason=reason, message=message)
-        outcomes = [self._outcome(branch) for branch in of_branches]
-        if outcomes and step.run_if is RunIf.ALL_SUCCEEDED and StepStatus.SUCCEEDED not in outcomes:
-            message = f"no branch has a value: {self._shown_ends(sorted(of_branches))}"
-            return StepSkipped(step=name, reason=Reason.CONDITION, message=message)
-        if step.when is not None and not holds(step.when, self.outputs, self.parameters):
-            return StepSkipped(
-                step=name, reason=Reason.CONDITION, message=f"its condition is false: {shown(step.when)}"
-            )
-        return None
-
-    def _outcome(self, parent: str) -> StepStatus:
-        """Give how a parent ended, as rules see it: an allowed failure is none, one skipped for a failure is one."""
-        state = self.steps[parent]
-        if state.status is StepStatus.FAILED and self._step(parent).on_failure is OnFailure.CONTINUE:
-            return StepStatus.SUCCEEDED
-        if state.status in STEP_VALUES:
-            return StepStatus.SUCCEEDED
-        if state.status is StepStatus.SKIPPED and state.reason is Reason.CONDITION:
-            return StepStatus.SKIPPED
-        return StepStatus.FAILED
-
-    def _shown_ends(self, names: Sequence[str]) -> str:
-        shown_names = [f"{name} {self.steps[name].status.value}" for name in names[:4]]
-        return ", ".join(shown_names) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
 
     def may_launch(self, name: str, attempt: int) -> bool:
         """Say whether this attempt is under way, and to be launched if it was not."""
@@ -530,7 +493,7 @@ class Run:
 
     def _is_final(self, name: str) -> bool:
         """Whether a step runs to its end also when its run is cancelled."""
-        return self._step(name).run_if is RunIf.ALWAYS
+        return self.spec(name).run_if is RunIf.ALWAYS
 
     def _skip_below(self, failed: str, how: str) -> Commands:
         """Decide that everything that needs a step which failed, or was skipped for a failure, is skipped, too.
@@ -547,7 +510,7 @@ class Run:
             for name in self.graph.dependents[parent]:
                 if self.steps[name].ended or (name, StepSkipped) in self.decisions:
                     continue
-                if self._step(name).run_if is not RunIf.ALL_SUCCEEDED:
+                if self.spec(name).run_if is not RunIf.ALL_SUCCEEDED:
                     continue
                 outcome = how if parent == failed else "was skipped"
                 event = StepSkipped(step=name, message=f"step {parent!r} {outcome}")
@@ -618,37 +581,9 @@ class Run:
         self.decisions[getattr(event, "step", None) or "", type(event)] = event
         return Decide(event)
 
-    def _step(self, name: str) -> Step:
-        assert self.graph is not None
-        return self.graph.steps[name]
-
     def _unknown(self, name: str) -> Commands:
         return (Quarantine(f"the graph has no step {name!r}"),)
 
 
-#: How a parent ended for whom everything must go well.
-_GOOD = frozenset({StepStatus.SUCCEEDED})
-
-
 def _unlaunchable(name: str, error: BindingError) -> StepFailed:
     return StepFailed(step=name, attempt=1, reason=Reason.OUTPUT, failure=Failure(message=str(error)))
-
-
-def _rule_holds(rule: RunIf, ends: list[StepStatus]) -> bool:
-    """Say whether the ends of a step's parents are what its rule asks for; a step without parents always runs."""
-    if not ends:
-        return True
-    failed, succeeded = StepStatus.FAILED in ends, StepStatus.SUCCEEDED in ends
-    match rule:
-        case RunIf.ALL_SUCCEEDED:
-            return all(end is StepStatus.SUCCEEDED for end in ends)
-        case RunIf.ALL_DONE | RunIf.ALWAYS:
-            return True
-        case RunIf.ANY_SUCCEEDED:
-            return succeeded
-        case RunIf.ANY_FAILED:
-            return failed
-        case RunIf.NONE_FAILED:
-            return not failed
-        case RunIf.ALL_FAILED:
-            return all(end is StepStatus.FAILED for end in ends)

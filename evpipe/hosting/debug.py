@@ -129,7 +129,7 @@ class _DebugRun:
 
     def _launched(self, launch: Launch) -> Event:
         """Give what follows from a launch: what the cache says, or what the call gives."""
-        components = components_of(self.graph.steps[launch.step], launch.arguments, self._facts)
+        components = components_of(self.run.spec(launch.step), launch.arguments, self._facts)
         fingerprint = components.fingerprint() if components is not None else ""
         if fingerprint in self._results:
             found, step = self._results[fingerprint]
@@ -174,7 +174,7 @@ class _DebugRun:
 
     def _call(self, launch: Launch) -> Conclusion:
         """Run one attempt to its end."""
-        step = self.graph.steps[launch.step]
+        step = self.run.spec(launch.step)
         subject = LaunchSubject(step.queue, DEFAULT_PRIORITY, self.run.id, launch.step, launch.attempt)
         order = order_of(step, launch.arguments, pipeline=self.graph.pipeline)
         files = self._files()
