@@ -29,6 +29,7 @@ from evpipe.sdk.builder import Pipeline
 from evpipe.sdk.cache import Cache
 from evpipe.sdk.condition import not_, one_of
 from evpipe.sdk.definition import AnyPipeline as _AnyPipeline
+from evpipe.sdk.exits import FailedStep, RunSummary, exit_status
 from evpipe.sdk.pipeline import PipelineFunction, pipeline
 from evpipe.sdk.result import RunResult, StepResult
 from evpipe.sdk.retry import Retry
@@ -50,6 +51,7 @@ __all__ = [
     "Controller",
     "EncodingError",
     "EvpipeError",
+    "FailedStep",
     "LimitExceeded",
     "NotFound",
     "NotKnownYet",
@@ -60,6 +62,7 @@ __all__ = [
     "RunFailed",
     "RunResult",
     "RunStatus",
+    "RunSummary",
     "Step",
     "StepResult",
     "StepStatus",
@@ -67,6 +70,7 @@ __all__ = [
     "WaitTimeout",
     "Worker",
     "connect",
+    "exit_status",
     "not_",
     "one_of",
     "pipeline",

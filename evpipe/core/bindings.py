@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from evpipe.core.artifact import Artifact, Key
+from evpipe.core.exits import RUN
 from evpipe.errors import LimitExceeded, UsageError
 
 TREE_DEPTH_MAX = 64
@@ -29,14 +30,14 @@ class BindingError(UsageError):
 
 @dataclass(frozen=True, slots=True)
 class OutputRef:
-    """The output of a step, or a part of it."""
+    """The output of a step, or a part of it; of `RUN`: what an `on_exit` handler is told of the run."""
 
     step: str
     #: What to take of the output, outermost first; empty: all of it.
     path: tuple[Key, ...] = ()
 
     def __str__(self) -> str:
-        return self.step + "".join(f"[{key!r}]" for key in self.path)
+        return ("run" if self.step == RUN else self.step) + "".join(f"[{key!r}]" for key in self.path)
 
 
 @dataclass(frozen=True, slots=True)

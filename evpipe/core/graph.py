@@ -14,6 +14,7 @@ from typing import Any
 
 from evpipe.core.bindings import LEAVES, OneOf, OutputRef, ParameterRef, Tree, references
 from evpipe.core.conditions import Condition, condition_trees
+from evpipe.core.exits import RUN
 from evpipe.core.fingerprint import CachePolicy
 from evpipe.core.names import check_name, nearest
 from evpipe.core.parameters import Parameter, check_parameter_names
@@ -49,6 +50,8 @@ class Step:
     run_if: RunIf = RunIf.ALL_SUCCEEDED
     #: What must be true then, or it is skipped; None: nothing.
     when: Condition | None = None
+    #: Whether it begins when all others have ended: a handler, whose `run_if` is "always".
+    on_exit: bool = False
     #: None: it is not cached.
     cache: CachePolicy | None = None
     #: Whether its arguments and its output may be pickles.
@@ -84,6 +87,8 @@ class Graph:
     dependents: Mapping[str, tuple[str, ...]] = field(init=False, repr=False, compare=False)
     #: Step -> those of its parents of which only one has to have a value (`OneOf`); no key where there are none.
     branches: Mapping[str, frozenset[str]] = field(init=False, repr=False, compare=False)
+    #: The steps that begin when all others have ended.
+    handlers: tuple[str, ...] = field(init=False, repr=False, compare=False)
     #: All steps, parents first.
     order: tuple[str, ...] = field(init=False, repr=False, compare=False)
 
@@ -115,6 +120,7 @@ class Graph:
         object.__setattr__(self, "parents", parents)
         object.__setattr__(self, "branches", branches)
         object.__setattr__(self, "dependents", {name: tuple(below) for name, below in dependents.items()})
+        object.__setattr__(self, "handlers", tuple(name for name, step in self.steps.items() if step.on_exit))
         object.__setattr__(self, "order", topological_order(parents, self.dependents))
 
     @classmethod
@@ -140,11 +146,13 @@ class Graph:
             check_seconds(f"{where}: timeout_s", step.timeout_s)
         if step.cache is not None:
             check_seconds(f"{where}: cache: ttl_s", step.cache.ttl_s)
+        if step.on_exit and step.run_if is not RunIf.ALWAYS:
+            raise UsageError(f"{where} is an on_exit handler: its run_if must be always, not {step.run_if.value}")
         above: dict[str, None] = {}
         of_branches: dict[str, None] = {}
         trees = [step.arguments] if step.when is None else [step.arguments, *condition_trees(step.when)]
         for tree in trees:
-            for ref in self._check_references(where, tree, parameters):
+            for ref in self._check_references(where, tree, parameters, of_handler=step.on_exit):
                 if isinstance(ref, OneOf):
                     of_branches.update((option.step, None) for option in ref.options)
                 else:
@@ -152,12 +160,17 @@ class Graph:
         for name in step.after:
             self._check_step_known(where, name, f"waits for the step {name!r}, which is not in the pipeline")
             above[name] = None
+        if step.on_exit and (above or of_branches):
+            found = next(iter(above or of_branches))
+            raise UsageError(f"{where} is an on_exit handler: it waits for all steps, and cannot name {found!r}")
         only_branches = frozenset(of_branches) - above.keys()
         if only_branches:
             branches[step.name] = only_branches
         return (*above, *(name for name in of_branches if name in only_branches))
 
-    def _check_references(self, where: str, tree: Tree, parameters: frozenset[str]) -> list[OutputRef | OneOf]:
+    def _check_references(
+        self, where: str, tree: Tree, parameters: frozenset[str], *, of_handler: bool = False
+    ) -> list[OutputRef | OneOf]:
         found: list[OutputRef | OneOf] = []
         if isinstance(tree, dict) and all(type(child) in LEAVES for child in tree.values()):
             # Constants only, as in most steps of a wide graph: nothing to walk.
@@ -172,6 +185,10 @@ class Graph:
                 continue
             if isinstance(ref, OneOf) and not ref.options:
                 raise UsageError(f"{where} takes one of no outputs")
+            if isinstance(ref, OutputRef) and ref.step == RUN:
+                if not of_handler:
+                    raise UsageError(f"{where} takes how its run ends, which only an on_exit handler can know")
+                continue
             for option in ref.options if isinstance(ref, OneOf) else (ref,):
                 self._check_output(where, option)
             found.append(ref)
@@ -189,6 +206,8 @@ class Graph:
     def _check_step_known(self, where: str, name: str, problem: str) -> None:
         if name not in self.steps:
             raise UsageError(f"{where} {problem}{nearest(name, self.steps)}")
+        if self.steps[name].on_exit:
+            raise UsageError(f"{where} needs the step {name!r}, an on_exit handler, which begins after all others")
 
 
 def check_seconds(what: str, value: float | None) -> None:

@@ -35,6 +35,7 @@ from evpipe.core.events import (
     StepSucceeded,
     Submitted,
 )
+from evpipe.core.exits import RUN, summary_of
 from evpipe.core.graph import Graph, Step
 from evpipe.core.readiness import Readiness
 from evpipe.core.retry import LOST_MAX
@@ -96,6 +97,7 @@ class Run:
 
     __slots__ = (
         "_choices",
+        "_handlers",
         "_readiness",
         "at_s",
         "cancel",
@@ -136,6 +138,8 @@ class Run:
         self.decisions: dict[tuple[str, type[Decision]], Decision] = {}
         #: Steps that have not ended.
         self.open_count = 0
+        #: How many of the steps are `on_exit` handlers.
+        self._handlers = 0
         self._readiness: Readiness | None = None
         #: Whether a step was skipped by a condition: then what comes after it looks at how its parents ended.
         self._choices = False
@@ -233,6 +237,7 @@ class Run:
         self.graph = event.graph
         self.steps = {name: StepState() for name in event.graph.steps}
         self.open_count = len(self.steps)
+        self._handlers = len(event.graph.handlers)
         self._readiness = Readiness(event.graph)
         return (*self._launch(self._readiness.roots()), *self._deadline(), *self._maybe_finish())
 
@@ -331,7 +336,7 @@ class Run:
         if event.step is None:
             if self._deadline_at_s() is None:
                 return (Quarantine("the run's deadline is due, but it has none"),)
-            if self.cancel is not None or self._finishing() or ("", CancelRequested) in self.decisions:
+            if self.cancel is not None or self._closing() or ("", CancelRequested) in self.decisions:
                 return ()
             assert self.graph is not None
             message = f"the run was not done {self.graph.deadline_s:g} s after its submit"
@@ -346,7 +351,8 @@ class Run:
         return self._begin(event.step, state)
 
     def _cancel_requested(self, event: CancelRequested) -> Commands:
-        if self.cancel is not None or self._finishing():
+        if self.cancel is not None or self._closing():
+            self.decisions.pop(("", CancelRequested), None)
             return ()
         self.cancel = event
         self.decisions.pop(("", CancelRequested), None)
@@ -525,7 +531,7 @@ class Run:
         self.open_count -= 1
         assert self._readiness is not None
         launched = self._launch(self._readiness.release(name))
-        return (*launched, *self._maybe_finish()) if self.open_count == 0 else launched
+        return (*launched, *self._maybe_finish()) if self.open_count <= self._handlers else launched
 
     def _maybe_fail_fast(self, name: str, step: Step) -> Commands:
         assert self.graph is not None
@@ -533,7 +539,7 @@ class Run:
             not self.graph.fail_fast
             or step.on_failure is not OnFailure.FAIL
             or self.cancel is not None
-            or self.open_count == 1  # the step that has just failed: nothing is left to stop
+            or self.open_count <= self._handlers + 1  # the step that has just failed: nothing is left to stop
             or ("", CancelRequested) in self.decisions
         ):
             return ()
@@ -541,12 +547,20 @@ class Run:
         return (self._decide(event),)
 
     def _maybe_finish(self) -> Commands:
-        if self.open_count or self._finishing():
+        """Decide on the end when all steps have ended; before it, when only the handlers are left, begin them."""
+        if self.open_count > self._handlers or ("", Finished) in self.decisions:
             return ()
-        return (self._decide(self._verdict()),)
+        if self.open_count == 0:
+            return (self._decide(self._verdict()),)
+        if RUN in self.outputs:
+            return ()
+        assert self.graph is not None
+        self.outputs[RUN] = summary_of(self, self._verdict())
+        return self._launch(list(self.graph.handlers))
 
-    def _finishing(self) -> bool:
-        return ("", Finished) in self.decisions
+    def _closing(self) -> bool:
+        """Whether all that a cancel or the deadline could stop has ended: handlers were told how the run ends."""
+        return ("", Finished) in self.decisions or RUN in self.outputs
 
     def _verdict(self) -> Finished:
         """The end of a run of which every step has ended."""
@@ -568,7 +582,7 @@ class Run:
 
     def _deadline(self) -> Commands:
         at_s = self._deadline_at_s()
-        if at_s is None or self.cancel is not None or self._finishing():
+        if at_s is None or self.cancel is not None or self._closing():
             return ()
         return (WakeAt(at_s, None, 0),)
 

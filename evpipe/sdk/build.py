@@ -19,7 +19,7 @@ from evpipe.core.names import NAME_LENGTH_MAX
 from evpipe.errors import LimitExceeded, UsageError
 from evpipe.sdk.condition import Branches, read_condition
 from evpipe.sdk.condition import Condition as ConditionHandle
-from evpipe.sdk.handle import Handle, ParameterHandle, Placeholder
+from evpipe.sdk.handle import ExitHandle, Handle, ParameterHandle, Placeholder
 from evpipe.sdk.shape import Shape
 
 _LEAVES = frozenset({type(None), bool, int, float, str, bytes})
@@ -173,6 +173,8 @@ class Build:
             return self._own(value, where)
         if cls is Branches:
             return value.tree(lambda handle: self._own(handle, where))
+        if cls is ExitHandle:
+            return value._ref
         if cls is ConditionHandle:
             raise UsageError(f"{where}: {value!r} is for when=…, it is no value that can be passed on")
         if not issubclass(cls, _CONTAINERS):

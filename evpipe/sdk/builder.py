@@ -19,6 +19,7 @@ from evpipe.errors import UsageError
 from evpipe.sdk.build import Build, Readers
 from evpipe.sdk.cache import Cache
 from evpipe.sdk.definition import QUEUE_DEFAULT, AnyPipeline, Built, PipelineOptions
+from evpipe.sdk.exits import check_handlers
 from evpipe.sdk.functions import check_step_function
 from evpipe.sdk.handle import Handle, ParameterHandle, Placeholder
 from evpipe.sdk.options import UNSET, Executor, OnFailureName, RunIfName, Unset
@@ -111,6 +112,7 @@ class Pipeline(AnyPipeline[..., Any]):
         queue: of its steps that name none.
         fail_fast: whether the first failed step ends the run; else what does not need it goes on.
         deadline_s: seconds from submit to the end of the run.
+        on_exit: a step, or several, that begin when all others have ended, whatever happened.
 
     Raises:
         UsageError: if the name or an option is not allowed.
@@ -125,11 +127,17 @@ class Pipeline(AnyPipeline[..., Any]):
         queue: str = QUEUE_DEFAULT,
         fail_fast: bool = False,
         deadline_s: float | None = None,
+        on_exit: object = None,
         description: str = "",
     ) -> None:
         check_name("pipeline", name)
         options = PipelineOptions(
-            version=version, queue=queue, fail_fast=fail_fast, deadline_s=deadline_s, description=description
+            version=version,
+            queue=queue,
+            fail_fast=fail_fast,
+            deadline_s=deadline_s,
+            on_exit=check_handlers(on_exit, name),
+            description=description,
         )
         # As namedtuple and Enum know their module: that of the caller.
         super().__init__(name, options, sys._getframe(1).f_globals.get("__name__", "__main__"))
@@ -187,7 +195,7 @@ class Pipeline(AnyPipeline[..., Any]):
         outputs: Sequence[str] | Unset | None = UNSET,
         retries: int | Retry | Unset = UNSET,
         timeout_s: float | Unset | None = UNSET,
-        on_failure: OnFailureName | Unset = UNSET,
+        on_failure: OnFailureName | Unset | None = UNSET,
         cache: bool | Cache | Unset = UNSET,
         pickle: bool | Unset = UNSET,
         when: object = UNSET,
@@ -209,7 +217,7 @@ class Pipeline(AnyPipeline[..., Any]):
         outputs: Sequence[str] | Unset | None = UNSET,
         retries: int | Retry | Unset = UNSET,
         timeout_s: float | Unset | None = UNSET,
-        on_failure: OnFailureName | Unset = UNSET,
+        on_failure: OnFailureName | Unset | None = UNSET,
         cache: bool | Cache | Unset = UNSET,
         pickle: bool | Unset = UNSET,
         when: object = UNSET,
@@ -230,7 +238,7 @@ class Pipeline(AnyPipeline[..., Any]):
         outputs: Sequence[str] | Unset | None = UNSET,
         retries: int | Retry | Unset = UNSET,
         timeout_s: float | Unset | None = UNSET,
-        on_failure: OnFailureName | Unset = UNSET,
+        on_failure: OnFailureName | Unset | None = UNSET,
         cache: bool | Cache | Unset = UNSET,
         pickle: bool | Unset = UNSET,
         when: object = UNSET,
@@ -307,7 +315,7 @@ class Pipeline(AnyPipeline[..., Any]):
         parameters = check_parameters(self._parameters, given, of=self.name)
         for source in self._sources.values():
             source._check_found_by_name()
-        return Built(self._graph(self._draft.finished_steps(), self._output), parameters)
+        return Built(self._graph(self._draft, self._draft.finished_steps(), self._output), parameters)
 
     def __repr__(self) -> str:
         return f"<{self._titled()}: {len(self._sources)} step{'s' * (len(self._sources) != 1)}>"

@@ -13,8 +13,9 @@ from typing import Any, NoReturn, TypeVar, cast
 
 from evpipe.core import conditions
 from evpipe.core.bindings import OneOf, OutputRef, Tree
+from evpipe.core.states import RUN_ENDS
 from evpipe.errors import NotKnownYet, UsageError
-from evpipe.sdk.handle import Handle, Placeholder
+from evpipe.sdk.handle import ExitHandle, Handle, Placeholder
 
 T = TypeVar("T")
 
@@ -86,6 +87,8 @@ def compared(operator: str, left: Placeholder, right: object) -> Condition:
     """Make the condition of a comparison."""
     if isinstance(right, Condition):
         raise UsageError(f"{left!r} cannot be compared with {right!r}: combine conditions with & and |")
+    if isinstance(left, ExitHandle) and right not in tuple(RUN_ENDS):
+        raise UsageError(f"a run ends as {', '.join(sorted(RUN_ENDS))}, it is never {right!r}")
     return Condition(
         lambda tree: conditions.Comparison(operator, tree(left), tree(right)),
         f"{_name(left)} {operator} {_name(right)}",

@@ -17,8 +17,11 @@ from evpipe.core.names import check_name
 from evpipe.core.parameters import Parameter, check_parameters
 from evpipe.errors import UsageError
 from evpipe.sdk import hook
+from evpipe.sdk.build import Build
+from evpipe.sdk.exits import handler_steps
 from evpipe.sdk.hook import Mode, RunOptions
 from evpipe.sdk.result import RunResult
+from evpipe.sdk.step import Step as AnyStep
 
 P = ParamSpec("P")
 R_co = TypeVar("R_co", covariant=True)
@@ -44,6 +47,8 @@ class PipelineOptions:
     queue: str
     fail_fast: bool
     deadline_s: float | None
+    #: What begins when all steps have ended.
+    on_exit: tuple[AnyStep[..., Any], ...]
     description: str
 
     def check(self, name: str) -> None:
@@ -136,7 +141,9 @@ class AnyPipeline(ABC, Generic[P, R_co]):
     def _titled(self) -> str:
         return f"pipeline {self.name!r}{' ' + self.version if self.version else ''}"
 
-    def _graph(self, steps: Mapping[str, Step], output: Tree) -> Graph:
+    def _graph(self, build: Build, steps: Mapping[str, Step], output: Tree) -> Graph:
+        if self._options.on_exit:
+            steps = {**steps, **{step.name: step for step in handler_steps(self._options.on_exit, build, steps)}}
         return Graph(
             pipeline=self.name,
             version=self.version,

@@ -125,6 +125,18 @@ class Handle(Placeholder):
         return Handle(self._build, OutputRef(self._ref.step, (*self._ref.path, key)), self._shape.part(key))
 
 
+class ExitHandle(Placeholder):
+    """What an `on_exit` handler is told of its run; there is a run in whichever pipeline it is a handler."""
+
+    __slots__ = ()
+
+    def __init__(self, ref: OutputRef) -> None:
+        object.__setattr__(self, "_ref", ref)
+
+    def __repr__(self) -> str:
+        return f"<{self._ref}>"
+
+
 def describe(ref: OutputRef | ParameterRef) -> str:
     """Name a value for a person: "the value of step 'train'", "train['score']", "the parameter 'rows'"."""
     if isinstance(ref, ParameterRef):

@@ -48,7 +48,8 @@ class StepOptions:
     outputs: tuple[str, ...] | None = None
     retries: RetryPolicy = NO_RETRIES
     timeout_s: float | None = None
-    on_failure: OnFailure = OnFailure.FAIL
+    #: None: "fail", and "skip" of an `on_exit` handler.
+    on_failure: OnFailure | None = None
     #: Handles and names of steps.
     after: tuple[Handle | str, ...] = ()
     #: None: it is not cached.
@@ -122,7 +123,9 @@ def _timeout_s(value: Any, where: str) -> float | None:
     return None if value is None else float(value)
 
 
-def _on_failure(value: Any, where: str) -> OnFailure:
+def _on_failure(value: Any, where: str) -> OnFailure | None:
+    if value is None:
+        return None
     if value not in tuple(OnFailure):
         raise UsageError(f"{where}: on_failure must be one of {', '.join(OnFailure)}, not {value!r}")
     return OnFailure(value)

@@ -11,6 +11,7 @@ from evpipe.core.parameters import Parameter, check_parameters
 from evpipe.errors import UsageError
 from evpipe.sdk.build import Build, current_build, refuse_handles
 from evpipe.sdk.definition import QUEUE_DEFAULT, AnyPipeline, Built, PipelineOptions
+from evpipe.sdk.exits import check_handlers
 from evpipe.sdk.functions import check_pipeline_function, name_for
 from evpipe.sdk.parameters import parameters_of
 
@@ -88,7 +89,7 @@ class PipelineFunction(AnyPipeline[P, R_co]):
             args, kwargs = self._arguments(copies)
             returned = self._fn(*args, **kwargs)
             output = build.tree(returned, f"the value returned by pipeline {self.name!r}")
-        return Built(self._graph(build.steps, output), parameters)
+        return Built(self._graph(build, build.steps, output), parameters)
 
     def __repr__(self) -> str:
         return f"<{self._titled()}: {self._fn.__module__}.{self._fn.__qualname__}>"
@@ -118,6 +119,7 @@ def pipeline(
     queue: str = QUEUE_DEFAULT,
     fail_fast: bool = False,
     deadline_s: float | None = None,
+    on_exit: object = None,
     description: str = "",
 ) -> PipelineDecorator: ...
 def pipeline(
@@ -129,6 +131,7 @@ def pipeline(
     queue: str = QUEUE_DEFAULT,
     fail_fast: bool = False,
     deadline_s: float | None = None,
+    on_exit: object = None,
     description: str = "",
 ) -> Any:
     """Make a pipeline of a function: `@pipeline` or `@pipeline(version="1.0.0", …)`.
@@ -139,6 +142,8 @@ def pipeline(
         queue: of its steps that name none.
         fail_fast: whether the first failed step ends the run; else what does not need it goes on.
         deadline_s: seconds from submit to the end of the run.
+        on_exit: a step, or a list of steps, that begin when all others have ended, whatever happened; each is given
+            one argument, a `RunSummary`, or none. `when=exit_status == "failed"` makes one conditional.
 
     Raises:
         UsageError: if the function cannot be a pipeline or an option is not allowed.
@@ -149,7 +154,12 @@ def pipeline(
         function = check_pipeline_function(fn)
         pipeline_name = name_for("pipeline", function, name)
         options = PipelineOptions(
-            version=version, queue=queue, fail_fast=fail_fast, deadline_s=deadline_s, description=description
+            version=version,
+            queue=queue,
+            fail_fast=fail_fast,
+            deadline_s=deadline_s,
+            on_exit=check_handlers(on_exit, pipeline_name),
+            description=description,
         )
         return PipelineFunction(function, pipeline_name, options)
 

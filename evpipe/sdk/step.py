@@ -17,6 +17,7 @@ from typing import Any, Generic, ParamSpec, Protocol, TypeVar, cast, overload
 from evpipe.core.fingerprint import CachePolicy
 from evpipe.core.graph import Step as GraphStep
 from evpipe.core.names import check_name, nearest
+from evpipe.core.states import OnFailure
 from evpipe.errors import UsageError
 from evpipe.sdk.build import Build, current_build, refuse_handles
 from evpipe.sdk.cache import Cache
@@ -79,7 +80,7 @@ class Step(Generic[P, R_co]):
         outputs: Sequence[str] | Unset | None = UNSET,
         retries: int | Retry | Unset = UNSET,
         timeout_s: float | Unset | None = UNSET,
-        on_failure: OnFailureName | Unset = UNSET,
+        on_failure: OnFailureName | Unset | None = UNSET,
         after: Sequence[object] | Unset = UNSET,
         cache: bool | Cache | Unset = UNSET,
         pickle: bool | Unset = UNSET,
@@ -148,7 +149,7 @@ class Step(Generic[P, R_co]):
             outputs=shape.outputs,
             retries=options.retries,
             timeout_s=options.timeout_s,
-            on_failure=options.on_failure,
+            on_failure=options.on_failure or OnFailure.FAIL,
             cache=options.cache,
             pickle=options.pickle,
             when=build.condition(options.when, where),
@@ -235,7 +236,7 @@ def step(
     outputs: Sequence[str] | None = None,
     retries: int | Retry = 0,
     timeout_s: float | None = None,
-    on_failure: OnFailureName = "fail",
+    on_failure: OnFailureName | None = None,
     after: Sequence[object] = (),
     cache: bool | Cache = False,
     pickle: bool = False,
@@ -253,7 +254,7 @@ def step(
     outputs: Sequence[str] | None = None,
     retries: int | Retry = 0,
     timeout_s: float | None = None,
-    on_failure: OnFailureName = "fail",
+    on_failure: OnFailureName | None = None,
     after: Sequence[object] = (),
     cache: bool | Cache = False,
     pickle: bool = False,
@@ -271,8 +272,8 @@ def step(
         outputs: names of the parts of a returned tuple or dict, where no TypedDict or NamedTuple names them.
         retries: how often a failed attempt is followed by another, or a `Retry(...)`.
         timeout_s: seconds that one attempt may run; the time in the queue does not count.
-        on_failure: "fail": what needs it is skipped and the run fails; "skip": the same, but the run may
-            succeed; "continue": what needs it runs and gets None.
+        on_failure: "fail" (the default): what needs it is skipped and the run fails; "skip" (the default of an
+            `on_exit` handler): the same, but the run may succeed; "continue": what needs it runs and gets None.
         after: names of steps that must have ended well before it, beside those whose outputs it takes.
         cache: True, or a `Cache(...)`: a result is kept and used again for a step with the same code, environment and
             arguments.

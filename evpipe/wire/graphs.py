@@ -116,6 +116,8 @@ def _step_map(step: Step, writer: ArtifactWriter | None) -> dict[str, Any]:
         found["run_if"] = step.run_if.value
     if step.when is not None:
         found["when"] = _condition_list(step.when, f"the condition of step {step.name!r}", writer)
+    if step.on_exit:
+        found["on_exit"] = True
     if step.cache is not None:
         found["cache"] = policy_map(step.cache)
     if step.pickle:
@@ -200,6 +202,7 @@ _STEP_FIELDS: tuple[tuple[str, Callable[[Fields, str], Any]], ...] = (
     ("on_failure", _on_failure),
     ("run_if", _run_if),
     ("when", lambda found, key: _condition(found.map.get(key))),
+    ("on_exit", Fields.flag),
     ("cache", lambda found, key: policy_of(Fields(found.submap(key), f"{found.what}: cache"))),
     ("pickle", Fields.flag),
     ("description", Fields.text),

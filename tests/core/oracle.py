@@ -13,6 +13,7 @@ from typing import Any
 
 from evpipe.core.bindings import OneOf, OutputRef, Tree
 from evpipe.core.conditions import AllOf, AnyOf, Comparison, Condition, IsTrue, Negation
+from evpipe.core.exits import RUN
 from evpipe.core.graph import Graph, Step
 from evpipe.core.states import OnFailure, Reason, RunIf, RunStatus, StepStatus
 from tests.core.plans import ERROR_TYPES, KEY, Plan
@@ -35,18 +36,28 @@ class End:
         return self.status is not StepStatus.SUCCEEDED and not allowed
 
 
+class Ends(dict[str, End]):
+    """The ends of steps, by name."""
+
+    #: What handlers are told of the run's own end.
+    run: RunStatus | None = None
+
+
 def output_of(step: str) -> Any:
     """What every step of these tests returns."""
     return {KEY: [step]}
 
 
-def interpret(plan: Plan) -> dict[str, End]:
-    """The end of every step."""
+def interpret(plan: Plan) -> Ends:
+    """The end of every step: handlers last, when it is known how the run ends."""
     graph = plan.graph
-    parents = {name: needed_by(step) for name, step in graph.steps.items()}
-    ends: dict[str, End] = {}
-    for name in graphlib.TopologicalSorter(parents).static_order():
+    parents = {name: needed_by(step) for name, step in graph.steps.items() if not step.on_exit}
+    ends = Ends()
+    in_order = list(graphlib.TopologicalSorter(parents).static_order())
+    for name in [*in_order, *(set(graph.steps) - set(in_order))]:
         step = graph.steps[name]
+        if step.on_exit and ends.run is None:
+            ends.run = run_ends_as(graph, ends)
         skipped = reason_to_skip(graph, step, ends)
         if skipped is not None:
             ends[name] = End(StepStatus.SKIPPED, skipped)
@@ -57,7 +68,7 @@ def interpret(plan: Plan) -> dict[str, End]:
     return ends
 
 
-def reason_to_skip(graph: Graph, step: Step, ends: dict[str, End]) -> Reason | None:
+def reason_to_skip(graph: Graph, step: Step, ends: Ends) -> Reason | None:
     """Why a step does not run when all before it has ended; None: it does."""
     hard = sure_parents(step)
     branches = needed_by(step) - hard
@@ -86,7 +97,7 @@ def reason_to_skip(graph: Graph, step: Step, ends: dict[str, End]) -> Reason | N
     return Reason.CONDITION if step.when is not None and not true(step.when, ends) else None
 
 
-def true(condition: Condition, ends: dict[str, End]) -> bool:
+def true(condition: Condition, ends: Ends) -> bool:
     """Whether a condition of these tests holds."""
 
     def value(tree: Tree) -> Any:
@@ -131,7 +142,7 @@ def attempts_of(plan: Plan, step: Step) -> End:
             return End(StepStatus.FAILED, Reason.TIMEOUT if outcome == "timeout" else Reason.ERROR, attempt)
 
 
-def run_ends_as(graph: Graph, ends: dict[str, End]) -> RunStatus:
+def run_ends_as(graph: Graph, ends: Ends) -> RunStatus:
     """The run fails if a step failed whose failure is not allowed."""
     bad = [n for n, end in ends.items() if end.status is StepStatus.FAILED]
     if any(graph.steps[name].on_failure is OnFailure.FAIL for name in bad):
@@ -147,7 +158,7 @@ def needed_by(step: Step) -> set[str]:
 def sure_parents(step: Step) -> set[str]:
     """Those of them that must have ended well for the default rule: not those of which one is enough."""
     of_condition = {ref.step for ref in refs_of(step.when)} if step.when is not None else set()
-    return {ref.step for ref in refs_in(dict(step.arguments))} | set(step.after) | of_condition
+    return ({ref.step for ref in refs_in(dict(step.arguments))} | set(step.after) | of_condition) - {RUN}
 
 
 def refs_of(condition: Condition) -> list[OutputRef]:
@@ -176,17 +187,19 @@ def refs_in(tree: Tree) -> list[OutputRef]:
     return [ref for child in children for ref in refs_in(child)]
 
 
-def has(ref: OutputRef, ends: dict[str, End]) -> bool:
+def has(ref: OutputRef, ends: Ends) -> bool:
     """A step that failed and may has the output None, of which any part is None."""
-    return ends[ref.step].status is not StepStatus.SUCCEEDED or ref.path in ((), (KEY,))
+    return ref.step == RUN or ends[ref.step].status is not StepStatus.SUCCEEDED or ref.path in ((), (KEY,))
 
 
-def filled(tree: Tree, ends: dict[str, End]) -> Any:
+def filled(tree: Tree, ends: Ends) -> Any:
     """The value of an argument tree."""
     if isinstance(tree, OneOf):
         there = [ref for ref in tree.options if ends[ref.step].status is StepStatus.SUCCEEDED]
         return filled(there[0], ends) if there else None
     if isinstance(tree, OutputRef):
+        if tree.step == RUN:
+            return ends.run
         if ends[tree.step].status is not StepStatus.SUCCEEDED:
             return None
         return output_of(tree.step)[KEY] if tree.path else output_of(tree.step)

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from evpipe.core.bindings import OneOf, OutputRef, Tree
 from evpipe.core.conditions import AllOf, AnyOf, Comparison, Condition, IsTrue, Negation
+from evpipe.core.exits import RUN
 from evpipe.core.graph import Graph, Step
 from evpipe.core.retry import RetryPolicy
 from evpipe.core.states import OnFailure, RunIf
@@ -89,6 +90,24 @@ def graphs(draw: st.DrawFn, steps_max: int = 8, *, order_free: bool = False) -> 
                 retries=draw(retry_policies()),
                 when=when,
                 run_if=draw(st.sampled_from([RunIf.ALL_SUCCEEDED] * 6 + [*RunIf])),
+                on_failure=draw(st.sampled_from(OnFailure)),
+            )
+        )
+    for i in range(draw(st.sampled_from([0, 0, 1, 2]))):
+        status: Tree = OutputRef(RUN, ("status",))
+        ends: list[Condition | None] = [
+            None,
+            Comparison("==", status, "succeeded"),
+            Negation(Comparison("==", status, "succeeded")),
+        ]
+        steps.append(
+            Step(
+                name=f"handler{i}",
+                arguments={"run": status},
+                retries=draw(retry_policies()),
+                when=draw(st.sampled_from(ends)),
+                run_if=RunIf.ALWAYS,
+                on_exit=True,
                 on_failure=draw(st.sampled_from(OnFailure)),
             )
         )

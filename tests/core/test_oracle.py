@@ -19,19 +19,34 @@ from evpipe.core.events import (
     StepRetried,
     StepSucceeded,
 )
+from evpipe.core.exits import RUN
 from evpipe.core.machine import Run
 from evpipe.core.states import Reason, RunIf, RunStatus, StepStatus
 from tests.core.budget import examples
 from tests.core.making import RUN_ID, snapshot
-from tests.core.oracle import End, filled, has, interpret, needed_by, output_of, reason_to_skip, refs_in, run_ends_as
+from tests.core.oracle import (
+    End,
+    Ends,
+    filled,
+    has,
+    interpret,
+    needed_by,
+    output_of,
+    reason_to_skip,
+    refs_in,
+    run_ends_as,
+)
 from tests.core.plans import Plan, plans
 from tests.core.world import World
 
 SEEDS = st.integers(0, 2**32)
 
 
-def ends_of(run: Run) -> dict[str, End]:
-    return {name: End(state.status, state.reason, state.attempt) for name, state in run.steps.items() if state.ended}
+def ends_of(run: Run) -> Ends:
+    ended = {name: state for name, state in run.steps.items() if state.ended}
+    ends = Ends({name: End(state.status, state.reason, state.attempt) for name, state in ended.items()})
+    ends.run = RunStatus(run.outputs[RUN]["status"]) if RUN in run.outputs else None
+    return ends
 
 
 @given(plans(order_free=True), SEEDS)
@@ -45,7 +60,10 @@ def test_every_step_ends_as_the_plain_interpreter_says(plan: Plan, seed: int) ->
     if world.run.status is RunStatus.SUCCEEDED:
         assert world.run.value == filled(plan.graph.output, expected)
     ok = {name for name, end in expected.items() if end.status is StepStatus.SUCCEEDED}
-    assert world.run.outputs == {name: output_of(name) for name in ok}
+    assert {name: value for name, value in world.run.outputs.items() if name != RUN} == {
+        name: output_of(name) for name in ok
+    }
+    assert ends_of(world.run).run is expected.run
 
 
 @given(plans(order_free=True), SEEDS)
@@ -69,6 +87,10 @@ def test_whatever_ends_a_run_early_its_end_follows_from_its_log(plan: Plan, seed
     assert set(ends) == set(graph.steps), "the run finished before its steps"
     assert sum(isinstance(event, Finished) for event in world.log) == 1
 
+    handlers = {name for name, step in graph.steps.items() if step.on_exit}
+    told = {run.outputs[RUN]["status"]} if handlers else set()
+    counted = any(ends[name].status is StepStatus.FAILED and name in run.failed for name in handlers)
+    assert told <= {run.status.value} or (told == {"succeeded"} and counted), "handlers were told something else"
     if run.cancel is None:
         assert run.status is run_ends_as(graph, ends)
         assert all(end.status is not StepStatus.CANCELLED for end in ends.values())
@@ -114,6 +136,8 @@ def test_at_every_prefix_of_the_log_the_rules_hold(plan: Plan, seed: int, cancel
         released = {name for name, state in run.steps.items() if state.ended}
         for command in commands:
             if isinstance(command, Launch):
+                if graph.steps[command.step].on_exit:
+                    assert released >= {name for name, step in graph.steps.items() if not step.on_exit}
                 assert needed[command.step] <= released
                 if graph.steps[command.step].run_if is not RunIf.ALWAYS:
                     assert run.cancel is None
@@ -146,7 +170,7 @@ def test_a_replay_gives_the_same_state_and_everything_that_is_undone(plan: Plan,
         outstanding = replayed.outstanding()
         for at, command in world.emitted:
             if at <= length and isinstance(command, (Launch, Decide, WakeAt)):
-                done = settled(command, world.log[:length], replayed.open_count == 0)
+                done = settled(command, world.log[:length], replayed.open_count <= len(plan.graph.handlers))
                 assert done or command in outstanding, f"{command} was forgotten after {event}"
     assert replayed.outstanding() == ()
     for event in world.log:

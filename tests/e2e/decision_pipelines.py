@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from evpipe import not_, one_of, pipeline, step
+from evpipe import Pipeline, Retry, RunSummary, exit_status, not_, one_of, pipeline, step
 
 
 @step
@@ -109,9 +109,41 @@ def cleaned_after_the_deadline() -> None:
     clean.options(run_if="always", after=[told(w)])()
 
 
-@pipeline
+@step
+def notify(about: RunSummary) -> dict[str, Any]:
+    """Give what it was told, less what differs from run to run."""
+    return {**about, "duration_s": about["duration_s"] >= 0, "run": bool(about["run"])}
+
+
+@pipeline(on_exit=notify)
 def cleaned_after_a_cancel() -> None:
     w = wait()
     cleaned = clean.options(run_if="always", after=[told(w)])()
     failed = fail.options(name="fails", run_if="always", retries=1, after=[cleaned])()
     clean.options(name="last", run_if="always", after=[failed])()
+
+
+celebrate = clean.options(when=exit_status == "succeeded")
+cry = fail.options(when=exit_status != "succeeded", retries=Retry(1, delay_s=0))
+
+
+@pipeline(on_exit=[notify, celebrate, cry])
+def with_handlers(badly: bool) -> str:
+    told.options(name="kept", run_if="always")(1)
+    return told(fail() if badly else clean())
+
+
+@pipeline(on_exit=[fail.options(on_failure="fail"), notify], fail_fast=True)
+def with_a_handler_that_counts() -> str:
+    return told(1)
+
+
+@pipeline(on_exit=notify, deadline_s=0.5)
+def handled_after_the_deadline() -> str:
+    return told(wait())
+
+
+def built_with_handlers() -> Pipeline:
+    p = Pipeline("built", on_exit=notify)
+    p.output(p.step("notify", told, value=p.param("word", str)))
+    return p

@@ -31,6 +31,8 @@ class Case:
     status: str = "succeeded"
     value: Any = None
     errors: dict[str, str] = field(default_factory=dict)
+    #: What the handler `notify` was told.
+    told: dict[str, Any] = field(default_factory=dict)
     #: Debug mode runs one step after another and notices a deadline when a call returns.
     modes: tuple[str, ...] = MODES
 
@@ -117,6 +119,58 @@ CASES = [
             "clean": OK,
         },
     ),
+    Case(
+        pipeline=these.with_handlers,
+        parameters={"badly": True},
+        status="failed",
+        steps={
+            "kept": OK,
+            "fail": FAILED,
+            "told": BLOCKED,
+            "notify": OK,
+            "clean": NOT_CHOSEN,
+            "fail-2": FAILED,
+        },
+        errors={"clean": "its condition is false: run['status'] == 'succeeded'"},
+        told={
+            "run": True,
+            "pipeline": "with_handlers",
+            "parameters": {"badly": True},
+            "status": "failed",
+            "reason": "error",
+            "message": "step 'fail' failed: ValueError: no",
+            "failed": [{"step": "fail", "reason": "error", "message": "ValueError: no", "attempts": 1}],
+            "failed_count": 1,
+            "duration_s": True,
+        },
+    ),
+    Case(
+        pipeline=these.with_handlers,
+        parameters={"badly": False},
+        value="told cleaned",
+        steps={"kept": OK, "clean": OK, "told": OK, "notify": OK, "clean-2": OK, "fail": NOT_CHOSEN},
+        told={"status": "succeeded", "reason": None, "message": "", "failed": [], "failed_count": 0},
+    ),
+    Case(
+        pipeline=these.with_a_handler_that_counts,
+        status="failed",
+        steps={"told": OK, "fail": FAILED, "notify": OK},
+        told={"status": "succeeded", "failed": []},
+    ),
+    Case(
+        pipeline=these.handled_after_the_deadline,
+        status="failed",
+        modes=("bus", "local"),
+        steps={"wait": ("cancelled", "deadline"), "told": ("cancelled", "deadline"), "notify": OK},
+        told={"status": "failed", "reason": "deadline", "failed": []},
+    ),
+    Case(
+        pipeline=these.built_with_handlers(),
+        parameters={"word": "a"},
+        value="told a",
+        steps={"notify": OK, "notify-2": OK},
+        told={"status": "succeeded", "parameters": {"word": "a"}},
+    ),
 ]
 
 
@@ -129,6 +183,9 @@ def test_what_is_decided(case: Case, mode: Mode, embedded: Path) -> None:
     found = {name: (str(step.status), str(step.reason or "")) for name, step in result.steps.items()}
     assert found == case.steps
     assert str(result.status) == case.status
+    if case.told:
+        about = result.steps["notify-2" if "notify-2" in result.steps else "notify"].value
+        assert {key: about[key] for key in case.told} == case.told
     for name, error in case.errors.items():
         assert result.steps[name].error == error
     if case.status == "succeeded":
@@ -154,5 +211,8 @@ def test_finalisers_run_after_a_cancel(server: ServerProcess) -> None:
         "clean": ("succeeded", "", 1),
         "fails": ("failed", "error", 2),
         "last": ("succeeded", "", 1),
+        "notify": ("succeeded", "", 1),
     }
+    about = result.steps["notify"].value
+    assert (about["status"], about["message"], about["failed"][0]["step"]) == ("cancelled", "enough", "fails")
     assert (str(result.status), result.error) == ("cancelled", "enough")
