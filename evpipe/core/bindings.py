@@ -108,10 +108,10 @@ def resolve(tree: Tree, outputs: Mapping[str, Any], parameters: Mapping[str, Any
 
     """
     if isinstance(tree, OutputRef):
-        if tree.step not in outputs:
-            return None
-        value = outputs[tree.step]
-        return select(value, tree) if tree.path else value
+        value = outputs.get(tree.step)
+        return select(value, tree) if tree.path and tree.step in outputs else value
+    if type(tree) in LEAVES:
+        return tree
     if isinstance(tree, OneOf):
         for option in tree.options:
             if option.step in outputs:
@@ -122,9 +122,11 @@ def resolve(tree: Tree, outputs: Mapping[str, Any], parameters: Mapping[str, Any
             raise BindingError(f"the run has no value for the parameter {tree.name!r}")
         return parameters[tree.name]
     if isinstance(tree, dict):
-        return {key: resolve(child, outputs, parameters) for key, child in tree.items()}
+        return {
+            key: child if type(child) in LEAVES else resolve(child, outputs, parameters) for key, child in tree.items()
+        }
     if isinstance(tree, list):
-        return [resolve(child, outputs, parameters) for child in tree]
+        return [child if type(child) in LEAVES else resolve(child, outputs, parameters) for child in tree]
     if isinstance(tree, tuple):
         children = [resolve(child, outputs, parameters) for child in tree]
         # Not by its class's own `__new__`, which may be code of a user.

@@ -165,7 +165,7 @@ class Run:
             What follows from it; () if the event was overtaken; one `Quarantine` if it cannot be.
 
         """
-        if self.ended:
+        if self.status in RUN_ENDS:
             # Nothing of an ended run changes any more, its last moment neither.
             return ()
         before_s = self.at_s
@@ -458,12 +458,14 @@ class Run:
 
     def _launch(self, ready: list[str]) -> Commands:
         """Launch the first attempt of steps that became ready, or decide that they are skipped."""
+        if not ready:
+            return ()
         stopped = self.cancel is not None or ("", CancelRequested) in self.decisions
         branches = self.graph.branches if self.graph is not None else {}
         commands: list[Command] = []
         for name in ready:
             state = self.steps[name]
-            if state.status is not StepStatus.PENDING or (name, StepSkipped) in self.decisions:
+            if state.status is not StepStatus.PENDING or (self.decisions and (name, StepSkipped) in self.decisions):
                 continue
             step = self.spec(name)
             if stopped and step.run_if is not RunIf.ALWAYS:
@@ -527,7 +529,8 @@ class Run:
     def _ended(self, name: str, state: StepState) -> Commands:
         state.ended_at_s = self.at_s
         state.due_at_s = None
-        self.decisions.pop((name, StepCancelled), None)
+        if self.decisions:
+            self.decisions.pop((name, StepCancelled), None)
         self.open_count -= 1
         assert self._readiness is not None
         launched = self._launch(self._readiness.release(name))

@@ -207,11 +207,11 @@ def decode_event(subject: EventSubject, data: bytes, at_s: float) -> Event | Non
         RemoteProtocolError: if the payload is not one of that kind.
 
     """
-    decoder = (_STEP_DECODERS if subject.step else _RUN_DECODERS).get(subject.kind)
+    step = subject.step or ""
+    decoder = (_STEP_DECODERS if step else _RUN_DECODERS).get(subject.kind)
     if decoder is None:
         return None
-    fields = decode_map(data, f"the event {subject.kind!r}")
-    return decoder(fields, subject.step or "", at_s)
+    return decoder(decode_map(data, _NAMED[subject.kind]), step, at_s)
 
 
 def _succeeded(fields: Fields, step: str, at_s: float) -> Event:
@@ -318,6 +318,8 @@ _RUN_DECODERS: dict[str, Callable[[Fields, str, float], Event]] = {
     "due": _due,
     "finished": _finished,
 }
+#: The kinds as messages name them: a text made per event would be felt.
+_NAMED = {kind: f"the event {kind!r}" for kind in (*_STEP_DECODERS, *_RUN_DECODERS)}
 
 
 def _failed_fields(event: StepFailed) -> dict[str, Any]:

@@ -43,6 +43,20 @@ def shard_of(run_id: str) -> int:
     return value % SHARDS
 
 
+@functools.lru_cache(maxsize=4096)
+def _run_of(subject: str, prefix: str) -> tuple[str, str]:
+    """Give pipeline and run of the first five tokens of an event's subject; RemoteProtocolError says what is wrong."""
+    tokens = subject.split(".")
+    if len(tokens) != 5 or tokens[0] != prefix or tokens[1] != "event":
+        raise RemoteProtocolError(" is not the subject of an event")
+    _, _, shard, pipeline, run = tokens
+    if _RUN_ID.match(run) is None or shard != str(shard_of(run)):
+        raise RemoteProtocolError(f": run {run[:40]!r} is not a run id of shard {shard[:8]!r}")
+    if NAME.match(pipeline) is None:
+        raise RemoteProtocolError(f": {pipeline[:40]!r} is not a pipeline name")
+    return pipeline, run
+
+
 def check_run_id(run_id: str) -> str:
     """Return a run id that may be a token of a subject; raise UsageError for any other text."""
     if not isinstance(run_id, str) or _RUN_ID.match(run_id) is None:
@@ -117,14 +131,13 @@ class Subjects:
             RemoteProtocolError: if it is not one of this installation, or a token of it is not allowed.
 
         """
-        tokens = subject.split(".")
-        if len(tokens) != 7 or tokens[0] != self.prefix or tokens[1] != "event":
-            raise RemoteProtocolError(f"{subject[:200]!r} is not the subject of an event")
-        _, _, shard, pipeline, run, step, kind = tokens
-        if _RUN_ID.match(run) is None or shard != str(shard_of(run)):
-            raise RemoteProtocolError(f"{subject[:200]!r}: run {run[:40]!r} is not a run id of shard {shard[:8]!r}")
-        if NAME.match(pipeline) is None:
-            raise RemoteProtocolError(f"{subject[:200]!r}: {pipeline[:40]!r} is not a pipeline name")
+        # The events of a run begin alike: that is looked at once.
+        of_step, _, kind = subject.rpartition(".")
+        of_run, _, step = of_step.rpartition(".")
+        try:
+            pipeline, run = _run_of(of_run, self.prefix)
+        except RemoteProtocolError as error:
+            raise RemoteProtocolError(f"{subject[:200]!r}{error}") from None
         if step == RUN:
             return EventSubject(pipeline, run, None, kind)
         if NAME.match(step) is None:

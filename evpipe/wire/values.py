@@ -36,6 +36,7 @@ _INT_MIN, _INT_MAX = -(2**63), 2**64 - 1
 #: What msgpack packs by itself and gives back as something else, or lets a value smuggle in.
 _FOREIGN: Final = frozenset({bytearray, memoryview, msgpack.ExtType, msgpack.Timestamp})
 _REFERENCES: Final = frozenset({OutputRef, ParameterRef, OneOf, Artifact})
+_TEXT: Final = frozenset({str})
 #: Levels that a payload may have around the deepest value in it.
 WRAPPER_DEPTH_MAX: Final = 8
 #: Classes of NamedTuples, looked up once per value.
@@ -158,6 +159,8 @@ def unpack(
 
         met.clear()
         return restored(data, decoding, reader)
+    if type(found) is dict and LEAVES.issuperset(map(type, found.values())) and _TEXT.issuperset(map(type, found)):
+        return found
     if not _well_formed(found, DEPTH_MAX + WRAPPER_DEPTH_MAX, containers_max=len(data), items_max=len(data)):
         raise RemoteProtocolError(
             f"{NOT_A_VALUE}: nested too deep, a key that is not text or a type of another protocol"
