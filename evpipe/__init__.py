@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from evpipe.core.states import RunStatus, StepStatus
 from evpipe.errors import (
+    AlreadyAnswered,
     BusRefused,
     BusUnreachable,
     Conflict,
@@ -19,6 +20,7 @@ from evpipe.errors import (
     LimitExceeded,
     NotFound,
     NotKnownYet,
+    NotWaiting,
     ProcessDied,
     RunFailed,
     UsageError,
@@ -35,14 +37,17 @@ from evpipe.sdk.result import RunResult, StepResult
 from evpipe.sdk.retry import Retry
 from evpipe.sdk.serializer import serializer
 from evpipe.sdk.step import Step, step
+from evpipe.sdk.waits import approval, sleep
 
 if TYPE_CHECKING:
     from evpipe.client.client import Client, connect
+    from evpipe.client.waiting import WaitingStep
     from evpipe.controller.controller import Controller
     from evpipe.hosting.run import run
     from evpipe.worker.worker import Worker
 
 __all__ = [
+    "AlreadyAnswered",
     "BusRefused",
     "BusUnreachable",
     "Cache",
@@ -55,6 +60,7 @@ __all__ = [
     "LimitExceeded",
     "NotFound",
     "NotKnownYet",
+    "NotWaiting",
     "Pipeline",
     "PipelineFunction",
     "ProcessDied",
@@ -68,7 +74,9 @@ __all__ = [
     "StepStatus",
     "UsageError",
     "WaitTimeout",
+    "WaitingStep",
     "Worker",
+    "approval",
     "connect",
     "exit_status",
     "not_",
@@ -76,11 +84,13 @@ __all__ = [
     "pipeline",
     "run",
     "serializer",
+    "sleep",
     "step",
 ]
 
 _LAZY = {
     "Client": "evpipe.client.client",
+    "WaitingStep": "evpipe.client.waiting",
     "Controller": "evpipe.controller.controller",
     "Worker": "evpipe.worker.worker",
     "connect": "evpipe.client.client",
@@ -112,6 +122,7 @@ def _run(target: _AnyPipeline[..., Any], values: Mapping[str, Any], options: _ho
         timeout_s=options.timeout_s,
         no_cache=options.no_cache,
         refresh=options.refresh,
+        answers=options.answers,
     )
     return result
 

@@ -54,6 +54,33 @@ class NotFound(EvpipeError):
     """A run or a step with that name does not exist."""
 
 
+class NotWaiting(UsageError):
+    """The step that was to be answered does not wait for an answer (yet, or any more).
+
+    Attributes: `run_id`, `step`, `status` (the step's).
+    """
+
+    def __init__(self, message: str, *, run_id: str, step: str, status: str) -> None:
+        super().__init__(message)
+        self.run_id = run_id
+        self.step = step
+        self.status = status
+
+
+class AlreadyAnswered(UsageError):
+    """Somebody else answered first, and the first answer counts.
+
+    Attributes: `run_id`, `step`, `answer`, `by` (who; may be empty).
+    """
+
+    def __init__(self, message: str, *, run_id: str, step: str, answer: object, by: str) -> None:
+        super().__init__(message)
+        self.run_id = run_id
+        self.step = step
+        self.answer = answer
+        self.by = by
+
+
 class ProtocolError(EvpipeError):
     """Bytes or subjects that do not follow the protocol."""
 

@@ -24,7 +24,7 @@ def write_dry_run(
     from evpipe.client.bundle import bundle_of
     from evpipe.client.foresight import missing_serializers
 
-    bundle = bundle_of({str(step.code.get("module", "")) for step in built.graph.steps.values()})
+    bundle = bundle_of({str(step.code.get("module", "")) for step in built.graph.steps.values() if step.wait is None})
     foreseen, note = _foreseen(built, how, url)
     missing = missing_serializers(built.graph)
     if note:
@@ -39,9 +39,9 @@ def write_dry_run(
         rows = [
             (
                 step.name,
-                step.executor,
-                step.queue,
-                _function(step.code),
+                step.executor if step.wait is None else "",
+                step.queue if step.wait is None else "",
+                _function(step.code) if step.wait is None else "",
                 ", ".join(graph.parents[step.name]),
                 f"{found.outcome}: {found.why}",
             )
@@ -101,9 +101,9 @@ def _described(built: Built, bundle: Bundle | None, foreseen: list[Foreseen], mi
         "steps": [
             {
                 "name": step.name,
-                "executor": step.executor,
-                "queue": step.queue,
-                "function": _function(step.code),
+                "executor": step.executor if step.wait is None else None,
+                "queue": step.queue if step.wait is None else None,
+                "function": _function(step.code) if step.wait is None else None,
                 "after": list(graph.parents[step.name]),
                 "outcome": found.outcome,
                 "why": found.why,

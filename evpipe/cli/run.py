@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -40,6 +41,13 @@ if TYPE_CHECKING:
     "--refresh", metavar="STEP", multiple=True, help="Run this step even if the cache has its result; '*': all steps."
 )
 @click.option(
+    "--answer",
+    "answers",
+    metavar="STEP=ANSWER",
+    multiple=True,
+    help="Given to a step that waits for a person or an event, when it begins to; may be repeated.",
+)
+@click.option(
     "--dry-run", is_flag=True, help="Show what would become of each step and the files that would travel; run nothing."
 )
 @click.option("--watch", is_flag=True, help="Show what the steps write also on a configured bus.")
@@ -54,6 +62,7 @@ def run(
     timeout_s: float | None,
     no_cache: bool,
     refresh: tuple[str, ...],
+    answers: tuple[str, ...],
     dry_run: bool,
     watch: bool,
     url: str | None,
@@ -87,7 +96,7 @@ def run(
                 _check_options(how, url)
                 write_dry_run(_built(target, params)[0], how, url, as_json=as_json, stream=data)
                 return Exit.SUCCEEDED
-            talk, result, code = _run(target, params, how, url, watch=watch, quiet=quiet)
+            talk, result, code = _run(target, params, answers, how, url, watch=watch, quiet=quiet)
         except Exception as error:
             if not as_json:
                 raise
@@ -100,6 +109,7 @@ def run(
 def _run(
     target: str,
     params: Sequence[str],
+    answers: Sequence[str],
     how: RunOptions,
     url: str | None,
     *,
@@ -109,6 +119,7 @@ def _run(
     """Run it; errors before the submit are raised, what comes after it is told and has a result and a code."""
     _check_options(how, url)
     built, note = _built(target, params)
+    how = replace(how, answers=read_answers(built, answers))
     # What is wrong with the call is said before what takes long to import.
     from evpipe.cli.talk import Talk
     from evpipe.hosting.logs import configure_logs
@@ -164,11 +175,35 @@ def read_parameters(pipeline: AnyPipeline[..., Any], params: Sequence[str]) -> d
     return values
 
 
+def read_answers(built: Built, answers: Sequence[str]) -> dict[str, Any]:
+    """Read the --answer of a command line, each by the type that its step asks for; of an event it is JSON.
+
+    Raises:
+        UsageError: names the step.
+    """
+    from evpipe.core.parameters import ParameterType
+    from evpipe.core.waits import WaitKind
+    from evpipe.hosting.answers import Answers
+    from evpipe.sdk.parameters import parse_value
+
+    found: dict[str, Any] = {}
+    for answer in answers:
+        name, equals, text = answer.partition("=")
+        if not equals or not name:
+            raise UsageError(f"--answer {answer!r} is not of the form step=answer")
+        step = built.graph.steps.get(name)
+        wait = step.wait if step is not None else None
+        kind = wait.answer if wait is not None and wait.kind is WaitKind.APPROVAL else ParameterType()
+        found[name] = parse_value(kind, text, f"--answer {name}")
+    Answers(found, built.graph)
+    return found
+
+
 def _to_end(built: Built, how: RunOptions, url: str | None, talk: Talk, *, watch: bool) -> RunResult[Any]:
     if how.mode == "debug":
         from evpipe.hosting.debug import run_debug
 
-        return run_debug(built, talk, no_cache=how.no_cache, refresh=how.refresh)
+        return run_debug(built, talk, no_cache=how.no_cache, refresh=how.refresh, answers=how.answers)
     import anyio
 
     from evpipe.bus.settings import load_settings
@@ -185,5 +220,6 @@ def _to_end(built: Built, how: RunOptions, url: str | None, talk: Talk, *, watch
         display=talk,
         watch=watch,
         settings=settings,
+        answers=how.answers,
     )
     return anyio.run(session.run)

@@ -1,4 +1,4 @@
-"""`evpipe runs`: look at runs of the bus, whoever submitted them, and cancel them."""
+"""`evpipe runs`: look at runs of the bus, whoever submitted them, answer their steps, and cancel them."""
 
 from __future__ import annotations
 
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from evpipe.cli.talk import Talk
     from evpipe.client.client import Client
     from evpipe.client.handle import RunHandle
+    from evpipe.client.waiting import WaitingStep
     from evpipe.core.machine import Run
     from evpipe.sdk.result import RunResult, StepResult
     from evpipe.wire.registry import RunEntry
@@ -45,7 +46,7 @@ CANDIDATES_MAX: Final = 8
 
 @click.group(cls=Group)
 def runs() -> None:
-    """Look at runs, and cancel them.
+    """Look at runs, answer steps that wait for it, and cancel them.
 
     RUN is a run's id, or its first characters, at least 4, if no other run's id begins with them.
     """
@@ -247,6 +248,10 @@ def _step(step: StepResult) -> Sequence[str]:
     why = _because_of(step.reason, step.error)
     if step.cached_from is not None:
         why = f"from step {step.cached_from.step} of run {step.cached_from.run}"
+    elif step.waits_for:
+        why = step.waits_for
+    elif step.answered_by is not None and not why:
+        why = f"answered{f' by {step.answered_by}' if step.answered_by else ''}"
     return (step.name, str(step.status), attempts, _clock(step.started_at), took, why)
 
 
@@ -313,6 +318,87 @@ def events(run_id: str, no_follow: bool, url: str | None, output: str) -> Exit:
         await write_events(client, wanted, as_json=output == "json")
 
     on_bus(url, write)
+    return Exit.SUCCEEDED
+
+
+# ---- waiting, approve
+
+
+@runs.command(cls=Command)
+@click.option("--pipeline", metavar="P", help="Only steps of runs of this pipeline.")
+@url_option
+@output_option
+def waiting(pipeline: str | None, url: str | None, output: str) -> Exit:
+    """List the steps that wait for an answer, over all runs, what has waited longest first.
+
+    With -o json one array, of objects with run, pipeline, step, message, accepts, show, since, until (null: no limit),
+    description.
+    """
+    from evpipe.core.names import check_name
+
+    if pipeline is not None:
+        check_name("pipeline", pipeline)
+
+    async def read(client: Client) -> list[WaitingStep]:
+        return await client.waiting(pipeline=pipeline)
+
+    found: list[WaitingStep] = on_bus(url, read)
+    if output == "json":
+        write_data(json_text([_waiting(step) for step in found]))
+        return Exit.SUCCEEDED
+    rows = [
+        (step.run, step.pipeline, step.step, step.accepts, _clock(step.since), _clock(step.until), _asked(step))
+        for step in found
+    ]
+    _write_table(("run", "pipeline", "step", "answer", "since", "until", ""), rows)
+    return Exit.SUCCEEDED
+
+
+def _asked(step: WaitingStep) -> str:
+    shown = ", ".join(f"{name}={value_text(value)}" for name, value in step.show.items())
+    return f"{step.message} ({shown})" if shown else step.message
+
+
+def _waiting(step: WaitingStep) -> dict[str, Any]:
+    names = ("run", "pipeline", "step", "message", "accepts", "show", "since", "until", "description")
+    return {name: getattr(step, name) for name in names}
+
+
+@runs.command(cls=Command)
+@run_argument
+@click.argument("step")
+@click.argument("answer", default="true")
+@click.option("--by", metavar="NAME", help="Who answers; else this user.")
+@click.option("--message", metavar="M", default="", help="Kept beside the answer.")
+@url_option
+@output_option
+def approve(run_id: str, step: str, answer: str, by: str | None, message: str, url: str | None, output: str) -> Exit:
+    """Answer STEP of a run, which waits for it. The first answer counts.
+
+    ANSWER is true where it is left out; false rejects. It is read by the type that the step asks for: text as it is,
+    everything else as JSON.
+
+    With -o json one object: id, pipeline, step, answer, by.
+    """
+
+    async def give(client: Client) -> tuple[RunHandle[Any], Any, str]:
+        from evpipe.client.waiting import this_user
+        from evpipe.sdk.parameters import parse_value
+
+        handle = await find_run(client, run_id)
+        asked = next((found for found in await handle.waiting() if found.step == step and found.accepts), None)
+        # Where it does not wait, what is wrong is said by who is told to answer it.
+        value = answer if asked is None else parse_value(asked.answer, answer, "the answer")
+        name = this_user() if by is None else by
+        await handle.approve(step, value, by=name, message=message)
+        return handle, value, name
+
+    found: tuple[RunHandle[Any], Any, str] = on_bus(url, give)
+    handle, value, name = found
+    if output == "json":
+        told = {"id": handle.id, "pipeline": handle.pipeline, "step": step, "answer": value, "by": name}
+        write_data(json_text(told))
+    say(f"step {step} of run {handle.id} is answered: {value_text(value)}")
     return Exit.SUCCEEDED
 
 

@@ -28,9 +28,11 @@ from evpipe.client.fingerprints import facts_of_run
 from evpipe.client.garbage import Garbage, collect_garbage
 from evpipe.client.graphs import graph_bytes
 from evpipe.client.handle import RunHandle
+from evpipe.client.waiting import WaitingStep, waiting_of
 from evpipe.core.fingerprint import NO_FACTS, RunFacts
 from evpipe.core.graph import Graph
 from evpipe.core.names import check_name, nearest
+from evpipe.core.states import RUN_ENDS
 from evpipe.errors import Conflict, NotFound, RemoteProtocolError, UsageError
 from evpipe.sdk.definition import AnyPipeline, Built
 from evpipe.sdk.loading import check_not_loading
@@ -253,7 +255,7 @@ class Client:
 
     async def _code(self, graph: Graph) -> dict[str, Any]:
         """Store the code of a graph's steps; gives how its launches name it."""
-        modules = frozenset(str(step.code.get("module", "")) for step in graph.steps.values())
+        modules = frozenset(str(step.code.get("module", "")) for step in graph.steps.values() if step.wait is None)
         bundle = await anyio.to_thread.run_sync(bundle_of, modules)
         if bundle is None:
             return {}
@@ -310,6 +312,18 @@ class Client:
             if pipeline in (None, found.pipeline) and status in (None, found.status):
                 entries.append(found)
         return sorted(entries, key=lambda entry: entry.submitted_at_s, reverse=True)
+
+    async def waiting(self, *, pipeline: str | None = None) -> list[WaitingStep]:
+        """List what waits for an answer, over all runs, what has waited longest first.
+
+        Which runs go on is said by the registry, which may be a moment behind the log.
+
+        Args:
+            pipeline: only steps of its runs.
+        """
+        open_runs = [entry.run for entry in await self.runs(pipeline=pipeline) if entry.status not in RUN_ENDS]
+        found = [step async for step in waiting_of(self.bus, open_runs)]
+        return sorted(found, key=lambda step: step.since)
 
     async def events(
         self,

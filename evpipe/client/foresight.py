@@ -20,6 +20,7 @@ from evpipe.core.bindings import BindingError, resolve
 from evpipe.core.events import StepSucceeded
 from evpipe.core.fingerprint import NO_FACTS
 from evpipe.core.graph import Graph, Step
+from evpipe.core.waits import WaitKind
 from evpipe.errors import EvpipeError, RemoteProtocolError
 from evpipe.sdk.annotations import evaluate, return_annotation
 from evpipe.sdk.definition import Built
@@ -36,6 +37,12 @@ from evpipe.wire.subjects import EventSubject
 #: What serializers of a library need beside it.
 _NEEDS: Final = {"pandas": ("pyarrow",), "polars": ("pyarrow",), "sklearn": ("skops",), "torch": ("safetensors",)}
 _DEPTH_MAX: Final = 8
+WAITS_FOR: Final = {
+    WaitKind.SLEEP: "a while",
+    WaitKind.APPROVAL: "an answer",
+    WaitKind.SIGNAL: "a signal",
+    WaitKind.RUN_EVENT: "an event of another run",
+}
 #: What classes have whose fields are what travels.
 _RECORDS: Final = ("_fields", "__dataclass_fields__")
 
@@ -45,7 +52,7 @@ class Foreseen:
     """What would become of a step."""
 
     step: str
-    #: "cached", "runs" or, if that depends on what runs before it, "open".
+    #: "cached", "runs", "waits" or, if that depends on what runs before it, "open".
     outcome: str
     why: str
 
@@ -67,7 +74,9 @@ async def foresee(bus: Bus | None, built: Built, *, no_cache: bool, refresh: tup
     found: dict[str, Foreseen] = {}
     for name in graph.order:
         step = graph.steps[name]
-        if step.cache is None or no_cache:
+        if step.wait is not None:
+            found[name] = Foreseen(name, "waits", f"for {WAITS_FOR[step.wait.kind]}")
+        elif step.cache is None or no_cache:
             found[name] = Foreseen(name, "runs", "not cached" if step.cache is None else "no_cache")
         elif name in refresh or "*" in refresh:
             found[name] = Foreseen(name, "runs", "refreshed")
@@ -128,7 +137,7 @@ def missing_serializers(graph: Graph) -> list[str]:
     seen: set[tuple[str, str]] = set()
     for step in graph.steps.values():
         module, name = str(step.code.get("module")), str(step.code.get("name"))
-        if (module, name) in seen or step.pickle:
+        if (module, name) in seen or step.pickle or step.wait is not None:
             continue
         seen.add((module, name))
         function = getattr(sys.modules.get(module), name, None)

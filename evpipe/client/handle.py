@@ -1,4 +1,4 @@
-"""A run in the hands of a client: wait for it, watch it, cancel it."""
+"""A run in the hands of a client: wait for it, watch it, answer its steps, cancel it."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from evpipe.client.events import RunEvent, run_event
 from evpipe.client.fold import RunFold
 from evpipe.client.logs import LogEntry, read_logs
 from evpipe.client.values import opener_of
+from evpipe.client.waiting import WaitingStep, answer_step, waiting_steps
 from evpipe.core.events import CancelCause, CancelRequested, Event
 from evpipe.core.machine import Run
 from evpipe.core.names import nearest
@@ -159,6 +160,28 @@ class RunHandle(Generic[R_co]):
                 return
             if await self._bus.append_wait(subject, payload, expected=sequence) is not Refused.SEQUENCE:
                 return
+
+    async def approve(self, step: str, answer: Any = True, *, by: str | None = None, message: str = "") -> None:
+        """Answer a step that waits for a person; the first answer counts, and is its value.
+
+        Args:
+            step: its name.
+            answer: False rejects; what a step takes is the type that its `approval` names.
+            by: who answers; None: the user of this process.
+            message: kept beside it.
+
+        Raises:
+            NotFound: if the run has no such step.
+            NotWaiting: if the step does not wait for an answer, not yet or not any more.
+            AlreadyAnswered: if somebody was first; says who.
+            UsageError: if the answer is not one that it takes; says what would be.
+        """
+        await answer_step(self._bus, self.id, self.pipeline, step, answer, by=by, message=message)
+
+    async def waiting(self) -> list[WaitingStep]:
+        """Give the steps of the run that wait now: for an answer, an event, or a moment."""
+        run = await self.state()
+        return [] if run.ended else waiting_steps(run)
 
     async def _readable(self, kind: str) -> tuple[Event | None, int]:
         """Give the run's newest event of a kind, if it can be read, and the last sequence of its subject."""

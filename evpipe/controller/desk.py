@@ -26,7 +26,7 @@ from evpipe.client.graphs import fetch_graph
 from evpipe.controller.chores import Chores
 from evpipe.controller.look_ups import LookUps, Miss
 from evpipe.controller.timers import Timers
-from evpipe.core.commands import Command, Decide, Launch, Quarantine, StopAttempt, WakeAt
+from evpipe.core.commands import Await, Command, Decide, Launch, Quarantine, StopAttempt, WakeAt
 from evpipe.core.events import (
     CancelRequested,
     Decision,
@@ -344,6 +344,8 @@ class Desk:
                     self._decide(case, command.event)
                 case WakeAt():
                     self.timers.add(command.at_s - self._now_s, case.run.id, command.step, command.attempt)
+                case Await():
+                    pass
                 case StopAttempt():
                     stops.append((case.run.id, command.step, command.attempt))
                 case Quarantine():

@@ -51,6 +51,17 @@ class WakeAt:
 
 
 @dataclass(frozen=True, slots=True)
+class Await:
+    """Look out for what a step waits for, from the moment on at which it began to (or its run's submit).
+
+    An event that matches is put into the log as `StepReceived`; an answer of a person comes by itself.
+    """
+
+    step: str
+    attempt: int
+
+
+@dataclass(frozen=True, slots=True)
 class Decide:
     """Put this event into the log."""
 
@@ -64,4 +75,4 @@ class Quarantine:
     reason: str
 
 
-Command: TypeAlias = Launch | StopAttempt | WakeAt | Decide | Quarantine
+Command: TypeAlias = Launch | StopAttempt | WakeAt | Await | Decide | Quarantine

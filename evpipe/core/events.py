@@ -54,7 +54,7 @@ class CancelRequested:  # client, controller
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Due:  # controller
-    """A wait is over: the delay before an attempt, or (step None) the run's deadline."""
+    """A wait is over: the delay before an attempt, a sleep, the time of a wait, or (step None) the run's deadline."""
 
     at_s: float = 0.0
     step: str | None
@@ -71,7 +71,7 @@ class Finished:  # controller
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class StepStarted:  # worker
+class StepStarted:  # worker; of a wait the controller, for whoever wants to know: the fold knew before
     at_s: float = 0.0
     step: str
     attempt: int
@@ -110,6 +110,28 @@ class StepCached:  # controller
     value: Any = None
     fingerprint: str = ""
     origin: Origin
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepApproved:  # client
+    """Somebody answered an approval; also if the answer is no."""
+
+    at_s: float = 0.0
+    step: str
+    answer: Any
+    #: Who.
+    by: str = ""
+    message: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepReceived:  # controller
+    """The event that a step waited for has come."""
+
+    at_s: float = 0.0
+    step: str
+    #: Of a signal its payload, of a run's event what is known of it.
+    value: Any = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -158,6 +180,8 @@ Event: TypeAlias = (
     | StepStarted
     | StepSucceeded
     | StepCached
+    | StepApproved
+    | StepReceived
     | StepFailed
     | StepRetried
     | StepSkipped
@@ -166,5 +190,14 @@ Event: TypeAlias = (
 
 #: The events that a controller decides on.
 Decision: TypeAlias = (
-    CancelRequested | Due | Finished | StepCached | StepFailed | StepRetried | StepSkipped | StepCancelled
+    CancelRequested
+    | Due
+    | Finished
+    | StepStarted
+    | StepCached
+    | StepReceived
+    | StepFailed
+    | StepRetried
+    | StepSkipped
+    | StepCancelled
 )

@@ -20,11 +20,11 @@ from evpipe.core.names import check_name, nearest
 from evpipe.core.parameters import Parameter, check_parameter_names
 from evpipe.core.retry import NO_RETRIES, RetryPolicy
 from evpipe.core.states import OnFailure, RunIf
+from evpipe.core.waits import SECONDS_MAX, Wait, check_wait
 from evpipe.errors import LimitExceeded, UsageError
 
 STEPS_MAX = 300_000
 EXECUTORS = ("inline", "thread", "process")
-SECONDS_MAX = 366 * 86_400.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,6 +54,8 @@ class Step:
     on_exit: bool = False
     #: None: it is not cached.
     cache: CachePolicy | None = None
+    #: What it waits for, of a step that runs nowhere; None: it is launched.
+    wait: Wait | None = None
     #: Whether its arguments and its output may be pickles.
     pickle: bool = False
     description: str = ""
@@ -148,6 +150,10 @@ class Graph:
             check_seconds(f"{where}: cache: ttl_s", step.cache.ttl_s)
         if step.on_exit and step.run_if is not RunIf.ALWAYS:
             raise UsageError(f"{where} is an on_exit handler: its run_if must be always, not {step.run_if.value}")
+        if step.wait is not None:
+            if step.retries.count or step.cache is not None:
+                raise UsageError(f"{where} waits: it is neither retried nor cached, for it runs nothing")
+            check_wait(where, step.wait, step.arguments, step.timeout_s)
         above: dict[str, None] = {}
         of_branches: dict[str, None] = {}
         trees = [step.arguments] if step.when is None else [step.arguments, *condition_trees(step.when)]

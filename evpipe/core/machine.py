@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias, assert_never
 
 from evpipe.core.bindings import BindingError, resolve
-from evpipe.core.commands import Command, Decide, Launch, Quarantine, StopAttempt, WakeAt
+from evpipe.core.commands import Await, Command, Decide, Launch, Quarantine, StopAttempt, WakeAt
 from evpipe.core.events import (
     CancelCause,
     CancelRequested,
@@ -26,9 +26,11 @@ from evpipe.core.events import (
     Failure,
     Finished,
     Origin,
+    StepApproved,
     StepCached,
     StepCancelled,
     StepFailed,
+    StepReceived,
     StepRetried,
     StepSkipped,
     StepStarted,
@@ -51,6 +53,7 @@ from evpipe.core.states import (
     RunStatus,
     StepStatus,
 )
+from evpipe.core.waits import EARLY_S, WaitKind, answer_problem, check_begun, shown_wait
 
 Commands: TypeAlias = tuple[Command, ...]
 
@@ -71,7 +74,7 @@ class StepState:
     #: Failures charged to `retries`, and attempts lost with their worker, which are not.
     failures: int = 0
     losses: int = 0
-    #: Log time at which the current attempt may begin, while it waits for it.
+    #: Log time at which the current attempt may begin, or a wait is over, while it is waited for.
     due_at_s: float | None = None
     #: Log time at which the step first became ready, its current attempt began, it ended.
     queued_at_s: float | None = None
@@ -99,6 +102,7 @@ class Run:
         "_choices",
         "_handlers",
         "_readiness",
+        "answers",
         "at_s",
         "cancel",
         "decisions",
@@ -131,6 +135,8 @@ class Run:
         self.steps: dict[str, StepState] = {}
         #: The values of the steps that succeeded.
         self.outputs: dict[str, Any] = {}
+        #: The answers that approvals got.
+        self.answers: dict[str, StepApproved] = {}
         #: Steps that failed for good, in the log's order.
         self.failed: list[str] = []
         self.cancel: CancelRequested | None = None
@@ -157,6 +163,16 @@ class Run:
         """Give the definition of a step of this run."""
         assert self.graph is not None
         return self.graph.steps[name]
+
+    def waits_for(self, name: str) -> str:
+        """Say what a step waits for, in a few words; "" if it does not wait now."""
+        spec, state = self.spec(name), self.steps[name]
+        if spec.wait is None or state.status is not StepStatus.RUNNING:
+            return ""
+        try:
+            return shown_wait(spec.wait, self.arguments_of(name))
+        except BindingError:
+            return "nobody knows what"
 
     def step(self, event: Event) -> Commands:
         """Apply the next event of the log.
@@ -188,7 +204,7 @@ class Run:
         for name, state in self.steps.items():
             under_way = state.status is StepStatus.QUEUED or state.status is StepStatus.RUNNING
             if self.cancel is not None and not self._is_final(name):
-                if under_way:
+                if under_way and self.spec(name).wait is None:
                     commands.append(StopAttempt(name, state.attempt))
             elif under_way:
                 commands.extend(self._work(name, state))
@@ -210,6 +226,10 @@ class Run:
                 return self._started(event)
             case StepCached():
                 return self._cached(event)
+            case StepApproved():
+                return self._approved(event)
+            case StepReceived():
+                return self._received(event)
             case StepFailed():
                 return self._failed(event)
             case StepRetried():
@@ -286,17 +306,20 @@ class Run:
         if again is not None:
             return again
         self.decisions.pop((event.step, StepFailed), None)
+        return self._failed_for_good(event.step, state)
+
+    def _failed_for_good(self, name: str, state: StepState) -> Commands:
         state.become(StepStatus.FAILED)
-        step = self.spec(event.step)
+        step = self.spec(name)
         commands: Commands = ()
         if step.on_failure is OnFailure.FAIL:
-            self.failed.append(event.step)
+            self.failed.append(name)
         if step.on_failure is not OnFailure.CONTINUE and self.cancel is None:
             # After a cancel every step that is left has its decision: to be cancelled, or skipped before it.
-            commands = self._skip_below(event.step, "failed")
+            commands = self._skip_below(name, "failed")
         # Before what becomes ready now is launched: the decision keeps it back.
-        stop = self._maybe_fail_fast(event.step, step)
-        return (*commands, *stop, *self._ended(event.step, state))
+        stop = self._maybe_fail_fast(name, step)
+        return (*commands, *stop, *self._ended(name, state))
 
     def _retried(self, event: StepRetried) -> Commands:
         if event.step not in self.steps:
@@ -348,6 +371,8 @@ class Run:
             return ()
         if self.cancel is not None and not self._is_final(event.step):
             return ()
+        if state.status is StepStatus.RUNNING:
+            return self._wait_over(event.step, state)
         return self._begin(event.step, state)
 
     def _cancel_requested(self, event: CancelRequested) -> Commands:
@@ -362,10 +387,10 @@ class Run:
             # A step that is to be skipped stays so: its parent's failure came first in the log.
             if state.ended or (name, StepSkipped) in self.decisions or self._is_final(name):
                 continue
-            for kind in (StepRetried, StepFailed):
+            for kind in (StepRetried, StepFailed, StepStarted):
                 self.decisions.pop((name, kind), None)
             launched = state.status is not StepStatus.PENDING
-            if launched:
+            if launched and self.spec(name).wait is None:
                 commands.append(StopAttempt(name, state.attempt))
             attempt = state.attempt if launched else 0
             commands.append(
@@ -385,6 +410,86 @@ class Run:
             self.value = decided.value if isinstance(decided, Finished) and event.value is None else event.value
         self.decisions.clear()
         return ()
+
+    # ---- waits -------------------------------------------------------------------------------
+
+    def _begin_wait(self, name: str, step: Step, state: StepState) -> Commands:
+        """Begin to wait; raises as `_begin`."""
+        assert step.wait is not None
+        arguments = self.arguments_of(name)
+        check_begun(step.wait, arguments)
+        state.become(StepStatus.RUNNING)
+        state.started_at_s = self.at_s
+        seconds = arguments["seconds"] if step.wait.kind is WaitKind.SLEEP else step.timeout_s
+        state.due_at_s = None if seconds is None else self.at_s + seconds
+        # Nothing hangs on it: it tells those who follow the log, as a worker's does.
+        told = self._decide(StepStarted(step=name, attempt=state.attempt))
+        return (told, *self._work(name, state))
+
+    def _wait_over(self, name: str, state: StepState) -> Commands:
+        """Take the moment at which a sleep, or the time of another wait, is over."""
+        step = self.spec(name)
+        assert step.wait is not None
+        assert state.due_at_s is not None
+        if state.due_at_s - self.at_s > EARLY_S:
+            return (WakeAt(state.due_at_s, name, state.attempt),)
+        if step.wait.kind is WaitKind.SLEEP:
+            return self._waited(name, state, None)
+        if "default" not in step.arguments:
+            what = "answer" if step.wait.kind is WaitKind.APPROVAL else "such event"
+            return self._waited_in_vain(name, state, Reason.TIMEOUT, f"no {what} within {step.timeout_s:g} s")
+        return self._waited(name, state, self.arguments_of(name)["default"])
+
+    def _approved(self, event: StepApproved) -> Commands:
+        state, problem = self._waiting(event.step, (WaitKind.APPROVAL,), "answered")
+        if state is None:
+            return problem
+        wait = self.spec(event.step).wait
+        assert wait is not None
+        wrong = answer_problem(wait, event.answer)
+        if wrong is not None:
+            return (Quarantine(f"step {event.step!r}: {wrong}"),)
+        self.answers[event.step] = event
+        if wait.reject_fails and event.answer is False:
+            said = f"rejected by {event.by or 'somebody'}" + (f": {event.message}" if event.message else "")
+            return self._waited_in_vain(event.step, state, Reason.REJECTED, said)
+        return self._waited(event.step, state, wait.answer.taken(event.answer))
+
+    def _received(self, event: StepReceived) -> Commands:
+        state, problem = self._waiting(event.step, (WaitKind.SIGNAL, WaitKind.RUN_EVENT), "given an event")
+        return problem if state is None else self._waited(event.step, state, event.value)
+
+    def _waiting(self, name: str, kinds: tuple[WaitKind, ...], done: str) -> tuple[StepState | None, Commands]:
+        """Give the state of a step that waits for what has come, else None and the answer to it."""
+        state = self.steps.get(name)
+        if state is None:
+            return None, self._unknown(name)
+        wait = self.spec(name).wait
+        if wait is None or wait.kind not in kinds:
+            return None, (Quarantine(f"step {name!r} was {done}, and it is none that waits for that"),)
+        if state.ended or (self.cancel is not None and not self._is_final(name)):
+            return None, ()
+        if state.status is not StepStatus.RUNNING:
+            return None, (Quarantine(f"step {name!r} was {done} before it began to wait"),)
+        return state, ()
+
+    def _of_wait(self, event: StepSucceeded | StepStarted | StepFailed | StepCached) -> Commands:
+        """Answer an event of an attempt about a step that has none."""
+        if isinstance(event, StepStarted):
+            self.decisions.pop((event.step, StepStarted), None)
+            return ()
+        return (Quarantine(f"{type(event).__name__} of step {event.step!r}, which only waits"),)
+
+    def _waited(self, name: str, state: StepState, value: Any) -> Commands:
+        self.decisions.pop((name, StepStarted), None)
+        state.become(StepStatus.SUCCEEDED)
+        self.outputs[name] = value
+        return self._ended(name, state)
+
+    def _waited_in_vain(self, name: str, state: StepState, reason: Reason, message: str) -> Commands:
+        self.decisions.pop((name, StepStarted), None)
+        state.reason, state.message, state.failure = reason, message, Failure(message=message)
+        return self._failed_for_good(name, state)
 
     # ---- what follows ------------------------------------------------------------------------
 
@@ -409,6 +514,12 @@ class Run:
                 return None, ()  # it could not be launched, but the cancel came first in the log
             kind = type(event).__name__
             return None, (Quarantine(f"{kind} of attempt {event.attempt} of {event.step!r}, which was not launched"),)
+        if status is StepStatus.RUNNING and self.spec(event.step).wait is not None:
+            # What the controller cannot put into the log ends it all the same.
+            unheard = isinstance(event, StepFailed) and event.reason is Reason.OUTPUT
+            if not unheard:
+                return None, self._of_wait(event)
+            self.decisions.pop((event.step, StepStarted), None)
         return state, ()
 
     def _again(self, event: StepFailed, state: StepState) -> Commands | None:
@@ -445,6 +556,9 @@ class Run:
         Raises:
             BindingError: if its arguments cannot be made; nothing has changed then.
         """
+        step = self.spec(name)
+        if step.wait is not None:
+            return self._begin_wait(name, step, state)
         commands = self._work(name, state)
         if state.status is not StepStatus.QUEUED:
             state.become(StepStatus.QUEUED)
@@ -454,7 +568,21 @@ class Run:
 
     def _work(self, name: str, state: StepState) -> Commands:
         """Give what has to be done, once or again, for the current attempt to go on."""
-        return (Launch(name, state.attempt, resolve(self.spec(name).arguments, self.outputs, self.parameters)),)
+        step = self.spec(name)
+        if step.wait is None:
+            return (Launch(name, state.attempt, resolve(step.arguments, self.outputs, self.parameters)),)
+        sleeps = step.wait.kind is WaitKind.SLEEP
+        look_out: Commands = () if sleeps else (Await(name, state.attempt),)
+        return look_out if state.due_at_s is None else (*look_out, WakeAt(state.due_at_s, name, state.attempt))
+
+    def arguments_of(self, name: str) -> dict[str, Any]:
+        """Give the values of a step's arguments as far as they are known now.
+
+        Raises:
+            BindingError: if an output has no such part.
+        """
+        found: dict[str, Any] = resolve(self.spec(name).arguments, self.outputs, self.parameters)
+        return found
 
     def _launch(self, ready: list[str]) -> Commands:
         """Launch the first attempt of steps that became ready, or decide that they are skipped."""
@@ -498,6 +626,10 @@ class Run:
         state = self.steps[name]
         under_way = state.status in (StepStatus.QUEUED, StepStatus.RUNNING) and state.attempt == attempt
         return under_way and (self.cancel is None or self._is_final(name))
+
+    def may_go_on(self, name: str) -> bool:
+        """Say whether a step that has not ended goes on, which it does not when its run is cancelled."""
+        return self.cancel is None or self._is_final(name)
 
     def _is_final(self, name: str) -> bool:
         """Whether a step runs to its end also when its run is cancelled."""

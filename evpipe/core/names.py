@@ -18,6 +18,8 @@ NAME_LENGTH_MAX = 64
 #: Names that are compared for a suggestion: each costs 7 µs, and a controller that refuses a graph serves others too.
 NEAREST_MAX = 5_000
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}\Z")
+#: Tokens of a signal's name: `orders.created` has two.
+SIGNAL_TOKENS_MAX = 8
 ALLOWED = "1 to 64 letters, digits, '_' and '-', the first a letter or digit"
 
 
@@ -36,6 +38,24 @@ def check_name(what: str, name: object) -> str:
     if NAME.match(name) is None:
         shown = name if len(name) <= NAME_LENGTH_MAX else f"{name[:24]}… ({len(name)} characters)"
         raise UsageError(f"{what} name {shown!a} is not allowed: allowed are {ALLOWED}")
+    return name
+
+
+def check_signal_name(name: object) -> str:
+    """Return `name` if it may be a signal's: up to 8 names with dots between them, as in `orders.created`.
+
+    Raises:
+        UsageError: if it is not.
+
+    """
+    tokens = name.split(".") if isinstance(name, str) and len(name) <= 256 else []
+    if not 0 < len(tokens) <= SIGNAL_TOKENS_MAX or not all(NAME.match(token) for token in tokens):
+        shown = f"{name[:40]!a}" if isinstance(name, str) else f"a {type(name).__name__}"
+        raise UsageError(
+            f"{shown} is not the name of a signal: that is up to {SIGNAL_TOKENS_MAX} names with dots between them, "
+            f"as in 'orders.created', each {ALLOWED}; at most 256 characters in all"
+        )
+    assert isinstance(name, str)
     return name
 
 

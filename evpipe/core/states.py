@@ -44,7 +44,7 @@ class Reason(StrEnum):
     LOST = "lost"
     #: A step before it failed or was skipped.
     UPSTREAM = "upstream"
-    #: The submitted run does not validate.
+    #: The submitted run does not validate; or a person's answer to an approval that fails by it was no.
     REJECTED = "rejected"
     #: An output is missing, is not what was declared, or cannot be stored.
     OUTPUT = "output"
@@ -87,7 +87,8 @@ STEP_VALUES = frozenset({StepStatus.SUCCEEDED, StepStatus.CACHED})
 _ENDS = STEP_VALUES | {StepStatus.FAILED, StepStatus.SKIPPED, StepStatus.CANCELLED}
 
 STEP_TRANSITIONS: dict[StepStatus, frozenset[StepStatus]] = {
-    _P: frozenset({_Q, StepStatus.SKIPPED, StepStatus.CANCELLED, StepStatus.FAILED}),
+    # At once to running: a wait, which nobody takes up.
+    _P: frozenset({_Q, _R, StepStatus.SKIPPED, StepStatus.CANCELLED, StepStatus.FAILED}),
     _Q: frozenset({_R, _P, *STEP_VALUES, StepStatus.FAILED, StepStatus.CANCELLED}),
     _R: frozenset({_Q, _P, *STEP_VALUES, StepStatus.FAILED, StepStatus.CANCELLED}),
     **{end: frozenset() for end in StepStatus if end in _ENDS},

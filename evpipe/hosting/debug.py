@@ -11,7 +11,7 @@ import heapq
 import tempfile
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,12 +20,26 @@ import anyio
 from evpipe.client.client import check_refresh, new_run_id
 from evpipe.client.fingerprints import components_of, facts_of_run
 from evpipe.client.loops import outside_of_any_loop
-from evpipe.core.commands import Decide, Launch, WakeAt
-from evpipe.core.events import Decision, Due, Event, Failure, Origin, StepCached, StepSucceeded, Submitted
+from evpipe.client.waiting import WaitingStep, this_user
+from evpipe.core.commands import Await, Decide, Launch, WakeAt
+from evpipe.core.events import (
+    Decision,
+    Due,
+    Event,
+    Failure,
+    Origin,
+    StepApproved,
+    StepCached,
+    StepReceived,
+    StepSucceeded,
+    Submitted,
+)
 from evpipe.core.fingerprint import NO_FACTS
 from evpipe.core.machine import Run
 from evpipe.core.states import Reason
-from evpipe.errors import EvpipeError
+from evpipe.core.waits import WaitKind, answer_problem
+from evpipe.errors import EvpipeError, UsageError
+from evpipe.hosting.answers import BY, Answers, ask, can_ask, nobody_answers
 from evpipe.hosting.display import Display
 from evpipe.sdk.pipeline import Built
 from evpipe.sdk.result import RunResult
@@ -55,6 +69,7 @@ def run_debug(
     *,
     no_cache: bool = False,
     refresh: bool | Sequence[str] = False,
+    answers: Mapping[str, Any] | None = None,
 ) -> RunResult[Any]:
     """Run a built pipeline in this thread.
 
@@ -62,17 +77,23 @@ def run_debug(
         display: is told of the run; None: nobody is.
         no_cache: as of `run`; there is no cache but what this run itself has computed.
         refresh: as of `run`.
+        answers: as of `run`; an approval that has none is asked for at the terminal, if there is one.
+
+    Raises:
+        UsageError: if a step waits for what nobody can give it.
     """
+    prepared = Answers(answers, built.graph)
     check_refresh(refresh, built.graph, no_cache=no_cache)
     if display is not None:
         display.bus("none, plain calls in this thread (mode debug)")
-    return _DebugRun(built, caches=not no_cache and not refresh).to_end(display)
+    return _DebugRun(built, prepared, caches=not no_cache and not refresh).to_end(display)
 
 
 class _DebugRun:
     """One run: its fold, and what it has stored."""
 
-    def __init__(self, built: Built, *, caches: bool) -> None:
+    def __init__(self, built: Built, answers: Answers, *, caches: bool) -> None:
+        self._answers = answers
         # For as long as its values may be asked for.
         self._folder = TemporaryFolder("debug")
         with_pickle = any(step.pickle for step in built.graph.steps.values())
@@ -94,12 +115,15 @@ class _DebugRun:
         events: deque[Event] = deque([submitted])
         ready: list[tuple[int, int, Launch]] = []
         waits: list[tuple[float, int, WakeAt]] = []
+        open_waits: deque[Await] = deque()
         count = 0
         while not run.ended:
             if events:
                 for command in run.step(events.popleft()):
                     count += 1
                     match command:
+                        case Await():
+                            open_waits.append(command)
                         case Launch():
                             heapq.heappush(ready, (place[command.step], count, command))
                         case Decide():
@@ -109,6 +133,9 @@ class _DebugRun:
                         case _:
                             # Nothing runs that could be stopped, and nothing comes from outside that could be nonsense.
                             pass
+            elif open_waits and not ready:
+                # A person is asked when all else is done.
+                events.extend(self._answered(open_waits.popleft().step))
             elif waits and (waits[0][0] <= time.time() or not ready):
                 at_s, _, wake = heapq.heappop(waits)
                 if wake.step is not None:
@@ -123,6 +150,27 @@ class _DebugRun:
             display.finished(run)
         # The method holds this object, and so the folder, for as long as the result lives.
         return RunResult.of(run, self._opened)
+
+    def _answered(self, step: str) -> list[Event]:
+        """Give what comes of a wait for a person or an event: nothing, if only its time ends it."""
+        if not self.run.waits_for(step) or not self.run.may_go_on(step):
+            return []
+        waiting = WaitingStep.of(self.run, step)
+        if step in self._answers:
+            answer, by = self._answers.of(waiting), BY
+        elif waiting.kind == WaitKind.APPROVAL and can_ask():
+            answer, by = ask(waiting), this_user()
+        elif waiting.until is not None:
+            return []
+        else:
+            raise nobody_answers(waiting, "debug")
+        if waiting.kind != WaitKind.APPROVAL:
+            return [self._logged(StepReceived(step=step, value=answer))]
+        wait = self.run.spec(step).wait
+        problem = answer_problem(wait, answer) if wait is not None else None
+        if problem:
+            raise UsageError(f"answers: step {step!r}: {problem}")
+        return [self._logged(StepApproved(step=step, answer=answer, by=by))]
 
     def _opened(self, value: Any) -> Any:
         return loaded(value, self._reader) if artifacts_of(value) else value
@@ -148,7 +196,7 @@ class _DebugRun:
             self._results[fingerprint] = (event, launch.step)
         return event
 
-    def _logged(self, event: Decision) -> Event:
+    def _logged(self, event: Decision | StepApproved) -> Event:
         """Give the event as the log would give it back: what is too long is cut."""
         step, kind, payload = encode_event(event)
         return self._read(step, Conclusion(kind, payload))

@@ -144,7 +144,10 @@ class Display:
         for name, state in shown_rows(run.steps):
             status = Text(state.status, style=STYLES[state.status])
             note = state.message if state.status not in STEP_VALUES else ""
-            if state.due_at_s is not None:
+            if state.status is StepStatus.RUNNING and (waits_for := run.waits_for(name)):
+                left = "" if state.due_at_s is None else f" ({max(0.0, state.due_at_s - now_s):.0f} s left)"
+                note = waits_for + left
+            elif state.due_at_s is not None:
                 note = f"again in {max(0.0, state.due_at_s - now_s):.1f} s: {state.message}"
             attempt = str(state.attempt) if state.attempt > 1 else ""
             table.add_row(name, status, attempt, _took(state, now_s), Text(note.splitlines()[0] if note else "", "dim"))

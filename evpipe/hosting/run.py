@@ -31,6 +31,7 @@ def run(
     timeout_s: float | None = None,
     no_cache: bool = False,
     refresh: bool | Sequence[str] = False,
+    answers: Mapping[str, Any] | None = None,
 ) -> RunResult[R]:
     """Run a pipeline and wait for its end; works in a script, a notebook and under a running loop.
 
@@ -43,6 +44,9 @@ def run(
         timeout_s: seconds to wait for the end.
         no_cache: take nothing from the cache, and record nothing there.
         refresh: names of steps that run even if the cache has their results, which are replaced; True: all.
+        answers: what steps that wait for a person or an event are given when they begin to, by their name: a value, or
+            a function that is called with the `WaitingStep` (in a thread) and gives it. In debug mode an approval that
+            is not here is asked for at the terminal.
 
     Returns:
         The result, whatever the run's status; its `.value` raises unless the run succeeded.
@@ -61,8 +65,16 @@ def run(
     if mode == "debug":
         if key is not None or timeout_s is not None:
             raise UsageError("key and timeout_s mean nothing in debug mode, where the run is this very call")
-        return run_debug(target.build(dict(params or {})), no_cache=no_cache, refresh=refresh)
+        return run_debug(target.build(dict(params or {})), no_cache=no_cache, refresh=refresh, answers=answers)
     # What is wrong with the call is said before any server is started for it.
     built = target.build(dict(params or {}))
-    session = Session(built, mode=mode or "bus", key=key, timeout_s=timeout_s, no_cache=no_cache, refresh=refresh)
+    session = Session(
+        built,
+        mode=mode or "bus",
+        key=key,
+        timeout_s=timeout_s,
+        no_cache=no_cache,
+        refresh=refresh,
+        answers=answers,
+    )
     return outside_of_any_loop(lambda: anyio.run(session.run), session.interrupt)

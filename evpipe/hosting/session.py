@@ -5,8 +5,9 @@ from __future__ import annotations
 import signal
 import sys
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from functools import partial
 from typing import Any, Final
 
 import anyio
@@ -23,6 +24,7 @@ from evpipe.client.handle import RunHandle
 from evpipe.controller.controller import Controller
 from evpipe.core.machine import Run
 from evpipe.errors import EvpipeError, WaitTimeout
+from evpipe.hosting.answers import Answers, answer_waits
 from evpipe.hosting.display import Display
 from evpipe.hosting.orphans import cancel_orphans, own_queue
 from evpipe.sdk.hook import Mode
@@ -52,6 +54,7 @@ class Session:
         mode: "bus" or "local".
         watch: show what the steps write also where other processes run them.
         settings: of the bus; None: as configured.
+        answers: as of `hosting.run.run`.
     """
 
     def __init__(
@@ -66,6 +69,7 @@ class Session:
         display: Display | None = None,
         watch: bool = False,
         settings: BusSettings | None = None,
+        answers: Mapping[str, Any] | None = None,
     ) -> None:
         self._built = built
         self._mode = mode
@@ -75,6 +79,7 @@ class Session:
         self._refresh = refresh
         # What is wrong with it is said before any server is started.
         check_refresh(refresh, built.graph, no_cache=no_cache)
+        self._answers = Answers(answers, built.graph)
         self._display = display or Display(sys.stderr)
         self._settings = settings
         self._watch = watch
@@ -130,6 +135,9 @@ class Session:
                 if not self._hosts:
                     task_group.start_soon(self._say_who_is_missing, client, handle)
                 task_group.start_soon(self._on_interrupt, handle, task_group.cancel_scope)
+                if any(step.wait is not None for step in self._built.graph.steps.values()):
+                    answering = partial(answer_waits, mode=self._mode, note=self._display.note)
+                    task_group.start_soon(answering, client.bus, handle, self._answers)
                 shown = anyio.Event()
                 if self._hosts or self._watch:
                     task_group.start_soon(self._show_output, handle, shown)
@@ -286,7 +294,8 @@ class Session:
     async def _say_who_is_missing(self, client: Client, handle: RunHandle[Any]) -> None:
         """Say within 5 s if nobody is there to run it."""
         run = await handle.state()
-        queues = sorted({step.queue for step in run.graph.steps.values()}) if run.graph else []
+        launched = (step for step in run.graph.steps.values() if step.wait is None) if run.graph else ()
+        queues = sorted({step.queue for step in launched})
         async with anyio.create_task_group() as task_group:
             task_group.start_soon(self._say_if_no_controller, client)
             for queue in queues[:16]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import replace
+from datetime import timedelta
 from typing import Any, ClassVar, NoReturn, TypeVar, overload
 
 from evpipe.core.bindings import BindingError, OutputRef, ParameterRef, Tree
@@ -28,6 +29,7 @@ from evpipe.sdk.references import PIPELINE, RESULT, StepReference, is_reference,
 from evpipe.sdk.retry import Retry
 from evpipe.sdk.shape import Shape
 from evpipe.sdk.step import Step, make_step
+from evpipe.sdk.waits import Adding, Reject, add_approval, add_sleep
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -259,11 +261,8 @@ class Pipeline(AnyPipeline[..., Any]):
             UsageError: if the name is taken, the function cannot be a step, or an argument or option is wrong.
 
         """
-        check_name("step", name)
         where = f"step {name!r}"
-        if name == PIPELINE:
-            raise UsageError(f"{where} needs another name: '${{{PIPELINE}.rows}}' is the parameter 'rows'")
-        self._draft.check_free(name)
+        self._check_step_name(name)
         source = self._source(step, name)
         given = {
             "after": after,
@@ -286,6 +285,41 @@ class Pipeline(AnyPipeline[..., Any]):
         handle = made._add_to(self._draft, positional, named)
         self._sources[name] = made
         return handle
+
+    def approval(
+        self,
+        name: str,
+        message: str,
+        *,
+        answer: Any = bool,
+        show: Mapping[str, object] | None = None,
+        reject: Reject = "value",
+        after: Sequence[object] = (),
+        when: object = None,
+        run_if: RunIfName = "all_succeeded",
+        timeout_s: float | None = None,
+        default: object = UNSET,
+        on_failure: OnFailureName = "fail",
+        description: str = "",
+    ) -> Any:
+        """Add a step that waits for a person's answer; as `evpipe.approval`."""
+        given = {"after": after, "when": when, "run_if": run_if, "on_failure": on_failure, "description": description}
+        return add_approval(self._adding, message, answer, show, reject, name, timeout_s, default, given)
+
+    def sleep(
+        self,
+        name: str,
+        seconds: float | timedelta | str,
+        *,
+        after: Sequence[object] = (),
+        when: object = None,
+        run_if: RunIfName = "all_succeeded",
+        on_failure: OnFailureName = "fail",
+        description: str = "",
+    ) -> Any:
+        """Add a step that ends a while after it became ready; as `evpipe.sleep`."""
+        given = {"after": after, "when": when, "run_if": run_if, "on_failure": on_failure, "description": description}
+        return add_sleep(self._adding, seconds, name, given)
 
     def output(self, tree: Any) -> None:
         """Say what the value of a run is: handles and parameters, also inside lists, tuples and dicts.
@@ -318,10 +352,26 @@ class Pipeline(AnyPipeline[..., Any]):
         return Built(self._graph(self._draft, self._draft.finished_steps(), self._output), parameters)
 
     def __repr__(self) -> str:
-        return f"<{self._titled()}: {len(self._sources)} step{'s' * (len(self._sources) != 1)}>"
+        count = len(self._draft.steps)
+        return f"<{self._titled()}: {count} step{'s' * (count != 1)}>"
 
     def _by_position(self) -> tuple[str, ...]:
         return ()
+
+    def _check_step_name(self, name: str) -> None:
+        check_name("step", name)
+        if name == PIPELINE:
+            raise UsageError(f"step {name!r} needs another name: '${{{PIPELINE}.rows}}' is the parameter 'rows'")
+        self._draft.check_free(name)
+
+    @property
+    def _adding(self) -> Adding:
+        def adding(_base: str, name: str | None) -> tuple[Build, str]:
+            assert name is not None, "in this style every step has its name"
+            self._check_step_name(name)
+            return self._draft, name
+
+        return adding
 
     def _source(self, found: Any, name: str) -> Step[..., Any]:
         """Give the `@step` that was passed, or make one of a plain function."""

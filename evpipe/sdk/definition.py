@@ -120,6 +120,7 @@ class AnyPipeline(ABC, Generic[P, R_co]):
         timeout_s: float | None = None,
         no_cache: bool = False,
         refresh: bool | Sequence[str] = False,
+        answers: Mapping[str, Any] | None = None,
     ) -> PipelineRun[P, R_co]:
         """Say how to run it, as in `churn.options(mode="local").run(rows=500)`.
 
@@ -129,9 +130,10 @@ class AnyPipeline(ABC, Generic[P, R_co]):
             timeout_s: seconds to wait for the end; the run itself goes on after them.
             no_cache: take nothing from the cache, and record nothing there.
             refresh: names of steps that run even if the cache has their results, which are replaced; True: all.
+            answers: what steps that wait for a person or an event are given, by their name: values, or functions.
 
         """
-        how = RunOptions(mode=mode, key=key, timeout_s=timeout_s, no_cache=no_cache, refresh=refresh)
+        how = RunOptions(mode=mode, key=key, timeout_s=timeout_s, no_cache=no_cache, refresh=refresh, answers=answers)
         return PipelineRun(self, how)
 
     @abstractmethod

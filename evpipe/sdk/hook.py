@@ -32,6 +32,8 @@ class RunOptions:
     no_cache: bool = False
     #: Steps that run even if the cache has their results, which are replaced; True: all of them.
     refresh: bool | Sequence[str] = False
+    #: What steps that wait for a person or an event are given, by step: values, or functions that give them.
+    answers: Mapping[str, Any] | None = None
 
 
 RunHook: TypeAlias = "Callable[[AnyPipeline[..., Any], Mapping[str, Any], RunOptions], RunResult[Any]]"

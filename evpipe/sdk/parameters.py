@@ -67,13 +67,16 @@ def parse_parameter(parameter: Parameter, text: str) -> Any:
         UsageError: if the text is no value of the parameter's type.
 
     """
-    value = _parse(parameter.type, text)
+    return parse_value(parameter.type, text, f"parameter {parameter.name!r}")
+
+
+def parse_value(kind: ParameterType, text: str, what: str) -> Any:
+    """Read a value of a type from text, as `parse_parameter` does; `what` names it in the message."""
+    value = _parse(kind, text)
     if value is REQUIRED:
         shown = text if len(text) <= 60 else text[:57] + "…"
-        raise UsageError(
-            f"parameter {parameter.name!r} must be {parameter.type}: {shown!r} is not ({_how_to_write(parameter.type)})"
-        )
-    return parameter.type.taken(value)
+        raise UsageError(f"{what} must be {kind}: {shown!r} is not ({_how_to_write(kind)})")
+    return kind.taken(value)
 
 
 _ANY = ParameterType("any")

@@ -48,6 +48,10 @@ class StepResult:
     #: Why it has no value, in one line; "" if it has one, or may get one.
     error: str = ""
     reason: Reason | None = None
+    #: Of an approval: who answered, "" if they did not say; None if nobody has. It was when the step ended.
+    answered_by: str | None = None
+    #: What it waits for now, in a few words; "" if it does not.
+    waits_for: str = ""
     #: Of its last failure; may be empty.
     traceback: str = ""
     _value: Any = None
@@ -104,6 +108,8 @@ class StepResult:
             ended_at=_moment(state.ended_at_s),
             error=state.message if failed else "",
             reason=state.reason if failed else None,
+            answered_by=run.answers[name].by if name in run.answers else None,
+            waits_for=run.waits_for(name),
             traceback=state.failure.traceback if shows_traceback and state.failure else "",
             _value=run.outputs.get(name),
             _open=opener,

@@ -11,6 +11,7 @@ from evpipe.core.graph import Graph, Step
 from evpipe.core.parameters import REQUIRED, Parameter, ParameterType
 from evpipe.core.retry import RetryPolicy
 from evpipe.core.states import OnFailure, RunIf
+from evpipe.core.waits import Wait, WaitKind
 from evpipe.errors import LimitExceeded, RemoteProtocolError, UsageError
 from evpipe.wire.artifacts import ArtifactWriter
 from evpipe.wire.cache import policy_map, policy_of
@@ -120,6 +121,8 @@ def _step_map(step: Step, writer: ArtifactWriter | None) -> dict[str, Any]:
         found["on_exit"] = True
     if step.cache is not None:
         found["cache"] = policy_map(step.cache)
+    if step.wait is not None:
+        found["wait"] = _wait_map(step.wait)
     if step.pickle:
         found["pickle"] = True
     if step.description:
@@ -178,6 +181,31 @@ def _condition(found: Any, depth: int = 0) -> Condition:
     raise RemoteProtocolError("a step of the graph has a condition that is none, or nested too deep")
 
 
+def _wait_map(wait: Wait) -> dict[str, Any]:
+    found: dict[str, Any] = {"kind": wait.kind.value}
+    if wait.kind is WaitKind.APPROVAL:
+        found["answer"] = _type_map(wait.answer)
+    if wait.reject_fails:
+        found["reject_fails"] = True
+    if wait.since_submit:
+        found["since_submit"] = True
+    return found
+
+
+def _wait(found: Fields, key: str) -> Wait:
+    fields = Fields(found.submap(key), f"{found.what}: wait")
+    kind = fields.text("kind")
+    if kind not in tuple(WaitKind):
+        raise UsageError(f"step {found.text('name')!r}: a wait is one of {', '.join(WaitKind)}, not {kind[:40]!r}")
+    answer = _type(fields.submap("answer")) if "answer" in fields.map else ParameterType("bool")
+    return Wait(
+        kind=WaitKind(kind),
+        answer=answer,
+        reject_fails=fields.flag("reject_fails"),
+        since_submit=fields.flag("since_submit"),
+    )
+
+
 def _retries(found: Fields, key: str) -> RetryPolicy:
     fields = Fields(found.submap(key), f"{found.what}: retries")
     return RetryPolicy(
@@ -204,6 +232,7 @@ _STEP_FIELDS: tuple[tuple[str, Callable[[Fields, str], Any]], ...] = (
     ("when", lambda found, key: _condition(found.map.get(key))),
     ("on_exit", Fields.flag),
     ("cache", lambda found, key: policy_of(Fields(found.submap(key), f"{found.what}: cache"))),
+    ("wait", _wait),
     ("pickle", Fields.flag),
     ("description", Fields.text),
 )

@@ -48,6 +48,10 @@ CLASSES_MAX: Final = 2_000
 #: Characters of a traceback, and of an error message, that travel.
 TRACEBACK_CHARS_MAX: Final = 16_384
 MESSAGE_CHARS_MAX: Final = 4_096
+#: And of the name of who answered an approval.
+NAME_CHARS_MAX: Final = 256
+#: The payload of a signal, as JSON.
+SIGNAL_BYTES_MAX: Final = 64 * 1024
 
 #: Characters of one line of a step's output; a longer one is cut.
 LINE_CHARS_MAX: Final = 8_192

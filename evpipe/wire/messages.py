@@ -22,9 +22,11 @@ from evpipe.core.events import (
     Failure,
     Finished,
     Origin,
+    StepApproved,
     StepCached,
     StepCancelled,
     StepFailed,
+    StepReceived,
     StepRetried,
     StepSkipped,
     StepStarted,
@@ -42,6 +44,7 @@ from evpipe.wire.limits import (
     ARGUMENTS_BYTES_MAX,
     LARGE_ITEMS_MAX,
     MESSAGE_CHARS_MAX,
+    NAME_CHARS_MAX,
     PARAMETERS_BYTES_MAX,
     SOURCE_BYTES_MAX,
     TRACEBACK_CHARS_MAX,
@@ -148,14 +151,14 @@ def encode_succeeded(attempt: int, started_at_s: float, value: bytes) -> bytes:
     return encode_map_with({"attempt": attempt, "started_at": started_at_s}, "value", value)
 
 
-def encode_event(event: Decision | StepStarted | StepSucceeded) -> tuple[str | None, str, bytes]:
+def encode_event(event: Decision | StepSucceeded | StepApproved) -> tuple[str | None, str, bytes]:
     """Encode any event but a submit.
 
     Returns:
         Step (None for the run itself), kind, payload.
 
     Raises:
-        EncodingError, LimitExceeded: if the value of a `StepSucceeded` or `Finished` has no encoding or is too large.
+        EncodingError, LimitExceeded: if a value in it has no encoding or is too large.
 
     """
     fields: dict[str, Any]
@@ -173,6 +176,13 @@ def encode_event(event: Decision | StepStarted | StepSucceeded) -> tuple[str | N
             }
             packed = encode_value(event.value, f"the output of step {event.step!r}")
             return event.step, "cached", encode_map_with(fields, "value", packed)
+        case StepApproved():
+            packed = encode_value(event.answer, f"the answer to step {event.step!r}")
+            fields = {"by": _clean(event.by[:NAME_CHARS_MAX]), "message": _cut(event.message)}
+            return event.step, "approved", encode_map_with(fields, "answer", packed)
+        case StepReceived():
+            packed = encode_value(event.value, f"the event that step {event.step!r} waits for")
+            return event.step, "received", encode_map_with({}, "value", packed)
         case StepStarted():
             return event.step, "started", encode_map({"attempt": event.attempt, "worker": event.worker})
         case StepFailed():
@@ -241,6 +251,17 @@ def _cached(fields: Fields, step: str, at_s: float) -> Event:
     )
 
 
+def _approved(fields: Fields, step: str, at_s: float) -> Event:
+    if "answer" not in fields.map:
+        raise RemoteProtocolError(f"{fields.what}: field 'answer' is missing")
+    by, message = fields.text("by", "")[:NAME_CHARS_MAX], fields.text("message", "")[:MESSAGE_CHARS_MAX]
+    return StepApproved(at_s=at_s, step=step, answer=fields.map["answer"], by=by, message=message)
+
+
+def _received(fields: Fields, step: str, at_s: float) -> Event:
+    return StepReceived(at_s=at_s, step=step, value=fields.map.get("value"))
+
+
 def _started(fields: Fields, step: str, at_s: float) -> Event:
     return StepStarted(at_s=at_s, step=step, attempt=fields.whole("attempt"), worker=fields.text("worker", ""))
 
@@ -306,6 +327,8 @@ def _finished(fields: Fields, step: str, at_s: float) -> Event:
 _STEP_DECODERS: dict[str, Callable[[Fields, str, float], Event]] = {
     "succeeded": _succeeded,
     "cached": _cached,
+    "approved": _approved,
+    "received": _received,
     "started": _started,
     "failed": _failed,
     "retry": _retried,

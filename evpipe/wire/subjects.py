@@ -3,6 +3,7 @@
 <prefix>.event.<shard>.<pipeline>.<run>.<step or _>.<kind>     the log
 <prefix>.queue.<queue>.<priority>.<run>.<step>.<attempt>       launches
 <prefix>.telemetry.<run>.<step>.<attempt>.<kind>   what attempts tell, kept for a while
+<prefix>.signal.<name>                what steps wait for, kept for a while; a name is up to 8 tokens
 <prefix>.who.<run>.<step>.<attempt>   who runs this attempt? (its worker answers)
 <prefix>.stop                         attempts to stop
 <prefix>.ping.controller, <prefix>.ping.worker.<queue>   is anybody there?
@@ -24,9 +25,11 @@ RUN = "_"
 DEFAULT_PRIORITY = 5
 
 RUN_KINDS = frozenset({"submitted", "cancel-requested", "due", "finished"})
-STEP_KINDS = frozenset({"started", "succeeded", "cached", "failed", "retry", "due", "skipped", "cancelled"})
+STEP_KINDS = frozenset(
+    {"started", "succeeded", "cached", "approved", "received", "failed", "retry", "due", "skipped", "cancelled"}
+)
 #: The kinds that only a controller writes, with the expected last sequence of their subject.
-DECISION_KINDS = frozenset({"cached", "retry", "due", "skipped", "cancelled", "finished"})
+DECISION_KINDS = frozenset({"cached", "received", "retry", "due", "skipped", "cancelled", "finished"})
 
 _RUN_ID = re.compile(r"[a-z0-9]{8,32}\Z")
 _PRIORITY = re.compile(r"[0-9]\Z")
@@ -104,9 +107,11 @@ class Subjects:
         self._event = f"{prefix}.event."
         self._queue = f"{prefix}.queue."
         self._telemetry = f"{prefix}.telemetry."
+        self._signal = f"{prefix}.signal."
         self.all_events = f"{prefix}.event.>"
         self.all_launches = f"{prefix}.queue.>"
         self.all_telemetry = f"{prefix}.telemetry.>"
+        self.all_signals = f"{prefix}.signal.>"
         self.stop = f"{prefix}.stop"
         self.ping_controller = f"{prefix}.ping.controller"
 
@@ -186,7 +191,17 @@ class Subjects:
             raise RemoteProtocolError(f"{subject[:200]!r} is not the subject of telemetry: a token is not allowed")
         return TelemetrySubject(run, step, int(attempt), kind)
 
-    # ---- questions and signals
+    # ---- signals
+
+    def signal(self, name: str) -> str:
+        """Give the subject of a signal whose name was checked."""
+        return self._signal + name
+
+    def signal_of(self, subject: str) -> str:
+        """Give the name of the signal that was sent to a subject; whether it is one, nobody has checked."""
+        return subject.removeprefix(self._signal)
+
+    # ---- questions and hints
 
     def who(self, run: str, step: str, attempt: int) -> str:
         return f"{self.prefix}.who.{run}.{step}.{attempt}"

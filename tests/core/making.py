@@ -15,8 +15,10 @@ from evpipe.core.events import (
     Event,
     Failure,
     Finished,
+    StepApproved,
     StepCancelled,
     StepFailed,
+    StepReceived,
     StepRetried,
     StepSkipped,
     StepStarted,
@@ -84,6 +86,14 @@ def cancelled(
     return StepCancelled(at_s=at_s, step=name, attempt=attempt, reason=reason, message=message)
 
 
+def approved(name: str, answer: Any = True, by: str = "ann", message: str = "", at_s: float = 0.0) -> StepApproved:
+    return StepApproved(at_s=at_s, step=name, answer=answer, by=by, message=message)
+
+
+def received(name: str, value: Any = None, at_s: float = 0.0) -> StepReceived:
+    return StepReceived(at_s=at_s, step=name, value=value)
+
+
 def cancel(cause: CancelCause = CancelCause.REQUEST, message: str = "", at_s: float = 0.0) -> CancelRequested:
     return CancelRequested(at_s=at_s, cause=cause, message=message)
 
@@ -119,7 +129,7 @@ def snapshot(run: Run) -> dict[str, Any]:
             value = {name: step_snapshot(state) for name, state in value.items()}
         elif slot == "decisions":
             value = dict(value)
-        elif slot in ("failed", "outputs", "parameters"):
+        elif slot in ("failed", "outputs", "parameters", "answers"):
             value = copy.copy(value)
         found[_SHOWN.get(slot, slot)] = value
     return found

@@ -122,6 +122,9 @@ def true(condition: Condition, ends: Ends) -> bool:
 
 
 def attempts_of(plan: Plan, step: Step) -> End:
+    if step.wait is not None:
+        bad = plan.outcome(step.name, 1) == "timeout"
+        return End(StepStatus.FAILED, Reason.TIMEOUT, 1) if bad else End(StepStatus.SUCCEEDED, None, 1)
     attempt = failures = losses = 0
     while True:
         attempt += 1

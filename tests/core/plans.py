@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 from hypothesis import strategies as st
 
@@ -11,8 +11,10 @@ from evpipe.core.bindings import OneOf, OutputRef, Tree
 from evpipe.core.conditions import AllOf, AnyOf, Comparison, Condition, IsTrue, Negation
 from evpipe.core.exits import RUN
 from evpipe.core.graph import Graph, Step
+from evpipe.core.parameters import ParameterType
 from evpipe.core.retry import RetryPolicy
 from evpipe.core.states import OnFailure, RunIf
+from evpipe.core.waits import Wait, WaitKind
 
 #: How an attempt ends: "odd" is an error of a type that a policy with a filter does not retry.
 Outcome: TypeAlias = Literal["ok", "error", "odd", "timeout", "lost", "output"]
@@ -82,6 +84,11 @@ def graphs(draw: st.DrawFn, steps_max: int = 8, *, order_free: bool = False) -> 
         if i > 1 and draw(st.integers(0, 4)) == 0:
             branches = draw(st.lists(st.sampled_from(names[:i]), min_size=1, max_size=3, unique=True))
             arguments["branches"] = OneOf(tuple(OutputRef(branch) for branch in branches))
+        if draw(st.integers(0, 7)) == 0:
+            options = {"when": when, "run_if": draw(st.sampled_from([RunIf.ALL_SUCCEEDED] * 3 + [*RunIf]))}
+            after += [key for key in arguments if key in names]
+            steps.append(draw(waits(name, after=tuple(after), on_failure=draw(st.sampled_from(OnFailure)), **options)))
+            continue
         steps.append(
             Step(
                 name=name,
@@ -121,9 +128,30 @@ def graphs(draw: st.DrawFn, steps_max: int = 8, *, order_free: bool = False) -> 
 
 
 @st.composite
+def waits(draw: st.DrawFn, /, name: str, **options: Any) -> Step:
+    """A step that waits: without a time it is answered, with one nobody does."""
+    kind = draw(st.sampled_from([WaitKind.APPROVAL, WaitKind.SIGNAL]))
+    arguments: dict[str, Tree] = {"message": "Go?"} if kind is WaitKind.APPROVAL else {"name": "orders.created"}
+    timeout_s = draw(st.sampled_from([None, 5.0]))
+    if timeout_s is not None and draw(st.booleans()):
+        arguments["default"] = {KEY: [name]}
+    wait = Wait(kind=kind, answer=ParameterType("dict"))
+    return Step(name=name, arguments=arguments, wait=wait, timeout_s=timeout_s, **options)
+
+
+def never_answered(step: Step) -> bool:
+    """Say whether the time of a wait of these tests ends it, and badly."""
+    return step.timeout_s is not None and "default" not in step.arguments
+
+
+@st.composite
 def plans(draw: st.DrawFn, *, order_free: bool = False) -> Plan:
     graph = draw(graphs(order_free=order_free))
     # Any mixture, and often enough an attempt that is lost just as often as it may be, or once more.
     lost: st.SearchStrategy[tuple[Outcome, ...]] = st.sampled_from([("lost",) * 3, ("lost",) * 4])
     scripts = st.lists(st.sampled_from(OUTCOMES), max_size=5).map(tuple) | lost
-    return Plan(graph, {name: draw(scripts) for name in graph.steps})
+    found = {name: draw(scripts) for name in graph.steps}
+    for name, step in graph.steps.items():
+        if step.wait is not None:
+            found[name] = ("timeout",) if never_answered(step) else ()
+    return Plan(graph, found)

@@ -4,6 +4,8 @@
     pipeline fail_fast deadline_s=30       what the whole graph is; may be left out
     step train <- load split[0]  after=x   takes the output of load and part of split's, waits for x
     step best <- train  on_failure=skip  count=2 delay_s=10 on=builtins.ValueError
+    step ask after=train  wait=approval timeout_s=60   a step that waits: approval, signal or sleep
+    step nap after=ask  wait=sleep seconds=20
     output best                            the run's value
 
     @0 submitted
@@ -14,6 +16,8 @@
     @13 train due 2
     @30 run due
     @4 run cancel-requested request please
+    @4 ask approved ann true
+    @4 order received {"id": 7}
     @4 train skipped step 'load' failed
     @4 train cancelled 1 request please
     @5 run finished succeeded {"score": 0.5}
@@ -32,12 +36,13 @@ from enum import Enum
 from typing import Any
 
 from evpipe.core.bindings import OutputRef
-from evpipe.core.commands import Command, Decide, Launch, Quarantine, StopAttempt, WakeAt
+from evpipe.core.commands import Await, Command, Decide, Launch, Quarantine, StopAttempt, WakeAt
 from evpipe.core.events import CancelCause, Event, Failure, StepFailed
 from evpipe.core.graph import Graph, Step
 from evpipe.core.machine import Run
 from evpipe.core.retry import RetryPolicy
 from evpipe.core.states import OnFailure, Reason, RunStatus
+from evpipe.core.waits import Wait, WaitKind
 from tests.core import making
 from tests.core.making import RUN_ID, snapshot
 
@@ -109,11 +114,20 @@ def parse_step(name: str, parents: list[OutputRef], options: dict[str, str]) -> 
         text = options.pop(key)
         policy[key] = int(text) if key == "count" else (text,) if key == "on" else float(text)
     after = tuple(options.pop("after").split(",")) if "after" in options else ()
+    wait: Wait | None = None
+    arguments: dict[str, Any] = {}
+    if "wait" in options:
+        wait = Wait(kind=WaitKind(options.pop("wait")))
+        texts = {"message": "Go?"} if wait.kind is WaitKind.APPROVAL else {"name": f"{name}.came"}
+        arguments = {"seconds": float(options.pop("seconds"))} if wait.kind is WaitKind.SLEEP else texts
+    timeout_s = float(options.pop("timeout_s")) if "timeout_s" in options else None
     on_failure = OnFailure(options.pop("on_failure", "fail"))
     assert not options, f"unknown options of a step: {options}"
     return Step(
         name=name,
-        arguments={ref.step: ref for ref in parents},
+        arguments={**{ref.step: ref for ref in parents}, **arguments},
+        wait=wait,
+        timeout_s=timeout_s,
         after=after,
         on_failure=on_failure,
         retries=RetryPolicy(**policy),
@@ -148,6 +162,10 @@ def parse_event(line: str, graph: Graph) -> Event:
             return StepFailed(at_s=at_s, step=step, attempt=int(attempt), reason=Reason(reason), failure=failure)
         case [step, "retry", attempt, due]:
             return making.retried(step, int(attempt), float(due.removeprefix("due=")), at_s)
+        case [step, "approved", by, *text]:
+            return making.approved(step, parse_value(text), by, at_s=at_s)
+        case [step, "received", *text]:
+            return making.received(step, parse_value(text), at_s)
         case [step, "due", attempt]:
             return making.due(step, int(attempt), at_s)
         case [step, "skipped", *text]:
@@ -172,6 +190,8 @@ def command_text(command: Command) -> str:
             return f"-> stop {step} {attempt}"
         case WakeAt(at_s=at_s, step=step, attempt=attempt):
             return f"-> wake at {at_s:g} for {step or 'the deadline'}" + (f" {attempt}" if step else "")
+        case Await(step=step, attempt=attempt):
+            return f"-> await {step} {attempt}"
         case Decide(event=event):
             shown = ", ".join(
                 f"{field.name} {value_text(getattr(event, field.name))}"

@@ -7,16 +7,19 @@ from dataclasses import replace
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evpipe.core.commands import Decide, Launch, WakeAt
+from evpipe.core.commands import Await, Decide, Launch, WakeAt
 from evpipe.core.events import (
     CancelCause,
     CancelRequested,
     Due,
     Event,
     Finished,
+    StepApproved,
     StepCancelled,
     StepFailed,
+    StepReceived,
     StepRetried,
+    StepStarted,
     StepSucceeded,
 )
 from evpipe.core.exits import RUN
@@ -169,7 +172,7 @@ def test_a_replay_gives_the_same_state_and_everything_that_is_undone(plan: Plan,
             break
         outstanding = replayed.outstanding()
         for at, command in world.emitted:
-            if at <= length and isinstance(command, (Launch, Decide, WakeAt)):
+            if at <= length and isinstance(command, (Launch, Decide, WakeAt, Await)):
                 done = settled(command, world.log[:length], replayed.open_count <= len(plan.graph.handlers))
                 assert done or command in outstanding, f"{command} was forgotten after {event}"
     assert replayed.outstanding() == ()
@@ -178,7 +181,7 @@ def test_a_replay_gives_the_same_state_and_everything_that_is_undone(plan: Plan,
     assert snapshot(replayed) == snapshot(world.run)
 
 
-def settled(command: Launch | Decide | WakeAt, log: list[Event], everything_ended: bool) -> bool:
+def settled(command: Launch | Decide | WakeAt | Await, log: list[Event], everything_ended: bool) -> bool:
     """Say from the log whether a command has been carried out, or has nothing left to do."""
     cancelled = any(isinstance(e, CancelRequested) for e in log)
     match command:
@@ -188,6 +191,8 @@ def settled(command: Launch | Decide | WakeAt, log: list[Event], everything_ende
             return cancelled or everything_ended
         case WakeAt(step=step, attempt=attempt):
             return cancelled or any(isinstance(e, Due) and (e.step, e.attempt) == (step, attempt) for e in log)
+        case Await(step=step):
+            return cancelled or waited_in(log, step)
         case Decide(event=decided):
             if any(type(e) is type(decided) and replace(e, at_s=decided.at_s) == decided for e in log):
                 return True
@@ -198,11 +203,18 @@ def settled(command: Launch | Decide | WakeAt, log: list[Event], everything_ende
                     return ended_in(log, step, attempt)
                 case StepFailed():
                     return cancelled
+                case StepStarted(step=step):
+                    # It only tells of a wait that has begun: of one that has ended there is nothing to tell.
+                    return cancelled or waited_in(log, step)
                 case StepRetried(step=step, attempt=attempt):
                     # It only tells of the next attempt: once that has ended there is nothing to tell.
                     return cancelled or ended_in(log, step, attempt)
                 case _:
                     return False
+
+
+def waited_in(log: list[Event], step: str) -> bool:
+    return any(isinstance(e, (StepApproved, StepReceived, Due)) and e.step == step for e in log)
 
 
 def ended_in(log: list[Event], step: str, attempt: int) -> bool:

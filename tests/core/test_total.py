@@ -7,7 +7,7 @@ from dataclasses import replace
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evpipe.core.commands import Decide, Launch, Quarantine, WakeAt
+from evpipe.core.commands import Await, Decide, Launch, Quarantine, WakeAt
 from evpipe.core.events import (
     CancelCause,
     CancelRequested,
@@ -15,8 +15,10 @@ from evpipe.core.events import (
     Event,
     Failure,
     Finished,
+    StepApproved,
     StepCancelled,
     StepFailed,
+    StepReceived,
     StepRetried,
     StepSkipped,
     StepStarted,
@@ -41,6 +43,8 @@ STRANGE_EVENTS: st.SearchStrategy[Event] = st.one_of(
     st.builds(StepStarted, at_s=TIMES, step=STEPS, attempt=ATTEMPTS),
     st.builds(StepSucceeded, at_s=TIMES, step=STEPS, attempt=ATTEMPTS, value=VALUES, started_at_s=TIMES),
     st.builds(StepFailed, at_s=TIMES, step=STEPS, attempt=ATTEMPTS, reason=REASONS, failure=FAILURES),
+    st.builds(StepApproved, at_s=TIMES, step=STEPS, answer=VALUES, by=st.sampled_from(["", "ann"])),
+    st.builds(StepReceived, at_s=TIMES, step=STEPS, value=VALUES),
     st.builds(StepRetried, at_s=TIMES, step=STEPS, attempt=ATTEMPTS, due_at_s=TIMES),
     st.builds(StepSkipped, at_s=TIMES, step=STEPS, reason=REASONS),
     st.builds(StepCancelled, at_s=TIMES, step=STEPS, attempt=ATTEMPTS, reason=REASONS),
@@ -62,6 +66,13 @@ def answers(draw: st.DrawFn, run: Run) -> Event | None:
             return replace(event, at_s=run.at_s)
         case WakeAt(at_s=at_s, step=step, attempt=attempt):
             return Due(at_s=at_s, step=step, attempt=attempt)
+        case Await(step=step):
+            return draw(
+                st.one_of(
+                    st.builds(StepApproved, step=st.just(step), answer=VALUES),
+                    st.builds(StepReceived, step=st.just(step), value=VALUES),
+                )
+            )
         case Launch(step=step, attempt=attempt):
             return draw(
                 st.one_of(

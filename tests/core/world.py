@@ -12,7 +12,7 @@ import random
 from dataclasses import dataclass, field, replace
 from typing import TypeAlias
 
-from evpipe.core.commands import Command, Decide, Launch, Quarantine, StopAttempt, WakeAt
+from evpipe.core.commands import Await, Command, Decide, Launch, Quarantine, StopAttempt, WakeAt
 from evpipe.core.events import (
     CancelRequested,
     Decision,
@@ -20,13 +20,16 @@ from evpipe.core.events import (
     Event,
     Failure,
     Finished,
+    StepApproved,
     StepFailed,
+    StepReceived,
     StepStarted,
     StepSucceeded,
     Submitted,
 )
 from evpipe.core.machine import Run
 from evpipe.core.states import Reason, RunIf
+from evpipe.core.waits import WaitKind
 from tests.core.making import RUN_ID, snapshot
 from tests.core.oracle import output_of
 from tests.core.plans import ERROR_TYPES, Outcome, Plan
@@ -50,7 +53,7 @@ class Published:
     event: Event
 
 
-UnderWay: TypeAlias = Launch | Decide | WakeAt | Published
+UnderWay: TypeAlias = Launch | Decide | WakeAt | Await | Published
 
 
 def subject_of(event: Decision) -> Subject:
@@ -109,8 +112,18 @@ class World:
             case WakeAt():
                 self.now_s = max(self.now_s, turn.at_s)
                 self.append(Due(step=turn.step, attempt=turn.attempt))
+            case Await(step=step):
+                if self.plan.graph.steps[step].timeout_s is None:
+                    self.under_way.append(self.answer(step))
             case Published(event=event):
                 self.append(event)
+
+    def answer(self, step: str) -> UnderWay:
+        """What comes of a wait: a person's answer, or the event that the controller has seen."""
+        wait = self.plan.graph.steps[step].wait
+        if wait is not None and wait.kind is WaitKind.APPROVAL:
+            return Published(StepApproved(step=step, answer=output_of(step), by="ann"))
+        return Decide(StepReceived(step=step, value=output_of(step)))
 
     def work(self, launch: Launch) -> list[Event]:
         """The events of one attempt: `started`, maybe, its end, and of a lost one maybe a result that comes late."""

@@ -12,9 +12,11 @@ from evpipe.core.events import (
     Failure,
     Finished,
     Origin,
+    StepApproved,
     StepCached,
     StepCancelled,
     StepFailed,
+    StepReceived,
     StepRetried,
     StepSkipped,
     StepStarted,
@@ -25,6 +27,7 @@ from evpipe.core.graph import Graph, Step
 from evpipe.core.parameters import Parameter, ParameterType
 from evpipe.core.retry import RetryPolicy
 from evpipe.core.states import OnFailure, Reason, RunStatus
+from evpipe.core.waits import Wait, WaitKind
 from evpipe.wire.cache import components_map
 from evpipe.wire.messages import LaunchOrder, Submission
 
@@ -40,7 +43,7 @@ ARTIFACT = Artifact(
     path=("a", 0),
 )
 
-EVENTS: dict[str, Decision | StepStarted | StepSucceeded] = {
+EVENTS: dict[str, Decision | StepSucceeded | StepApproved] = {
     "started": StepStarted(step="a", attempt=1, worker="w1"),
     "succeeded": StepSucceeded(step="a", attempt=2, value={"x": (1, 2.5)}, started_at_s=1.5),
     "cached": StepCached(
@@ -50,6 +53,8 @@ EVENTS: dict[str, Decision | StepStarted | StepSucceeded] = {
         fingerprint="fe" * 32,
         origin=Origin(pipeline="churn", run="run00000", step="b", at_s=7.5),
     ),
+    "approved": StepApproved(step="a", answer="b", by="ann", message="fine"),
+    "received": StepReceived(step="a", value={"id": 7, "at": 0.5}),
     "failed": StepFailed(
         step="a",
         attempt=1,
@@ -141,4 +146,24 @@ CACHING_GRAPH = Graph.of(
         Step(name="train", cache=CachePolicy(ttl_s=3600.0, version="2", ignore=("verbose",)), pickle=True),
     ],
     pipeline="churn",
+)
+
+WAITING_GRAPH = Graph.of(
+    [
+        Step(name="nap", arguments={"seconds": 1.5}, wait=Wait(kind=WaitKind.SLEEP)),
+        Step(
+            name="approve",
+            arguments={"message": "Which?", "show": {"slept": OutputRef("nap")}, "default": "b"},
+            timeout_s=60,
+            wait=Wait(kind=WaitKind.APPROVAL, answer=ParameterType("literal", values=("a", "b"))),
+        ),
+        Step(name="yes", arguments={"message": "Yes?"}, wait=Wait(kind=WaitKind.APPROVAL, reject_fails=True)),
+        Step(
+            name="order",
+            arguments={"name": "orders.created", "match": {"id": 7}},
+            wait=Wait(kind=WaitKind.SIGNAL, since_submit=True),
+        ),
+        Step(name="other", arguments={"pipeline": "churn", "kind": "finished"}, wait=Wait(kind=WaitKind.RUN_EVENT)),
+    ],
+    pipeline="waits",
 )

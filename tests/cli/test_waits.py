@@ -1,0 +1,50 @@
+"""Steps that wait for a person, on the command line."""
+
+from __future__ import annotations
+
+import json
+
+from tests.cli.helpers import CommandLine, finish, until_said
+
+TARGET = "tests.e2e.wait_pipelines"
+
+
+def test_waiting_and_approve(hosted_bus: CommandLine) -> None:
+    """What waits is told, listed and answered once; who answered is shown."""
+    running = hosted_bus.start("run", f"{TARGET}:released", "-o", "json")
+    said = until_said(running, "note: step 'approve'")
+    run_id = said.split("run: ")[1].split()[0]
+    assert (
+        f"note: step 'approve' waits for an answer (bool): Release to production?; `evpipe runs approve {run_id} "
+        "approve` gives one"
+    ) in said
+    (found,) = hosted_bus("runs", "waiting", "-o", "json").json
+    assert list(found) == ["run", "pipeline", "step", "message", "accepts", "show", "since", "until", "description"]
+    assert (found["run"], found["step"], found["show"]) == (run_id, "approve", {"score": 0.5})
+    head, line = hosted_bus("runs", "waiting", "--pipeline", "released").out.splitlines()
+    assert head.split() == ["run", "pipeline", "step", "answer", "since", "until"]
+    assert line.split()[:4] == [run_id, "released", "approve", "bool"]
+    assert line.endswith(" Release to production? (score=0.5)")
+    wrong = hosted_bus("runs", "approve", run_id, "approve", "perhaps")
+    assert (wrong.code, wrong.out) == (2, "")
+    assert "the answer must be bool: 'perhaps' is not (write true or false)" in wrong.err
+    answered = hosted_bus("runs", "approve", run_id[:8], "approve", "--by", "ann", "-o", "json")
+    assert answered.json == {"id": run_id, "pipeline": "released", "step": "approve", "answer": True, "by": "ann"}
+    again = hosted_bus("runs", "approve", run_id, "approve", "false", "--by", "bob", "-o", "json")
+    assert again.code == 2
+    assert "was answered by ann at" in json.loads(again.out)["error"]
+    done = finish(running)
+    assert done.json["steps"]["approve"]["answered_by"] == "ann"
+    assert done.json["value"] == "released 0.5"
+    assert "answered by ann" in hosted_bus("runs", "show", run_id).out
+
+
+def test_answers_on_the_command_line(evpipe: CommandLine) -> None:
+    """--answer is read by the type that its step asks for; without it a run that nobody can answer is refused."""
+    local = ("--mode", "local", "-q", "-o", "json")
+    given = ("--answer", "which=b", "--answer", "note=yes = no", "--answer", "share=2")
+    done = evpipe("run", f"{TARGET}:texts", *local, *given)
+    assert done.json["value"] == ["released b", "yes = no", 2.0]
+    hanging = evpipe("run", f"{TARGET}:said_no", "--mode", "debug", "-q", "-o", "json")
+    assert hanging.code == 2
+    assert "in mode debug nobody else can give it" in hanging.json["error"]
