@@ -14,6 +14,7 @@ from evpipe.errors import (
     AlreadyAnswered,
     BusRefused,
     BusUnreachable,
+    CommandFailed,
     Conflict,
     EncodingError,
     EvpipeError,
@@ -29,6 +30,8 @@ from evpipe.errors import (
 from evpipe.sdk import hook as _hook
 from evpipe.sdk.builder import Pipeline
 from evpipe.sdk.cache import Cache
+from evpipe.sdk.command import CommandStep, command
+from evpipe.sdk.command_outputs import CommandResult
 from evpipe.sdk.condition import not_, one_of
 from evpipe.sdk.definition import AnyPipeline as _AnyPipeline
 from evpipe.sdk.exits import FailedStep, RunSummary, exit_status
@@ -52,6 +55,9 @@ __all__ = [
     "BusUnreachable",
     "Cache",
     "Client",
+    "CommandFailed",
+    "CommandResult",
+    "CommandStep",
     "Conflict",
     "Controller",
     "EncodingError",
@@ -77,6 +83,7 @@ __all__ = [
     "WaitingStep",
     "Worker",
     "approval",
+    "command",
     "connect",
     "exit_status",
     "not_",

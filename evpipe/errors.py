@@ -113,6 +113,13 @@ class ProcessDied(EvpipeError):
     """The process in which a step ran ended without a result; never raised, but `Retry(on=ProcessDied)` names it."""
 
 
+class CommandFailed(EvpipeError):
+    """The program of a command step ended with an exit code that is none of success.
+
+    Never raised, but `Retry(on=CommandFailed)` names it.
+    """
+
+
 class RunFailed(EvpipeError):
     """The run has no value because it did not succeed.
 

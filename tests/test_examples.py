@@ -10,7 +10,7 @@ import pytest
 from aiohttp.test_utils import TestClient, TestServer
 
 from evpipe.bus.server import ServerProcess
-from evpipe.examples import breast_cancer, file_words, service, stdlib_report, unreliable
+from evpipe.examples import breast_cancer, curve_scripts, file_words, service, stdlib_report, unreliable
 from evpipe.sdk.hook import Mode
 
 
@@ -61,6 +61,15 @@ def test_words_of_files(mode: Mode, data_dir: Path) -> None:
     ]
     total = sum(int(line.split("\t")[1]) for line in (report / "total.tsv").read_text().splitlines())
     assert total == 3 * 50 * 12
+
+
+@pytest.mark.parametrize("mode", get_args(Mode))
+def test_scripts_that_fit_curves(mode: Mode, data_dir: Path) -> None:
+    """The curve of the right degree is found by scripts that know nothing of pipelines."""
+    result = curve_scripts.best_curve.options(mode=mode).run(degrees=(1, 3))
+    assert result.value["degree"] == 3
+    assert [round(number) for number in result.value["coefficients"]] == [0, -2, 0, 1]
+    assert result.steps["fit-2"].value["said"] == [f"degree 3: error {result.value['error']:.3f}"]
 
 
 @pytest.mark.parametrize("mode", ["local", "bus"])

@@ -16,21 +16,26 @@ if TYPE_CHECKING:
     from evpipe.client.foresight import Foreseen
     from evpipe.sdk.definition import Built
 
+#: Of a command in the table.
+_COMMAND_CHARS = 60
+
 
 def write_dry_run(
     built: Built, how: RunOptions, url: str | None, *, as_json: bool, stream: TextIO | None = None
 ) -> None:
     """Write the graph's steps, what would become of each, the files of the bundle, and what has no serializer."""
     from evpipe.client.bundle import bundle_of
+    from evpipe.client.command_files import command_files, commands_of, function_modules
     from evpipe.client.foresight import missing_serializers
 
-    bundle = bundle_of({str(step.code.get("module", "")) for step in built.graph.steps.values() if step.wait is None})
+    bundle = bundle_of(function_modules(built.graph))
+    commands = {path: len(content) for path, content in command_files(commands_of(built.graph)).items()}
     foreseen, note = _foreseen(built, how, url)
     missing = missing_serializers(built.graph)
     if note:
         say(f"note: {note}")
     if as_json:
-        write_data(json_text(_described(built, bundle, foreseen, missing)), stream)
+        write_data(json_text(_described(built, bundle, commands, foreseen, missing)), stream)
         return
     graph = built.graph
     version = f" {graph.version}" if graph.version else ""
@@ -51,9 +56,17 @@ def write_dry_run(
             write_data(line, stream)
     for sentence in missing:
         write_data(f"no serializer: {sentence}", stream)
-    if bundle is None:
+    if bundle is None and not commands:
         write_data("no code travels: all of it is installed", stream)
-        return
+    if bundle is not None:
+        _write_bundle(bundle, stream)
+    if commands:
+        write_data(f"files of commands: {_count(len(commands), 'file')}, {sum(commands.values()):,} bytes", stream)
+        for line in table_lines(("file", "bytes"), [(path, f"{n:,}") for path, n in commands.items()], {}):
+            write_data(line, stream)
+
+
+def _write_bundle(bundle: Bundle, stream: TextIO | None) -> None:
     sizes = _sizes(bundle)
     size = sum(sizes.values())
     files = _count(len(sizes), "file")
@@ -92,7 +105,9 @@ def _foreseen(built: Built, how: RunOptions, url: str | None) -> tuple[list[Fore
     return anyio.run(looks, None), note
 
 
-def _described(built: Built, bundle: Bundle | None, foreseen: list[Foreseen], missing: list[str]) -> dict[str, Any]:
+def _described(
+    built: Built, bundle: Bundle | None, commands: dict[str, int], foreseen: list[Foreseen], missing: list[str]
+) -> dict[str, Any]:
     graph = built.graph
     return {
         "pipeline": graph.pipeline,
@@ -114,6 +129,7 @@ def _described(built: Built, bundle: Bundle | None, foreseen: list[Foreseen], mi
         "bundle": None
         if bundle is None
         else {"digest": bundle.digest, "bytes": len(bundle.data), "files": _sizes(bundle)},
+        "command_files": commands,
     }
 
 
@@ -125,6 +141,10 @@ def _sizes(bundle: Bundle) -> dict[str, int]:
 
 
 def _function(code: Any) -> str:
+    """Say what a step runs."""
+    if code.get("kind") == "command":
+        text = " ".join(map(str, code.get("words", ())))
+        return text if len(text) <= _COMMAND_CHARS else text[: _COMMAND_CHARS - 1] + "…"
     return f"{code.get('module')}:{code.get('name')}"
 
 

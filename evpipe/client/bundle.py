@@ -22,6 +22,8 @@ from evpipe.client.source import Source
 from evpipe.wire.bundles import pack_bundle
 
 KIND: Final = "bundle"
+#: Under which a submit and its launches name the bundle of files of its commands.
+COMMANDS: Final = "commands"
 _KNOWN_MAX: Final = 16
 
 
@@ -107,6 +109,11 @@ class _Gathering:
         """As in `_Known`."""
         return self._own.watched
 
+    @property
+    def found(self) -> dict[str, bytes]:
+        """Modules that are found by their name: contents by path in a bundle."""
+        return self._files
+
     def add(self, module: str) -> None:
         """Add a step's module and what it imports."""
         name = module
@@ -143,6 +150,26 @@ class _Gathering:
                 if found.is_source and found.inside not in self._files:
                     text = self._files[found.inside] = self._own.read(found.file)
                     todo.extend(_imports(text, found.name, found.is_package))
+
+
+def modules_of_script(source: Source) -> dict[str, bytes]:
+    """Give the files of the user's own modules that a script imports, by the path that their names lead to.
+
+    Args:
+        source: its `__main__` is the script.
+    """
+    gathering = _Gathering(source)
+    gathering.add("__main__")
+    return gathering.found
+
+
+def modules_of_module(source: Source, name: str) -> dict[str, bytes]:
+    """Give the files of a module that `python -m` runs, and of what it imports; empty if it is not the user's own."""
+    gathering = _Gathering(source)
+    # Of a package its `__main__` is run.
+    for found in (name, f"{name}.__main__"):
+        gathering.add(found)
+    return gathering.found
 
 
 @functools.lru_cache(maxsize=1_024)

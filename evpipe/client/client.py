@@ -21,8 +21,9 @@ import structlog
 from evpipe.bus.protocol import YOUNG_S, Bus, Refused
 from evpipe.bus.settings import BusSettings, load_settings
 from evpipe.client.artifact_store import store_all
-from evpipe.client.bundle import bundle_of
+from evpipe.client.bundle import COMMANDS, bundle_of
 from evpipe.client.cache import CacheView
+from evpipe.client.command_files import command_files, commands_of, function_modules
 from evpipe.client.events import RunEvent, run_event
 from evpipe.client.fingerprints import facts_of_run
 from evpipe.client.garbage import Garbage, collect_garbage
@@ -36,6 +37,7 @@ from evpipe.core.states import RUN_ENDS
 from evpipe.errors import Conflict, NotFound, RemoteProtocolError, UsageError
 from evpipe.sdk.definition import AnyPipeline, Built
 from evpipe.sdk.loading import check_not_loading
+from evpipe.wire.bundles import pack_bundle
 from evpipe.wire.graphs import graph_digest
 from evpipe.wire.messages import Submission, decode_submission, encode_submission, packed_parameters
 from evpipe.wire.presence import BUCKET as WORKERS_BUCKET
@@ -225,6 +227,7 @@ class Client:
             check_name("queue", queue)
         refreshed = check_refresh(refresh, built.graph, no_cache=no_cache)
         source = await self._code(built.graph) if code_travels and not bus.in_process else {}
+        source |= await self._command_files(built.graph)
         facts = None if no_cache else await self._facts(built.graph)
         with spooled() as spool:
             # First: what is refused for its size is not written into a graph before.
@@ -255,13 +258,24 @@ class Client:
 
     async def _code(self, graph: Graph) -> dict[str, Any]:
         """Store the code of a graph's steps; gives how its launches name it."""
-        modules = frozenset(str(step.code.get("module", "")) for step in graph.steps.values() if step.wait is None)
-        bundle = await anyio.to_thread.run_sync(bundle_of, modules)
+        bundle = await anyio.to_thread.run_sync(bundle_of, function_modules(graph))
         if bundle is None:
             return {}
         # Asked for with every submit, as with the graph: what was deleted meanwhile is put again.
         await self.bus.objects.put(bundle.digest, bundle.data)
         return bundle.as_map()
+
+    async def _command_files(self, graph: Graph) -> dict[str, Any]:
+        """Store the files that a graph's commands need; gives how its launches name them."""
+        commands = commands_of(graph)
+        if not commands:
+            return {}
+        files = await anyio.to_thread.run_sync(command_files, commands)
+        if not files:
+            return {}
+        digest, data = await anyio.to_thread.run_sync(pack_bundle, files)
+        await self.bus.objects.put(digest, data)
+        return {COMMANDS: digest}
 
     async def _facts(self, graph: Graph) -> RunFacts | None:
         if self.bus.in_process:

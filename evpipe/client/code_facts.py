@@ -20,7 +20,7 @@ from typing import Any, Final, NamedTuple
 
 from evpipe.client.bytecode import _Describing
 from evpipe.client.definitions import BUILTINS, Statement, normalised
-from evpipe.client.own_modules import Stamp, base_of, stamp
+from evpipe.client.own_modules import Stamp, base_of, parsed, stamp
 from evpipe.client.packages import packages_of
 from evpipe.client.program import Key, Module, Program
 from evpipe.client.source import Source
@@ -99,6 +99,26 @@ def facts_of(codes: Iterable[Mapping[str, Any]]) -> dict[tuple[str, str], CodeFa
             for old in list(_known)[:-_KNOWN_MAX]:
                 _known.pop(old, None)
     return found
+
+
+def facts_of_program(source: Source, module: str) -> CodeFacts:
+    """Find out what the code of a whole program is: a script, or a module that `python -m` runs, and what it imports.
+
+    Args:
+        source: where it and its modules are.
+        module: "__main__" for the source's script.
+    """
+    program = Program(source, module)
+    parts: list[str] = []
+    packages = program.external(module) if program.start is None else set()
+    for found in program.modules:
+        tree = parsed(found.text) if found.definitions is not None else None
+        text = normalised(tree) if tree is not None else hashlib.sha256(found.text).hexdigest()
+        parts.append(_hash([found.label, text]))
+        for alias in found.aliases:
+            if program.own(alias.module) is None and program.own(f"{alias.module}.{alias.name or '_'}") is None:
+                packages |= program.external(alias.module)
+    return CodeFacts(_hash([_FORM, "program", *sorted(parts)]), packages_of(packages))
 
 
 def _facts(program: Program, module: str, name: str) -> tuple[str, set[str]]:

@@ -11,6 +11,7 @@ from typing import Any, Final
 from evpipe.core.artifact import Artifact
 from evpipe.core.fingerprint import Components, FunctionFacts, Input, RunFacts
 from evpipe.core.graph import Graph, Step
+from evpipe.sdk.command_line import KIND
 from evpipe.wire.cache import SHOWN_CHARS_MAX
 from evpipe.wire.digests import value_digest
 
@@ -32,12 +33,17 @@ def facts_of_run(graph: Graph) -> RunFacts | None:
         return None
     # Only who has cached steps pays for its import.
     from evpipe.client.code_facts import facts_of
+    from evpipe.client.command_files import command_facts
 
-    found = facts_of(codes)
+    found = facts_of(code for code in codes if code.get("kind") != KIND)
     functions = {
         f"{module}:{name}": FunctionFacts(code=facts.digest, packages=facts.packages)
         for (module, name), facts in found.items()
     }
+    for code in codes:
+        name = f"{code.get('module')}:{code.get('name')}"
+        if code.get("kind") == KIND and name not in functions:
+            functions[name] = command_facts(code)
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
     return RunFacts(python=version, image=os.environ.get(IMAGE_VARIABLE, ""), functions=functions)
 

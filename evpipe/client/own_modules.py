@@ -56,6 +56,9 @@ class OwnModules:
 
     def __init__(self, source: Source) -> None:
         self._roots = frozenset(source.paths)
+        known = {_absolute(place) for place in sys.path if isinstance(place, str)}
+        #: Folders of the source that this process does not look into: those of a script that another process runs.
+        self._first = [path for path in source.paths if path not in known]
         #: Files that were read and folders that were looked into, as they were before; None: there was none.
         self.watched: dict[str, Stamp | None] = {}
 
@@ -74,9 +77,12 @@ class OwnModules:
 
     def is_namespace(self, name: str) -> bool:
         """Say whether a top-level name is a folder of the user's without `__init__.py`, and no module."""
-        places = [place or os.getcwd() for place in sys.path if isinstance(place, str)]  # noqa: PTH109
-        _, spec, portions = _look(name, places)
+        _, spec, portions = _look(name, self._places())
         return spec is None and any(os.path.dirname(_absolute(portion)) in self._roots for portion in portions)  # noqa: PTH120
+
+    def _places(self) -> list[str]:
+        """Give where imports look, in order."""
+        return self._first + [place or os.getcwd() for place in sys.path if isinstance(place, str)]  # noqa: PTH109
 
     def watch(self, folder: str) -> None:
         """Remember a folder that is looked into."""
@@ -88,7 +94,7 @@ class OwnModules:
         if parts[0] == OURS or parts[0] in sys.builtin_module_names or FrozenImporter.find_spec(parts[0]):
             return
         # Where to look, and what of that is the user's own.
-        places = [place or os.getcwd() for place in sys.path if isinstance(place, str)]  # noqa: PTH109
+        places = self._places()
         own = self._roots
         for i in range(len(parts)):
             full = ".".join(parts[: i + 1])

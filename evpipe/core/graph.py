@@ -24,7 +24,7 @@ from evpipe.core.waits import SECONDS_MAX, Wait, check_wait
 from evpipe.errors import LimitExceeded, UsageError
 
 STEPS_MAX = 300_000
-EXECUTORS = ("inline", "thread", "process")
+EXECUTORS = ("inline", "thread", "process", "command")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

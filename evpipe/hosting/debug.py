@@ -7,7 +7,11 @@ other modes; only time-outs and cancellation are noticed when a call returns.
 
 from __future__ import annotations
 
+import codecs
 import heapq
+import os
+import shutil
+import sys
 import tempfile
 import time
 from collections import deque
@@ -18,6 +22,7 @@ from typing import Any, Final
 import anyio
 
 from evpipe.client.client import check_refresh, new_run_id
+from evpipe.client.command_files import command_files, commands_of
 from evpipe.client.fingerprints import components_of, facts_of_run
 from evpipe.client.loops import outside_of_any_loop
 from evpipe.client.waiting import WaitingStep, this_user
@@ -45,6 +50,7 @@ from evpipe.sdk.pipeline import Built
 from evpipe.sdk.result import RunResult
 from evpipe.wire.graphs import decode_graph, encode_graph
 from evpipe.wire.messages import (
+    LaunchOrder,
     Submission,
     decode_event,
     decode_launch,
@@ -59,6 +65,8 @@ from evpipe.wire.storing import artifacts_of, loaded
 from evpipe.wire.subjects import DEFAULT_PRIORITY, EventSubject, LaunchSubject
 from evpipe.worker.attempt_files import AttemptFiles
 from evpipe.worker.code import find_function
+from evpipe.worker.commands.conclusion import conclude_command
+from evpipe.worker.commands.program import Place
 from evpipe.worker.conclusion import Conclusion, conclude_error, conclude_failure, conclude_value
 from evpipe.worker.failures import timeout_failure
 
@@ -106,6 +114,8 @@ class _DebugRun:
         #: Results of cached steps, by fingerprint.
         self._results: dict[str, tuple[StepSucceeded, str]] = {}
         self._reader = self._shelf(with_pickle)
+        #: Where the files of its commands are, as of when it began; "": they have none.
+        self._commands = self._put(command_files(commands_of(built.graph)))
 
     def to_end(self, display: Display | None) -> RunResult[Any]:
         run, graph = self.run, self.graph
@@ -234,6 +244,8 @@ class _DebugRun:
         except EvpipeError as error:
             return conclude_failure(subject, Failure(message=str(error)), began_s, Reason.OUTPUT)
         try:
+            if step.executor == "command":
+                return self._command(subject, files.decode(data, order) if order.artifacts else order, files)
             function = find_function(step.code)
             positional, named = (files.decode(data, order) if order.artifacts else order).call()
             if step.executor == "inline":
@@ -247,6 +259,52 @@ class _DebugRun:
         if step.timeout_s is not None and time.time() - began_s > step.timeout_s:
             return conclude_failure(subject, timeout_failure(step.timeout_s), began_s, Reason.TIMEOUT)
         return conclude_value(subject, order, value, began_s, files)
+
+    def _command(self, launch: LaunchSubject, order: LaunchOrder, files: AttemptFiles) -> Conclusion:
+        folder = tempfile.mkdtemp(dir=self._folder.path)
+        shown = _Shown()
+        try:
+            place = Place(folder, self._commands, os.environ)
+            # A program is another process: it can be killed when its time is over.
+            return conclude_command(launch, order, place, files, shown, timeout_s=order.timeout_s)
+        finally:
+            shown.end()
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def _put(self, files: Mapping[str, bytes]) -> str:
+        folder = self._folder.path / "commands" if files else None
+        for inside, content in files.items():
+            assert folder is not None
+            (folder / inside).parent.mkdir(parents=True, exist_ok=True)
+            (folder / inside).write_bytes(content)
+        return "" if folder is None else str(folder)
+
+
+class _Shown:
+    """Shows what a program writes where the steps print, also where that is no file."""
+
+    def __init__(self) -> None:
+        make = codecs.getincrementaldecoder("utf-8")
+        self._decoders = {"stdout": make(errors="replace"), "stderr": make(errors="replace")}
+        #: Streams on which a line has begun.
+        self._open: set[str] = set()
+
+    def __call__(self, stream: str, data: bytes) -> None:
+        text = self._decoders[stream].decode(data)
+        if text:
+            (self._open.discard if text.endswith("\n") else self._open.add)(stream)
+            self._write(stream, text)
+
+    def end(self) -> None:
+        """End lines that have no end."""
+        for stream in self._open:
+            self._write(stream, "\n")
+
+    @staticmethod
+    def _write(stream: str, text: str) -> None:
+        out = sys.stdout if stream == "stdout" else sys.stderr
+        out.write(text)
+        out.flush()
 
 
 def _from_step_on(error: BaseException) -> BaseException:

@@ -91,10 +91,12 @@ def executors_of(fn: Callable[..., Any]) -> tuple[str, ...]:
 def _executor(value: object, where: str, executors: Sequence[str]) -> str:
     if value is None:
         return executors[0]
-    if value not in EXECUTORS:
-        raise UsageError(f"{where}: executor must be one of {', '.join(EXECUTORS)}, not {value!r}")
     if value in executors:
         return str(value)
+    functions = [name for name in EXECUTORS if name != "command"]
+    if value not in functions:
+        hint = ": a program is a step by command(...)" if value == "command" else ""
+        raise UsageError(f"{where}: executor must be one of {', '.join(functions)}, not {value!r}{hint}")
     instead = " or ".join(map(repr, executors))
     if executors[0] == "inline":
         raise UsageError(f"{where}: executor {value!r} is for `def`, and this is an `async def`: use {instead}")

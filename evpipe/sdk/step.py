@@ -43,7 +43,7 @@ StepT = TypeVar("StepT", bound="Step[..., Any]")
 
 
 class Step(Generic[P, R_co]):
-    """A function decorated with `@step`. Made by the decorator only.
+    """A function decorated with `@step`, or a command. Made by the decorator, and by `command`, only.
 
     To a type checker a call gives what the function returns (for an `async def`: what awaiting it gives);
     in a pipeline it is a handle of that.
@@ -112,8 +112,7 @@ class Step(Generic[P, R_co]):
             "run_if": run_if,
             "description": description,
         }
-        checked = check_options(given, where, executors=executors_of(self._fn))
-        _check_ignored(checked.get("cache"), self._signature, where)
+        checked = self._check_options(given, where)
         other = copy.copy(self)
         other._options = replace(self._options, **checked)
         if name is not UNSET:
@@ -125,6 +124,12 @@ class Step(Generic[P, R_co]):
 
     def _call_plainly(self, *args: P.args, **kwargs: P.kwargs) -> R_co:
         raise NotImplementedError
+
+    def _check_options(self, given: Mapping[str, object], where: str) -> dict[str, Any]:
+        """Check options that are to replace its own; see `check_options`."""
+        checked = check_options(given, where, executors=executors_of(self._fn))
+        check_ignored(checked.get("cache"), self._signature, where)
+        return checked
 
     def _shape(self) -> Shape:
         # Not when decorated: the classes that the annotation names may be written further down in the module.
@@ -316,11 +321,11 @@ def step(
 def make_step(fn: Callable[..., Any], name: str, given: Mapping[str, object]) -> Step[..., Any]:
     """Make a step of a function that was checked; options that are not given are at their defaults."""
     options = check_options({"executor": None, **given}, f"step {name!r}", executors=executors_of(fn))
-    _check_ignored(options.get("cache"), inspect.signature(fn), f"step {name!r}")
+    check_ignored(options.get("cache"), inspect.signature(fn), f"step {name!r}")
     return (CoroutineStep if inspect.iscoroutinefunction(fn) else FunctionStep)(fn, name, StepOptions(**options))
 
 
-def _check_ignored(policy: CachePolicy | None, signature: inspect.Signature, where: str) -> None:
+def check_ignored(policy: CachePolicy | None, signature: inspect.Signature, where: str) -> None:
     """Refuse a name in `Cache(ignore=…)` that is none of the function's parameters."""
     takes = signature.parameters
     if policy is None:

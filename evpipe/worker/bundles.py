@@ -15,7 +15,7 @@ import anyio.to_thread
 import structlog
 
 from evpipe.bus.protocol import Bus
-from evpipe.client.bundle import KIND
+from evpipe.client.bundle import COMMANDS, KIND
 from evpipe.client.cache_folder import cache_folder, draft_in
 from evpipe.client.source import Source
 from evpipe.errors import RemoteProtocolError
@@ -43,7 +43,7 @@ class BundleStore:
         Raises:
             CodeNotFound: if it is not in the object store, or is no bundle.
         """
-        if not found:
+        if found.keys() <= {COMMANDS}:
             # All installed: where this interpreter looks anyway.
             return Source()
         kind, digest = found.get("kind"), found.get("digest")
@@ -54,15 +54,31 @@ class BundleStore:
             )
         if not isinstance(files, dict) or not isinstance(main, str):
             raise CodeNotFound("the launch does not say which module is which file of its bundle")
-        # Looked at every time: whoever clears the cache may do so while this lives, and its age says who needs it.
-        async with self._lock:
-            folder = await self._folder_of(digest)
+        folder = await self._kept(digest)
         places = {}
         for module, inside in files.items():
             if not isinstance(module, str) or not isinstance(inside, str) or not _is_below(inside):
                 raise CodeNotFound(f"the launch says that the module {str(module)[:80]!r} is {str(inside)[:80]!r}")
             places[module] = str(folder / inside)
         return Source((str(folder),), places, main)
+
+    async def commands_of(self, found: Mapping[str, Any]) -> str:
+        """Give the folder of the files of a run's commands, after putting it there; "" if they have none.
+
+        Raises:
+            CodeNotFound: if it is not in the object store, or is no bundle.
+        """
+        digest = found.get(COMMANDS, "")
+        if digest == "":
+            return ""
+        if not isinstance(digest, str) or not is_digest(digest):
+            raise CodeNotFound(f"the launch names the files of its command as {str(digest)[:40]!r}")
+        return str(await self._kept(digest))
+
+    async def _kept(self, digest: str) -> Path:
+        # Looked at every time: whoever clears the cache may do so while this lives, and its age says who needs it.
+        async with self._lock:
+            return await self._folder_of(digest)
 
     async def _folder_of(self, digest: str) -> Path:
         if self._folder is None:

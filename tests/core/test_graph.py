@@ -146,7 +146,7 @@ ROWS = Parameter(name="rows")
         ),
         pytest.param(
             lambda: graph(step("a", executor="gpu")),
-            "step 'a': executor must be one of inline, thread, process, not 'gpu'",
+            "step 'a': executor must be one of inline, thread, process, command, not 'gpu'",
             id="unknown executor",
         ),
         pytest.param(

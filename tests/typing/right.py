@@ -1,9 +1,23 @@
 """Uses of the public API that must type-check, and the types that they must have."""
 
 import asyncio
+from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypedDict, assert_type, reveal_type
 
-from evpipe import Pipeline, Retry, RunResult, RunStatus, StepResult, StepStatus, connect, pipeline, run, step
+from evpipe import (
+    CommandResult,
+    Pipeline,
+    Retry,
+    RunResult,
+    RunStatus,
+    StepResult,
+    StepStatus,
+    command,
+    connect,
+    pipeline,
+    run,
+    step,
+)
 
 
 class Fit(TypedDict):
@@ -46,6 +60,10 @@ def bounds(data: list[float]) -> tuple[float, str]:
     return min(data), str(max(data))
 
 
+tool = command("tool --rate {rate:.2f}", retries=2, cache=True, env={"A": "{rate}"})
+made = command(["make", "{name}"], outputs={"model": Path("model.bin"), "score": "json.score"}, cwd=Path("src"))
+
+
 @step
 def best(scores: list[float]) -> float:
     return max(scores)
@@ -56,6 +74,10 @@ def churn(rows: int = 1000, depths: tuple[int, ...] = (3, 5)) -> float:
     data = load(rows)
     assert_type(data, list[float])
     assert_type(fetch("http://localhost"), bytes)
+    assert_type(tool(rate=0.1), CommandResult)
+    assert_type(tool.options(queue="gpu")(rate=0.1)["lines"], list[str])
+    assert_type(tool.words(rate=0.1), list[str])
+    assert_type(made(name="a"), Any)
     assert_type(ping(url="http://localhost"), int)
     assert_type(load.options(queue="gpu", name="load2")(rows, source="file"), list[float])
     assert_type(fetch.options(retries=0, timeout_s=None)("x"), bytes)

@@ -64,6 +64,8 @@ class Given(NamedTuple):
     folder: str
     has_artifacts: bool
     allow_pickle: bool
+    #: Folder of the files of the run's commands; "": they have none.
+    commands: str = ""
 
     def as_fields(self) -> dict[str, Any]:
         return {
@@ -71,6 +73,7 @@ class Given(NamedTuple):
             "folder": self.folder,
             "has_artifacts": self.has_artifacts,
             "allow_pickle": self.allow_pickle,
+            "commands": self.commands,
         }
 
 

@@ -3,6 +3,7 @@
     worker ──▶ child   begin   role, source: what it will run
                        run     id, launch, order: run an attempt
                                folder, has_artifacts, allow_pickle: where its artifacts are, and go (see attempt_files)
+                               commands: where the files of the run's commands are, or ""
                        stop    id: end an attempt, its result is not wanted (role host)
     child ──▶ worker   ready   it has begun
                        output  id, stream, text, left_out: what an attempt wrote, and what of it was dropped (role host)

@@ -26,6 +26,8 @@ class Modules:
 
     def __init__(self, source: Source) -> None:
         self.source = source
+        #: The environment before anything of the user's was loaded, which may change it.
+        self.environ = dict(os.environ)
         self._folders = tuple(os.path.join(path, "") for path in source.paths)  # noqa: PTH118 - a text that ends in /
         #: Time and size of every file of the source's own that was loaded, as they were then.
         self._loaded: dict[str, tuple[int, int]] = {}
@@ -65,6 +67,9 @@ class Modules:
             ArtifactUnreadable: if an artifact among its arguments cannot be read.
         """
         order = decode_launch(data)
+        if order.executor == "command":
+            # It has no code here.
+            return files.decode(data, order) if order.artifacts else order
         module = str(order.code.get("module"))
         with self._lock:
             before = sys.modules.get(module)

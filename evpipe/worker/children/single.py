@@ -71,11 +71,20 @@ def _run(
     try:
         files = AttemptFiles.of_frame(frame)
         order = modules.order(frame["order"], files)
-        function = find_function(order.code)
-        positional, named = order.call()
-        # What the modules set when they were loaded stays.
-        surroundings = Surroundings()
-        conclusion = conclude_value(launch, order, function(*positional, **named), started_at_s, files)
+        if order.executor == "command":
+            # Not at the top: most children run none.
+            from evpipe.worker.commands.conclusion import conclude_command
+            from evpipe.worker.commands.program import Place
+
+            surroundings = Surroundings()
+            place = Place(frame["folder"], frame["commands"], modules.environ)
+            conclusion = conclude_command(launch, order, place, files, _write)
+        else:
+            function = find_function(order.code)
+            positional, named = order.call()
+            # What the modules set when they were loaded stays.
+            surroundings = Surroundings()
+            conclusion = conclude_value(launch, order, function(*positional, **named), started_at_s, files)
     except BaseException as error:  # noqa: BLE001 - SystemExit and KeyboardInterrupt of a step are its failure
         conclusion = conclude_error(launch, error, started_at_s)
         if isinstance(error, MemoryError):
@@ -87,6 +96,13 @@ def _run(
         except Exception as error:  # noqa: BLE001 - the step may have replaced anything
             spoilt = f"it cannot be put in order: {error}"
     return conclusion, spoilt
+
+
+def _write(stream: str, data: bytes) -> None:
+    """Hand on what a program wrote, to the pipe that the worker reads; waits if the worker is slow."""
+    view = memoryview(data)
+    while view:
+        view = view[os.write(1 if stream == "stdout" else 2, view) :]
 
 
 class Surroundings:

@@ -38,7 +38,7 @@ from evpipe.worker.telemetry import LogBook
 log = structlog.get_logger(__name__)
 
 #: In what kind of child each executor runs its steps.
-ROLES: Final[dict[str, Role]] = {"inline": "host", "thread": "host", "process": "single"}
+ROLES: Final[dict[str, Role]] = {"inline": "host", "thread": "host", "process": "single", "command": "single"}
 
 
 class Executors:
@@ -139,11 +139,12 @@ class Executors:
             return await self._run_here(launch, order, payload, folder)
         try:
             source = await self._source_of(launch, order)
+            commands = await self._bundles.commands_of(order.source) if order.executor == "command" else ""
         except CodeNotFound as error:
             return conclude_error(launch, error, time.time())
         started_at_s = time.time()
         try:
-            given = Given(payload, folder, bool(order.artifacts), self._allow_pickle)
+            given = Given(payload, folder, bool(order.artifacts), self._allow_pickle, commands)
             return await self._pool.run(role, source, launch, given, self._book.of(launch))
         except ChildGone as gone:
             # Where nobody can say that it was the step, the attempt is lost, which is not charged to its retries.

@@ -1,0 +1,107 @@
+"""Pipelines of commands, with the scripts in `programs`."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from evpipe import CommandFailed, Retry, command, one_of, pipeline, step
+
+fit = command(
+    "python programs/fit.py --lr {lr:.2f} --data={data}",
+    outputs={
+        "model": Path("model.bin"),
+        "parts": Path("parts/*.txt"),
+        "all": Path("parts"),
+        "score": "json.score",
+        "lines": "lines",
+        "code": "exit_code",
+    },
+)
+greet = command("./programs/greet.sh {words} 'and {last}' {none}", ok_codes=(0, 3), env={"GREETING": "hello {last}"})
+shout = command(
+    "for word in {words} {last}; do echo $word | tr a-z A-Z; done > out.txt; cat out.txt >&2; wc -l < out.txt # {none}",
+    shell=True,
+    name="shout",
+    outputs="lines",
+)
+read = command(["cat", "{files}"], outputs="lines")
+tell = command("""python -c 'import os; os.write(int(os.environ["EVPIPE_RESULT_FD"]), b"[1, {{}}]")'""", outputs="json")
+here = command("sh -c pwd", cwd="{folder}", outputs="lines", name="here")
+names = command("""sh -c 'echo "{{\\"a\\": 1, \\"b\\": null}}" > $EVPIPE_RESULT'""", outputs=("a", "b"), name="names")
+fails = command("sh -c 'echo out; echo 1st >&2; echo why >&2; exit {code}'", name="fails")
+HARMFUL = "$(touch harmed) `touch harmed` '; touch harmed; \" &"
+
+
+@step
+def text(value: str) -> Path:
+    file = Path(tempfile.mkdtemp(), "text.txt")
+    file.write_text(value)
+    return file
+
+
+@step
+def a_dict() -> dict[str, int]:
+    return {"a": 1}
+
+
+@step
+def folder_name(path: Path) -> str:
+    return path.name
+
+
+@pipeline
+def scripts(lr: float = 0.5) -> Any:
+    fitted = fit(lr=lr, data=text("data"))
+    found = names()
+    return {
+        "score": fitted["score"],
+        "lines": fitted["lines"],
+        "code": fitted["code"],
+        "greeted": greet(words=["a b", 2, True], last=HARMFUL, none=None),
+        "shouted": shout(words=["x y", HARMFUL], last=1, none="\n exit 9"),
+        "read": read(files=[fitted["model"], text("more")]),
+        "parts": read(files=fitted["parts"]),
+        "told": tell(),
+        "here": here(folder=fitted["all"]),
+        "name": folder_name(fitted["all"]),
+        "names": [found["a"], found["b"]],
+        "one": one_of(fails.options(on_failure="skip")(code=1)["lines"], found["a"]),
+    }
+
+
+@pipeline
+def failures() -> None:
+    for code in (7, 200):
+        fails(code=code)
+    command("kill -TERM $$", shell=True, name="killed")()
+    command("no-such-program-as-this", name="missing")()
+    command("./programs/fitting.py", name="no-program")()
+    command("echo {x}", name="dict")(x=a_dict())
+    command("echo {x:.2f}", name="format")(x=text.options(name="t")("a"))
+    command("true", outputs=Path("a.bin"), name="no-file")()
+    command("true", outputs="json", name="no-result")()
+    command("echo no > $EVPIPE_RESULT", outputs="json", shell=True, name="no-json")()
+    command("echo '{{}}' > $EVPIPE_RESULT", outputs="json.a", shell=True, name="no-key")()
+    command("seq 10001", outputs="lines", name="many")()
+    command("pwd", cwd="/no/such/folder", name="no-folder")()
+    command("true", outputs=Path("{x}"), name="outside")(x="../a")
+
+
+@pipeline
+def again() -> Any:
+    """The first attempt fails, and the second does not."""
+    once = Retry(1, delay_s=0.01, on=(CommandFailed,))
+    return command("test $EVPIPE_ATTEMPT = 2", shell=True, name="tried", retries=once, outputs="exit_code")()
+
+
+@pipeline
+def late() -> Any:
+    return command("sleep 60; echo never", shell=True, name="slow", timeout_s=0.3, on_failure="continue")()
+
+
+@pipeline
+def chatty() -> Any:
+    """Only the last lines are kept."""
+    return command("seq 5000", name="chatty")()

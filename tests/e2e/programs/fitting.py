@@ -1,0 +1,5 @@
+"""What the script imports."""
+
+
+def model(data: str, lr: float) -> str:
+    return f"{data} fitted with {lr}"
