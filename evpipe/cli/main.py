@@ -21,6 +21,7 @@ from evpipe.cli.output import DEBUG_VARIABLE, Exit, Group, json_text, say, show_
 from evpipe.cli.run import run
 from evpipe.cli.runs import runs
 from evpipe.cli.storage import gc
+from evpipe.cli.why import why
 from evpipe.cli.worker import worker
 from evpipe.cli.workers import queues, workers
 
@@ -61,6 +62,7 @@ cli.add_command(controller)
 cli.add_command(worker)
 cli.add_command(queues)
 cli.add_command(workers)
+cli.add_command(why)
 cli.add_command(cache)
 cli.add_command(gc)
 cli.add_command(doctor)

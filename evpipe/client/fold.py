@@ -8,7 +8,7 @@ from evpipe.core.events import Event, Submitted
 from evpipe.core.machine import Run
 from evpipe.core.parameters import check_parameters
 from evpipe.errors import RemoteProtocolError, UsageError
-from evpipe.wire.messages import decode_event, decode_submission
+from evpipe.wire.messages import Submission, decode_event, decode_submission
 
 
 class RunFold:
@@ -21,6 +21,8 @@ class RunFold:
         self.sequence = 0
         #: The pipeline whose run it is: what other subjects say of this run is said by nobody who knows it.
         self._pipeline = ""
+        #: What its submit says beside the graph and the parameters; None before it was folded, or if it cannot be read.
+        self.submission: Submission | None = None
 
     async def fold(self, record: Record) -> Event | None:
         """Apply the next record.
@@ -47,7 +49,7 @@ class RunFold:
 
     async def _submitted(self, record: Record) -> Submitted:
         try:
-            submission = decode_submission(record.payload)
+            submission = self.submission = decode_submission(record.payload)
             graph = await fetch_graph(self._bus, submission.graph)
             parameters = check_parameters(graph.parameters, submission.parameters, of=graph.pipeline)
         except (UsageError, RemoteProtocolError) as error:

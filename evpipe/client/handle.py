@@ -14,10 +14,12 @@ from evpipe.client.fold import RunFold
 from evpipe.client.logs import LogEntry, read_logs
 from evpipe.client.values import opener_of
 from evpipe.client.waiting import WaitingStep, answer_step, waiting_steps
+from evpipe.client.why import explained
 from evpipe.core.events import CancelCause, CancelRequested, Event
 from evpipe.core.machine import Run
 from evpipe.core.names import nearest
 from evpipe.core.states import RunStatus
+from evpipe.core.why import Why
 from evpipe.errors import NotFound, RemoteProtocolError, WaitTimeout
 from evpipe.sdk.result import RunResult
 from evpipe.wire.messages import decode_event, encode_event
@@ -132,14 +134,31 @@ class RunHandle(Generic[R_co]):
         """
         return read_logs(self._bus, self.id, self.pipeline, step=step, attempt=attempt, follow=follow)
 
+    async def why(self, step: str) -> Why:
+        """Say why a step is as it is: what it waits for, who serves its queue, why it was skipped or failed.
+
+        Args:
+            step: its name; of an element of a mapped step as in `train[2]`.
+
+        Returns:
+            A chain of causes; `because` has what each comes from, `roots()` where all of them end.
+
+        Raises:
+            NotFound: if the run has no such step.
+        """
+        return await explained(self._bus, await self._folded(), step)
+
     async def state(self) -> Run:
         """Give the run as the log shows it now."""
+        return (await self._folded()).run
+
+    async def _folded(self) -> RunFold:
         fold = RunFold(self._bus, self.id)
         last = await self._bus.last_sequence()
         async for records in self._bus.replay([self._bus.subjects.events_of_run(self.id)], up_to=last):
             for record in records:
                 await fold.fold(record)
-        return fold.run
+        return fold
 
     async def status(self) -> RunStatus:
         return (await self.state()).status

@@ -80,6 +80,8 @@ class StepState:
     queued_at_s: float | None = None
     started_at_s: float | None = None
     ended_at_s: float | None = None
+    #: Who said that it began the current attempt; "" if it ended before that was said.
+    worker: str = ""
     reason: Reason | None = None
     message: str = ""
     failure: Failure | None = None
@@ -292,6 +294,7 @@ class Run:
             return problem
         state.become(StepStatus.RUNNING)
         state.started_at_s = self.at_s
+        state.worker = event.worker
         return ()
 
     def _failed(self, event: StepFailed) -> Commands:

@@ -1,0 +1,68 @@
+"""Why a step does not run, asked while it does not, and when its run has ended: in Python and on the command line."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import anyio
+import pytest
+
+from evpipe import Cache, Client, Controller, NotFound, Pipeline, Worker
+from evpipe.bus.server import ServerProcess
+from evpipe.bus.settings import BusSettings
+from evpipe.core.why import Cause, Why
+from tests.e2e.decision_pipelines import coin, told
+from tests.e2e.helpers import clean_environment, until_async
+
+
+def waiting() -> Pipeline:
+    p = Pipeline("waiting", queue="gpu")
+    one = p.step("one", told, value=1, cache=Cache(version="of this test"))
+    p.step("two", told, value=one)
+    return p
+
+
+def causes(found: Why) -> list[Cause]:
+    return [found.cause, *(causes(found.because[0]) if found.because else [])]
+
+
+async def launched(client: Client, queue: str) -> bool:
+    return any(lane.waiting for lane in await client.bus.lanes() if lane.queue == queue)
+
+
+def test_what_holds_a_step_up(server: ServerProcess) -> None:
+    async def main() -> None:
+        async with Client(BusSettings(url=server.url)) as client:
+            first = await client.submit(waiting())
+            found = await first.why("two")
+            assert causes(found) == [Cause.PARENTS, Cause.QUEUED, Cause.NO_WORKER]
+            assert found.because[-1].cause is Cause.NO_CONTROLLER
+            assert "`evpipe worker -q gpu`" in found.roots()[0].message
+            with pytest.raises(NotFound, match="has no step 'tow'; did you mean 'two'"):
+                await first.why("tow")
+            async with Controller(client):
+                async with client.bus.pull("gpu", 5, lambda _: None):
+                    await until_async(lambda: launched(client, "gpu"), "a launch in the queue")
+                    second = await client.submit(waiting())
+                    found = await second.why("one")
+                    assert causes(found) == [Cause.QUEUED, Cause.SAME_RUNS]
+                    assert first.id in found.because[0].message
+                    assert [root.cause for root in (await first.why("one")).roots()] == [Cause.NO_WORKER]
+                async with Worker(client, ["gpu"], slots=1):
+                    await first.result(timeout_s=20)
+                    await second.result(timeout_s=20)
+                    assert causes(await second.why("one")) == [Cause.DONE]
+                run = await client.submit(coin, {"side": "edge"})
+                async with Worker(client, ["default"], slots=2):
+                    await run.result(timeout_s=20)
+                found = await run.why("told")
+                assert causes(found) == [Cause.CONDITION, Cause.CONDITION]
+                assert found.because[0].message.endswith("(flip is 'edge')")
+                completed = await anyio.run_process(
+                    [sys.executable, "-m", "evpipe", "why", run.id, "told", "--url", server.url, "-o", "json"],
+                    env=clean_environment(),
+                )
+                assert json.loads(completed.stdout)["because"][0]["cause"] == "condition"
+
+    anyio.run(main)
