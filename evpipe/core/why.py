@@ -119,9 +119,9 @@ class _Chain:
                 message = f"{again}waits in the queue {self.run.spec(name).queue!r} for a worker"
                 return self._one(name, state, Cause.QUEUED, message, since_s=state.queued_at_s)
             case StepStatus.RUNNING if self.run.spec(name).wait is not None:
-                message = f"waits: {self.run.waits_for(name)}"
-                times = {"since_s": state.started_at_s, "due_at_s": state.due_at_s}
-                return self._one(name, state, Cause.WAIT, message, **times)
+                message = self.run.waits_for(name)
+                since_s, due_at_s = state.started_at_s, state.due_at_s
+                return self._one(name, state, Cause.WAIT, message, since_s=since_s, due_at_s=due_at_s)
             case StepStatus.RUNNING:
                 again = f", attempt {state.attempt}" if state.attempt > 1 else ""
                 on = f" on worker {state.worker}" if state.worker else ""

@@ -82,7 +82,7 @@ Case: TypeAlias = tuple[Graph, tuple[Event, ...], Event, tuple[Command, ...], Ch
 
 APPLIED: dict[str, Case] = {
     # ---- one attempt
-    "started": (CHAIN, (), started("a", at_s=2.0), (), {"a": {"status": RUNNING, "started_at_s": 2.0}}),
+    "started": (CHAIN, (), started("a", at_s=2.0), (), {"a": {"status": RUNNING, "started_at_s": 2.0, "worker": "w1"}}),
     "succeeded while queued": (
         CHAIN,
         (),

@@ -13,6 +13,7 @@ from evpipe.core.machine import Run
 from evpipe.core.parameters import REQUIRED, Parameter, ParameterType
 from evpipe.core.retry import RetryPolicy
 from evpipe.core.states import OnFailure, Reason, RunIf
+from evpipe.core.waits import Wait, WaitKind
 from evpipe.core.why import BREADTH_MAX, CAUSES_MAX, DEPTH_MAX, Cause, Why, why
 from tests.core.making import (
     cancel,
@@ -36,6 +37,7 @@ WITH_CONDITION = graph(
     parameters=(Parameter(name="side", type=ParameterType("str"), default=REQUIRED),),
 )
 RETRIED = graph(step("a", retries=RetryPolicy(count=1, delay_s=5, jitter=0)), step("b", "a"))
+APPROVAL = step("ask", arguments={"message": "Now?"}, wait=Wait(kind=WaitKind.APPROVAL))
 CHAIN = graph(step("a"), step("b", "a"), step("c", "b"))
 
 
@@ -133,6 +135,12 @@ CASES: dict[str, tuple[Run, str, list[Cause], list[str]]] = {
         "h",
         [Cause.HANDLER, Cause.QUEUED],
         ["h: begins when all other steps have ended: 1 have not", "a: waits in the queue 'default' for a worker"],
+    ),
+    "waits for a person": (
+        folded(submitted(graph(APPROVAL, step("b", "ask")))),
+        "b",
+        [Cause.PARENTS, Cause.WAIT],
+        ["b: waits for step 'ask'", "ask: waits for an answer (bool): Now?"],
     ),
     "allowed to fail": (
         folded(submitted(graph(step("a", on_failure=OnFailure.CONTINUE), step("b", "a"))), failed("a")),
