@@ -61,7 +61,9 @@ def commands_of(graph: Graph) -> list[Mapping[str, Any]]:
 
 def function_modules(graph: Graph) -> frozenset[str]:
     """Name the modules of a graph's functions."""
-    return frozenset(str(step.code.get("module", "")) for step in graph.steps.values() if step.code.get("kind") == "path")
+    return frozenset(
+        str(step.code.get("module", "")) for step in graph.steps.values() if step.code.get("kind") == "path"
+    )
 
 
 def command_files(codes: Iterable[Mapping[str, Any]]) -> dict[str, bytes]:
