@@ -77,7 +77,7 @@ def _run(
             from evpipe.worker.commands.program import Place
 
             surroundings = Surroundings()
-            place = Place(frame["folder"], frame["commands"], modules.environ)
+            place = Place(frame["folder"], frame["commands"], modules.environ, in_child=True)
             conclusion = conclude_command(launch, order, place, files, _write)
         else:
             function = find_function(order.code)

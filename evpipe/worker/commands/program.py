@@ -1,7 +1,7 @@
 """The program of a command step: how it is started, what is read while it runs, and how it is ended.
 
-It has a session of its own, so that what it does to its process group it does to itself; whoever ends it (the worker by
-the tree of its child, debug mode by `kill_tree`) finds it all the same.
+It has a session of its own, so that what it does to its process group (`kill 0`) it does to itself; whoever ends it
+(the worker by the tree of its child, debug mode by `kill_tree`) finds it all the same.
 """
 
 from __future__ import annotations
@@ -48,6 +48,8 @@ class Place(NamedTuple):
     commands: str
     #: What it gets beside what is set for it.
     environ: Mapping[str, str]
+    #: Whether this process is a child of a worker, which ends it with all that it started.
+    in_child: bool = False
 
 
 class Written:
@@ -102,7 +104,9 @@ class Folders:
     def __init__(self, place: Place, name: str, cwd: str | None) -> None:
         self._own = Path(place.folder, "command")
         self._own.mkdir(mode=0o700, parents=True)
-        self._files = Path(place.commands, name) if place.commands else None
+        self._files = Path(place.commands, name) if place.commands and name.isalnum() else None
+        # Where nobody can say what a process has started, the worker finds it by its child's group alone.
+        self.own_session = not place.in_child or Path("/proc/self").exists()
         #: Where the program runs.
         self.cwd = self._own / "work" if cwd is None else Path(cwd).absolute()
         self._beside = self._own / "files" if cwd is not None else self.cwd
@@ -193,7 +197,7 @@ def run_program(
             cwd=folders.cwd,
             env={**environ, "EVPIPE_RESULT_FD": str(writing)},
             pass_fds=(writing,),
-            start_new_session=True,
+            start_new_session=folders.own_session,
         )
     except BaseException:
         os.close(reading)
