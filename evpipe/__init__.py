@@ -35,6 +35,7 @@ from evpipe.sdk.command_outputs import CommandResult
 from evpipe.sdk.condition import not_, one_of
 from evpipe.sdk.definition import AnyPipeline as _AnyPipeline
 from evpipe.sdk.exits import FailedStep, RunSummary, exit_status
+from evpipe.sdk.limits import Mutex, Rate, Semaphore
 from evpipe.sdk.pipeline import PipelineFunction, pipeline
 from evpipe.sdk.result import RunResult, StepResult
 from evpipe.sdk.retry import Retry
@@ -64,17 +65,20 @@ __all__ = [
     "EvpipeError",
     "FailedStep",
     "LimitExceeded",
+    "Mutex",
     "NotFound",
     "NotKnownYet",
     "NotWaiting",
     "Pipeline",
     "PipelineFunction",
     "ProcessDied",
+    "Rate",
     "Retry",
     "RunFailed",
     "RunResult",
     "RunStatus",
     "RunSummary",
+    "Semaphore",
     "Step",
     "StepResult",
     "StepStatus",
@@ -130,6 +134,7 @@ def _run(target: _AnyPipeline[..., Any], values: Mapping[str, Any], options: _ho
         no_cache=options.no_cache,
         refresh=options.refresh,
         answers=options.answers,
+        priority=options.priority,
     )
     return result
 

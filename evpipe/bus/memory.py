@@ -49,6 +49,7 @@ from evpipe.bus.protocol import (
     Telemetry,
 )
 from evpipe.errors import BusClosed, BusRefused
+from evpipe.wire.config import check_queue_limit
 from evpipe.wire.limits import PAYLOAD_BYTES_MAX
 from evpipe.wire.subjects import Subjects
 
@@ -89,6 +90,8 @@ class _Lane:
     def __init__(self) -> None:
         #: Whether anybody has pulled from it: a server makes its consumer then.
         self.pulled = False
+        #: How many may be held at a time.
+        self.limit: float = math.inf
         self.waiting: deque[_Kept] = deque()
         self.held: dict[int, _Kept] = {}
         self.wake = anyio.Event()
@@ -100,7 +103,8 @@ class _Lane:
     def state(self, queue: str, priority: int) -> LaneState:
         # As a server counts: what was released, or taken by somebody who died, was taken.
         left = [kept.deliveries > 0 for kept in self.waiting if not kept.acked]
-        return LaneState(queue, priority, left.count(False), len(self.held) + left.count(True))
+        limit = None if self.limit == math.inf else int(self.limit)
+        return LaneState(queue, priority, left.count(False), len(self.held) + left.count(True), limit)
 
 
 class MemoryServer:
@@ -115,6 +119,7 @@ class MemoryServer:
         self.launches: dict[str, _Kept] = {}
         self.launch_sequence = 0
         self._lanes: dict[tuple[str, int], _Lane] = {}
+        self.queue_limits: dict[str, int] = {}
         self.buckets: dict[str, dict[str, tuple[Entry, float | None]]] = {}
         self.revision = 0
         self.objects: dict[str, bytes] = {}
@@ -170,6 +175,7 @@ class MemoryServer:
     def lane(self, key: tuple[str, int]) -> _Lane:
         if key not in self._lanes:
             self._lanes[key] = _Lane()
+            self._lanes[key].limit = self.queue_limits.get(key[0], math.inf)
         return self._lanes[key]
 
     def lane_states(self) -> list[LaneState]:
@@ -237,7 +243,8 @@ class MemoryDelivery:
             return
         self._kept.acked = True
         self._kept.expires_at = None
-        self._lane.held.pop(self._kept.sequence, None)
+        if self._lane.held.pop(self._kept.sequence, None) is not None and self._lane.waiting:
+            self._lane.notify()
 
     def extend(self) -> None:
         # As the real server does: a sign of life on an old delivery keeps the launch where it is.
@@ -274,7 +281,7 @@ class MemoryPull:
             for kept in [k for k in lane.held.values() if k.expires_at is not None and k.expires_at <= now]:
                 del lane.held[kept.sequence]
                 lane.waiting.append(kept)
-            while self.asked and lane.waiting and self._bus.connected:
+            while self.asked and lane.waiting and len(lane.held) < lane.limit and self._bus.connected:
                 kept = lane.waiting.popleft()
                 if kept.acked:
                     continue
@@ -609,6 +616,21 @@ class MemoryBus:
     async def lanes(self) -> list[LaneState]:
         await self.reach()
         return self.server.lane_states()
+
+    async def limit_queue(self, queue: str, limit: int | None) -> None:
+        await self.reach()
+        if limit is None:
+            self.server.queue_limits.pop(queue, None)
+        else:
+            self.server.queue_limits[queue] = check_queue_limit(limit)
+        for (name, _), lane in self.server._lanes.items():
+            if name == queue:
+                lane.limit = limit or math.inf
+                lane.notify()
+
+    async def queue_limits(self) -> dict[str, int]:
+        await self.reach()
+        return dict(self.server.queue_limits)
 
     def bucket(self, name: str) -> Bucket:
         return MemoryBucket(self, name)

@@ -118,6 +118,8 @@ class LaneState:
     waiting: int
     #: Launches that were taken and have not been acked.
     taken: int
+    #: How many may be taken at a time; None: no limit was set.
+    limit: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -329,6 +331,18 @@ class Bus(Protocol):
 
     async def lanes(self) -> list[LaneState]:
         """Give every lane of the queue that launches were pulled from, by queue and priority."""
+
+    async def limit_queue(self, queue: str, limit: int | None) -> None:
+        """Let at most `limit` launches of a queue be taken at a time, by all its workers together; None: any number.
+
+        It holds for pulls that are open and for those that will be. What was taken before is not taken back.
+
+        Raises:
+            UsageError: if the limit is not a whole number from 1 to 99,999.
+        """
+
+    async def queue_limits(self) -> dict[str, int]:
+        """Give the limits of queues that were set."""
 
     def bucket(self, name: str) -> Bucket: ...
 

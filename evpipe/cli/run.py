@@ -12,6 +12,7 @@ import click
 from evpipe.cli.conclusion import conclude, write_result
 from evpipe.cli.dry_run import write_dry_run
 from evpipe.cli.output import Command, Exit, data_apart, output_option, report, seconds, url_option
+from evpipe.core.limits import PRIORITY_MAX
 from evpipe.errors import UsageError
 from evpipe.sdk.hook import RunOptions
 
@@ -20,6 +21,13 @@ if TYPE_CHECKING:
     from evpipe.sdk.definition import AnyPipeline, Built
     from evpipe.sdk.hook import Mode
     from evpipe.sdk.result import RunResult
+
+
+def priority_option(_ctx: click.Context, _param: click.Parameter, value: int | None) -> int | None:
+    """Check an option that is a priority."""
+    if value is not None and not 0 <= value <= PRIORITY_MAX:
+        raise click.BadParameter(f"{value} is not a priority: 0 (first) to {PRIORITY_MAX} (last).")
+    return value
 
 
 @click.command(cls=Command)
@@ -48,6 +56,13 @@ if TYPE_CHECKING:
     help="Given to a step that waits for a person or an event, when it begins to; may be repeated.",
 )
 @click.option(
+    "--priority",
+    type=int,
+    metavar="N",
+    callback=priority_option,
+    help="0 (first) to 9 (last): which launches leave for a queue first; default: the pipeline's.",
+)
+@click.option(
     "--dry-run", is_flag=True, help="Show what would become of each step and the files that would travel; run nothing."
 )
 @click.option("--watch", is_flag=True, help="Show what the steps write also on a configured bus.")
@@ -63,6 +78,7 @@ def run(
     no_cache: bool,
     refresh: tuple[str, ...],
     answers: tuple[str, ...],
+    priority: int | None,
     dry_run: bool,
     watch: bool,
     url: str | None,
@@ -91,6 +107,7 @@ def run(
                 timeout_s=timeout_s,
                 no_cache=no_cache,
                 refresh=True if "*" in refresh else refresh or False,
+                priority=priority,
             )
             if dry_run:
                 _check_options(how, url)
@@ -217,6 +234,7 @@ def _to_end(built: Built, how: RunOptions, url: str | None, talk: Talk, *, watch
         timeout_s=how.timeout_s,
         no_cache=how.no_cache,
         refresh=how.refresh,
+        priority=how.priority,
         display=talk,
         watch=watch,
         settings=settings,

@@ -1,4 +1,4 @@
-"""`evpipe workers` and `evpipe queues`: who is there, and how much there is to do."""
+"""`evpipe workers` and `evpipe queues`: who is there, how much there is to do, and how much of it at a time."""
 
 from __future__ import annotations
 
@@ -7,8 +7,11 @@ from typing import TYPE_CHECKING
 
 import click
 
-from evpipe.cli.output import Command, Exit, json_text, output_option, say, table_lines, url_option, write_data
+from evpipe.cli.output import Command, Exit, Group, json_text, output_option, say, table_lines, url_option, write_data
 from evpipe.cli.runs import on_bus
+from evpipe.core.names import check_name
+from evpipe.errors import UsageError
+from evpipe.wire.config import check_queue_limit
 
 if TYPE_CHECKING:
     from evpipe.client.client import Client, QueueState
@@ -70,15 +73,69 @@ def workers(url: str | None, output: str) -> Exit:
     return Exit.SUCCEEDED
 
 
-@click.command(cls=Command)
+class _Queues(Command, Group):
+    """A group that is a command, too: without a subcommand it lists."""
+
+
+@click.group(cls=_Queues, invoke_without_command=True)
 @url_option
 @output_option
-def queues(url: str | None, output: str) -> Exit:
-    """List queues: launches that wait, launches that were taken, and the workers that serve them.
+@click.pass_context
+def queues(ctx: click.Context, url: str | None, output: str) -> Exit:
+    """List queues, or limit one.
 
-    With -o json one array; each queue has name, waiting, taken, workers.
+    Without a command, as `evpipe queues list`.
     """
+    return Exit.SUCCEEDED if ctx.invoked_subcommand is not None else _list_queues(url, output)
 
+
+@queues.command("list", cls=Command)
+@url_option
+@output_option
+def list_queues(url: str | None, output: str) -> Exit:
+    """List queues: launches that wait, launches that were taken, the limit, and the workers that serve them.
+
+    What a controller holds back, because as much as keeps the workers busy has left, is in no queue yet.
+
+    With -o json one array; each queue has name, waiting, taken, limit (null: none), workers.
+    """
+    return _list_queues(url, output)
+
+
+@queues.command("limit", cls=Command)
+@click.argument("queue")
+@click.argument("limit", metavar="LIMIT|none")
+@url_option
+@output_option
+def limit_queue(queue: str, limit: str, url: str | None, output: str) -> Exit:
+    """Let at most LIMIT launches of QUEUE be under way at a time, whatever slots its workers have.
+
+    `none` removes the limit. It holds at once; what runs already runs on.
+
+    With -o json one object: name, limit (null: none).
+    """
+    if limit == "none":
+        wanted = None
+    elif limit.isdecimal() and len(limit) < 10:
+        wanted = check_queue_limit(int(limit))
+    else:
+        raise UsageError(f"LIMIT must be a whole number from 1, or none, not {limit!r}")
+    check_name("queue", queue)
+
+    async def set_limit(client: Client) -> None:
+        await client.limit_queue(queue, wanted)
+
+    on_bus(url, set_limit)
+    if output == "json":
+        write_data(json_text({"name": queue, "limit": wanted}))
+    elif wanted is None:
+        say(f"the queue {queue!r} has no limit")
+    else:
+        say(f"the queue {queue!r} is limited to {wanted:,} at a time")
+    return Exit.SUCCEEDED
+
+
+def _list_queues(url: str | None, output: str) -> Exit:
     async def read(client: Client) -> list[QueueState]:
         return await client.queues()
 
@@ -86,7 +143,16 @@ def queues(url: str | None, output: str) -> Exit:
     if output == "json":
         write_data(
             json_text(
-                [{"name": q.name, "waiting": q.waiting, "taken": q.taken, "workers": list(q.workers)} for q in found]
+                [
+                    {
+                        "name": queue.name,
+                        "waiting": queue.waiting,
+                        "taken": queue.taken,
+                        "limit": queue.limit,
+                        "workers": list(queue.workers),
+                    }
+                    for queue in found
+                ]
             )
         )
         return Exit.SUCCEEDED
@@ -94,10 +160,16 @@ def queues(url: str | None, output: str) -> Exit:
         say("there are no queues yet: a worker makes those that it serves")
         return Exit.SUCCEEDED
     rows = [
-        (q.name, f"{q.waiting:,}", f"{q.taken:,}", ", ".join(q.workers) or "none: its steps wait until one serves it")
-        for q in found
+        (
+            queue.name,
+            f"{queue.waiting:,}",
+            f"{queue.taken:,}",
+            "none" if queue.limit is None else f"{queue.limit:,}",
+            ", ".join(queue.workers) or "none: its steps wait until one serves it",
+        )
+        for queue in found
     ]
-    for line in table_lines(("queue", "waiting", "taken", "workers"), rows, {}):
+    for line in table_lines(("queue", "waiting", "taken", "limit", "workers"), rows, {}):
         write_data(line)
     return Exit.SUCCEEDED
 

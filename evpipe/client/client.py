@@ -32,6 +32,7 @@ from evpipe.client.handle import RunHandle
 from evpipe.client.waiting import WaitingStep, waiting_of
 from evpipe.core.fingerprint import NO_FACTS, RunFacts
 from evpipe.core.graph import Graph
+from evpipe.core.limits import check_priority
 from evpipe.core.names import check_name, nearest
 from evpipe.core.states import RUN_ENDS
 from evpipe.errors import Conflict, NotFound, RemoteProtocolError, UsageError
@@ -39,6 +40,7 @@ from evpipe.sdk.definition import AnyPipeline, Built
 from evpipe.sdk.loading import check_not_loading
 from evpipe.wire.bundles import pack_bundle
 from evpipe.wire.graphs import graph_digest
+from evpipe.wire.holds import Hold, decode_hold
 from evpipe.wire.messages import Submission, decode_submission, encode_submission, packed_parameters
 from evpipe.wire.presence import BUCKET as WORKERS_BUCKET
 from evpipe.wire.presence import WorkerEntry, decode_worker
@@ -183,6 +185,7 @@ class Client:
         queue: str = "",
         no_cache: bool = False,
         refresh: bool | Sequence[str] = False,
+        priority: int | None = None,
     ) -> RunHandle[R]:
         """Submit a run.
 
@@ -193,6 +196,7 @@ class Client:
             queue: takes all launches of the run, whatever queue its steps name; "" leaves them theirs.
             no_cache: take nothing from the cache, and record nothing there.
             refresh: names of steps that run even if the cache has their results, which are replaced; True: all.
+            priority: 0 (first) to 9 (last), of its steps that have none of their own; None: the pipeline's.
 
         Returns:
             A handle of the run, which is in the log for good.
@@ -204,7 +208,9 @@ class Client:
         if not isinstance(target, AnyPipeline):
             raise UsageError(f"submit takes a function with @pipeline or a Pipeline, not a {type(target).__name__}")
         built = target.build(dict(parameters or {}))
-        return await self.submit_built(built, key=key, queue=queue, no_cache=no_cache, refresh=refresh)
+        return await self.submit_built(
+            built, key=key, queue=queue, no_cache=no_cache, refresh=refresh, priority=priority
+        )
 
     async def submit_built(
         self,
@@ -214,6 +220,7 @@ class Client:
         queue: str = "",
         no_cache: bool = False,
         refresh: bool | Sequence[str] = False,
+        priority: int | None = None,
         code_travels: bool = True,
     ) -> RunHandle[Any]:
         """Submit a graph that was built before; as `submit`.
@@ -225,6 +232,8 @@ class Client:
         bus = self.bus
         if queue:
             check_name("queue", queue)
+        if priority is not None:
+            check_priority("priority", priority)
         refreshed = check_refresh(refresh, built.graph, no_cache=no_cache)
         source = await self._code(built.graph) if code_travels and not bus.in_process else {}
         source |= await self._command_files(built.graph)
@@ -242,6 +251,7 @@ class Client:
                 facts=facts or NO_FACTS,
                 no_cache=no_cache,
                 refresh=refreshed,
+                priority=priority,
             )
             payload = encode_submission(submission, parameters=parameters)
             # Before the submit that names them.
@@ -412,7 +422,9 @@ class Client:
     async def queues(self) -> list[QueueState]:
         """List the queues that a worker serves, or that have launches, by name."""
         workers = [worker for worker in await self.workers() if not worker.draining]
+        limits = await self.bus.queue_limits()
         waiting: dict[str, list[int]] = {queue: [0, 0] for worker in workers for queue in worker.queues}
+        waiting |= {queue: [0, 0] for queue in limits}
         for lane in await self.bus.lanes():
             if lane.queue not in waiting and not lane.waiting and not lane.taken:
                 # Nobody serves it and nobody needs it: the own queue of a script that has ended, say.
@@ -421,9 +433,46 @@ class Client:
             counts[0] += lane.waiting
             counts[1] += lane.taken
         return [
-            QueueState(queue, counts[0], counts[1], tuple(worker.id for worker in workers if queue in worker.queues))
+            QueueState(
+                queue,
+                counts[0],
+                counts[1],
+                tuple(worker.id for worker in workers if queue in worker.queues),
+                limits.get(queue),
+            )
             for queue, counts in sorted(waiting.items())
         ]
+
+    async def limit_queue(self, queue: str, limit: int | None) -> None:
+        """Let at most `limit` launches of a queue be under way at a time, whatever its workers have slots; None: any.
+
+        It holds at once; what runs already runs on.
+
+        Raises:
+            UsageError: if the queue's name is not allowed, or the limit is not a whole number from 1 to 99,999.
+        """
+        check_name("queue", queue)
+        await self.bus.limit_queue(queue, limit)
+
+    async def holds(self, run_id: str, step: str, *, timeout_s: float = 2.0) -> Hold | None:
+        """Ask the controller why a step that is `queued` is not launched.
+
+        Args:
+            timeout_s: seconds to wait for an answer.
+
+        Returns:
+            What it waits for; None if it is held back by nothing (it is with a worker, or on its way to one, or not
+            ready), or nobody has answered.
+        """
+        bus = self.bus
+        answer = await bus.ask(
+            bus.subjects.held(check_run_id(run_id), check_name("step", step)), b"", timeout_s=timeout_s
+        )
+        try:
+            return decode_hold(answer) if answer is not None else None
+        except RemoteProtocolError as error:
+            log.warning("answer_quarantined", reason=str(error))
+            return None
 
     async def controller_answers(self, timeout_s: float) -> bool:
         bus = self.bus
@@ -444,6 +493,8 @@ class QueueState:
     taken: int
     #: Ids of the workers that serve it.
     workers: tuple[str, ...]
+    #: How many launches may be under way at a time; None: as many as its workers have slots.
+    limit: int | None = None
 
 
 def embedded_settings(settings: BusSettings, server: EmbeddedServer) -> BusSettings:

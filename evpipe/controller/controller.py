@@ -93,7 +93,8 @@ class Controller:
             task_group.start_soon(chores.run)
             for records in live.values():
                 await desk.adopt(records)
-            task_group.start_soon(desk.timers.run)
+            task_group.start_soon(desk.run)
+            await stack.enter_async_context(bus.listen(bus.subjects.all_held, desk.held_answer))
             task_group.start_soon(truncate_launches, bus, list(live), queue_end)
             task_group.start_soon(chores.restore, ended)
             log.info("controller_leads", controller=self.id, sequence=last, live_runs=len(live))

@@ -20,11 +20,15 @@ import msgpack
 import structlog
 from anyio.abc import TaskGroup
 
+from evpipe.bus.clock import loop_clock
 from evpipe.bus.protocol import Bus, Outcome, Record, Refused, Sending
 from evpipe.client.artifact_store import store_all
 from evpipe.client.graphs import fetch_graph
 from evpipe.controller.chores import Chores
+from evpipe.controller.dispatch import Dispatch, Held, Lane
+from evpipe.controller.limits import Limits
 from evpipe.controller.look_ups import LookUps, Miss
+from evpipe.controller.queue_watch import QueueWatch
 from evpipe.controller.timers import Timers
 from evpipe.core.commands import Await, Command, Decide, Launch, Quarantine, StopAttempt, WakeAt
 from evpipe.core.events import (
@@ -43,11 +47,14 @@ from evpipe.core.events import (
 )
 from evpipe.core.fingerprint import NO_FACTS, RunFacts
 from evpipe.core.graph import Graph, Step
+from evpipe.core.limits import PRIORITY_DEFAULT
 from evpipe.core.machine import Run
 from evpipe.core.parameters import check_parameters
 from evpipe.core.states import Reason, StepStatus
 from evpipe.errors import EvpipeError, LimitExceeded, RemoteProtocolError, UsageError
+from evpipe.wire.holds import Hold, HoldKind, encode_hold
 from evpipe.wire.messages import (
+    LaunchEncoder,
     LaunchOrder,
     Submission,
     decode_event,
@@ -93,11 +100,14 @@ class Case:
 
     __slots__ = (
         "broken",
+        "encoder",
         "facts",
+        "flying",
         "last",
         "launches",
         "no_cache",
         "pipeline",
+        "priority",
         "queue",
         "refresh",
         "run",
@@ -126,6 +136,12 @@ class Case:
         self.sequence = 0
         #: Last sequence of the subjects that the controller writes, by (step or "", kind).
         self.last: dict[tuple[str, str], int] = {}
+        #: Of its launches; None: there are none yet.
+        self.encoder: LaunchEncoder | None = None
+        #: Of its steps that name none.
+        self.priority = PRIORITY_DEFAULT
+        #: By step, the lane of its launch that has left and whose attempt has not ended.
+        self.flying: dict[str, Lane] = {}
         #: Launches that are on their way to the queue.
         self.launches: dict[tuple[str, int], Sending] = {}
         #: Bytes of the outputs that are large, by step.
@@ -165,6 +181,12 @@ class Desk:
         self._task_group = task_group
         self._chores = chores
         self._now_s = now_s
+        self._clock_at = (now_s, anyio.current_time())
+        self._dispatch = Dispatch(self._turn, loop_clock())
+        self._watch = QueueWatch(bus, self._dispatch)
+        self._limits = Limits(
+            bus, task_group, self.cases, self._dispatch, self._depart_held, self._wanted, self._bus_clock_s
+        )
         self._look_ups = LookUps(bus, task_group, self.cases, self._send_launch, self._decide, lambda: self._now_s)
         self._graphs: OrderedDict[str, Graph] = OrderedDict()
         #: Another may lead by now: nothing is begun here any more.
@@ -175,8 +197,22 @@ class Desk:
     def close(self) -> None:
         """Leave the runs to another: what it launches must not be launched from here as well, much later."""
         self._closed = True
+        self._dispatch.close()
+        self._limits.close()
         for case in self.cases.values():
-            _hold_back(case)
+            _drop_unanswered(case)
+
+    async def run(self) -> None:
+        """Do what is to be done by time, once all runs are here; until cancelled."""
+        async with anyio.create_task_group() as task_group:
+            task_group.start_soon(self.timers.run)
+            task_group.start_soon(self._watch.run)
+            task_group.start_soon(self._limits.run)
+
+    def _bus_clock_s(self) -> float:
+        """The bus's clock between two records, too."""
+        at_s, at = self._clock_at
+        return max(self._now_s, at_s + anyio.current_time() - at)
 
     # ---- records in
 
@@ -221,6 +257,9 @@ class Desk:
         if case.run.ended:
             self._close(case)
         elif not case.broken:
+            for step, state in case.run.steps.items():
+                if state.status is StepStatus.RUNNING and case.run.spec(step).limits:
+                    self._limits.seize(case, step, state.attempt)
             await self._carry_out_in_turns(case, case.run.outstanding())
             self._show(case)
 
@@ -273,13 +312,23 @@ class Desk:
             self._decide(case, pending)
         if event is None:
             return
-        if subject.step is not None and (state := case.run.steps.get(subject.step)) is not None and state.ended:
-            if state.status is StepStatus.FAILED:
-                self._look_ups.step_failed(case.run.id, subject.step)
-            self._look_ups.step_ended(case.run.id, subject.step)
+        lane: Lane | None = None
+        if subject.step is not None and (state := case.run.steps.get(subject.step)) is not None:
+            if state.ended:
+                if state.status is StepStatus.FAILED:
+                    self._look_ups.step_failed(case.run.id, subject.step)
+                self._look_ups.step_ended(case.run.id, subject.step)
+                lane = case.flying.pop(subject.step, None)
+            elif commands and subject.kind == "failed":
+                lane = case.flying.pop(subject.step, None)
+            if lane is not None:
+                lane.flying -= 1
+                lane.done += 1
+            if self._limits.holding and (case.run.id, subject.step) in self._limits.holding:
+                self._limits.moved(case, subject.step, state)
         if isinstance(event, CancelRequested):
             # A launch that has not left must not leave any more: its attempt is about to be ended by decree.
-            _hold_back(case)
+            self._hold_back(case)
             # Finalisers run all the same.
             commands = (*commands, *(found for found in case.run.outstanding() if isinstance(found, Launch)))
         if len(commands) > MANY:
@@ -292,6 +341,9 @@ class Desk:
             self._show(case)
         if case.run.ended:
             self._close(case)
+        if lane is not None and lane.held:
+            # After what the event itself made ready: it waits for its turn like the rest.
+            self._dispatch.serve(lane)
 
     def _pending(self, case: Case, subject: EventSubject) -> Decision | None:
         """Give the decision that is on its way to this subject."""
@@ -314,6 +366,8 @@ class Desk:
             case.queue, case.source, case.facts = submission.queue, submission.source, submission.facts
             case.no_cache, case.refresh = submission.no_cache, frozenset(submission.refresh)
             graph = await self._graph(case, submission)
+            case.encoder = LaunchEncoder(case.pipeline, case.source)
+            case.priority = graph.priority if submission.priority is None else submission.priority
             parameters = check_parameters(graph.parameters, submission.parameters, of=graph.pipeline)
         except (UsageError, RemoteProtocolError) as error:
             log.info("run_rejected", run_id=case.run.id, reason=str(error))
@@ -362,9 +416,63 @@ class Desk:
             self._send_launch(case, command)
 
     def _send_launch(self, case: Case, command: Launch, miss: Miss | None = None) -> None:
-        graph = case.run.graph
-        assert graph is not None
+        """Send a launch, or hold it back until there is room for it."""
         step = case.run.spec(command.step)
+        if command.step in case.flying:
+            # It has left before: a command that is repeated.
+            self._publish_order(case, command, step, miss)
+            return
+        lane = self._dispatch.lane(case.queue or step.queue)
+        if not lane.held and lane.flying < lane.window and not step.limits:
+            self._depart(case, command, step, miss, lane)
+        elif case.run.steps[command.step].status is StepStatus.RUNNING:
+            # Launched by somebody who led before.
+            self._depart(case, command, step, miss, lane)
+        else:
+            priority = case.priority if step.priority is None else step.priority
+            if (case.run.id, command.step) in self._limits.holding:
+                # Its attempt was lost: what it holds does not wait for a turn.
+                self._limits.take(self._dispatch.park(case, command, step, miss, lane, priority))
+            else:
+                self._dispatch.hold(case, command, step, miss, lane, priority)
+
+    def _turn(self, held: Held) -> None:
+        """Do what is to be done with a launch whose turn has come."""
+        if not self._wanted(held):
+            self._dispatch.forget(held)
+        elif held.step.limits:
+            self._limits.take(held)
+        else:
+            self._dispatch.forget(held)
+            self._depart_held(held)
+
+    def _wanted(self, held: Held) -> bool:
+        """Say whether a launch that was held back is still to leave."""
+        case = held.case
+        return (
+            self.cases.get(case.run.id) is case
+            and not case.broken
+            and case.run.may_launch(held.command.step, held.command.attempt)
+        )
+
+    def _depart_held(self, held: Held) -> None:
+        self._depart(held.case, held.command, held.step, held.miss, held.lane)
+
+    def _depart(self, case: Case, command: Launch, step: Step, miss: Miss | None, lane: Lane) -> None:
+        case.flying[command.step] = lane
+        lane.flying += 1
+        self._publish_order(case, command, step, miss)
+
+    def _publish_order(self, case: Case, command: Launch, step: Step, miss: Miss | None) -> None:
+        if miss is None and case.encoder is not None and not case.sizes:
+            try:
+                payload = case.encoder.encode(step, command.arguments)
+            except EvpipeError:
+                # What is wrong with it, or how else it travels, is found out below.
+                pass
+            else:
+                self._publish_launch(case, command, step, payload)
+                return
         order = order_of(
             step,
             command.arguments,
@@ -470,12 +578,53 @@ class Desk:
             )
         )
 
+    def _hold_back(self, case: Case) -> None:
+        """Do not send (again) what has not left of a run's launches, or has no answer yet."""
+        _drop_unanswered(case)
+        for held in self._dispatch.drop(case.run.id):
+            self._limits.forget(held)
+
+    def held_answer(self, subject: str, _: bytes) -> bytes | None:
+        """Answer why a step is not launched; None if it is, or is none of this controller's."""
+        run, step = subject.split(".")[-2:]
+        hold = self._explain(run, step)
+        return None if hold is None else encode_hold(hold)
+
+    def _explain(self, run: str, step: str) -> Hold | None:
+        case = self.cases.get(run)
+        if case is None:
+            return None
+        leader = self._look_ups.waits.get((run, step))
+        if leader is not None:
+            return Hold(kind=HoldKind.CACHE, queue="", holders=((leader.run, leader.step),))
+        held = self._dispatch.find(run, step)
+        if held is not None and held.waits_for is not None:
+            return self._limits.explain(held)
+        lane = held.lane if held is not None else case.flying.get(step)
+        if lane is None:
+            return None
+        ahead = self._dispatch.ahead_of(held) if held is not None else 0
+        if lane.limit is not None and lane.flying > lane.limit:
+            state = case.run.steps[step]
+            if state.status is not StepStatus.QUEUED:
+                return None
+            return Hold(kind=HoldKind.QUEUE, queue=lane.queue, count=lane.limit, under_way=lane.limit, ahead=ahead)
+        if held is None:
+            return None
+        return Hold(kind=HoldKind.WINDOW, queue=lane.queue, count=lane.window, under_way=lane.flying, ahead=ahead)
+
     def _close(self, case: Case) -> None:
         run = case.run
         # One whose answer was lost would be sent again after its subject was freed, and run in a run that has ended.
-        _hold_back(case)
+        self._hold_back(case)
         del self.cases[run.id]
         self._look_ups.run_ended(run.id)
+        self._limits.run_ended(case)
+        flying, case.flying = case.flying, {}
+        for lane in flying.values():
+            lane.flying -= 1
+            if lane.held:
+                self._dispatch.serve(lane)
         self._ended[run.id] = None
         if len(self._ended) > ENDED_KEPT:
             self._ended.popitem(last=False)
@@ -491,8 +640,7 @@ class Desk:
         )
 
 
-def _hold_back(case: Case) -> None:
-    """Do not send (again) what has no answer yet of a run's launches."""
+def _drop_unanswered(case: Case) -> None:
     for sending in case.launches.values():
         sending.drop()
     case.launches.clear()

@@ -22,8 +22,9 @@ from anyio.abc import TaskGroup
 from evpipe.bus.protocol import Bus, Entry
 from evpipe.client.artifact_store import is_intact
 from evpipe.client.fingerprints import components_of
+from evpipe.controller.others import lives
 from evpipe.core.commands import Launch
-from evpipe.core.events import Event, Finished, StepCached, StepSucceeded
+from evpipe.core.events import StepCached, StepSucceeded
 from evpipe.core.fingerprint import CachePolicy, Components
 from evpipe.core.graph import Step
 from evpipe.errors import BusError, EvpipeError, RemoteProtocolError
@@ -57,8 +58,6 @@ FAILED_KEPT: Final = 1_000
 LIGHT_BYTES: Final = 64 * 1024
 #: Look-ups under way at the same time.
 LOOK_UPS_MAX: Final = 64
-#: Kinds of events after which a step does not run any more.
-_ENDS: Final = ("succeeded", "cached", "cancelled", "skipped")
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +113,8 @@ class LookUps:
         self._failed: dict[tuple[str, str], int] = {}
         #: Attempts that are being looked up: a takeover, or a repeated command, does not begin again.
         self._open: set[tuple[str, str, int]] = set()
+        #: Whose result a step waits for; by run and step.
+        self.waits: dict[tuple[str, str], Marker] = {}
 
     def begin(self, case: Case, command: Launch) -> None:
         """Look a step up, then launch it or say that it is cached."""
@@ -182,7 +183,11 @@ class LookUps:
                     self._turns.pop(fingerprint, None)
             if leader is None:
                 return
-            await self._wait_for(leader)
+            self.waits[case.run.id, command.step] = leader
+            try:
+                await self._wait_for(leader)
+            finally:
+                self.waits.pop((case.run.id, command.step), None)
 
     async def _components(self, case: Case, step: Step, command: Launch) -> Components | None:
         if case.size_of_inputs(command.step) > LIGHT_BYTES:
@@ -304,19 +309,4 @@ class LookUps:
                 return True
             state = case.run.steps.get(leader.step)
             return not case.broken and state is not None and not state.ended
-        submitted = await self._bus.last(self._bus.subjects.events_of_step(leader.run, "_", "submitted"))
-        if submitted is None or isinstance(await self._event(leader.run, "_", "finished"), Finished):
-            return False
-        for kind in _ENDS:
-            if await self._event(leader.run, leader.step, kind) is not None:
-                return False
-        return True
-
-    async def _event(self, run: str, step: str, kind: str) -> Event | None:
-        record = await self._bus.last(self._bus.subjects.events_of_step(run, step, kind))
-        if record is None:
-            return None
-        try:
-            return decode_event(self._bus.subjects.parse_event(record.subject), record.payload, record.at_s)
-        except RemoteProtocolError:
-            return None
+        return await lives(self._bus, leader.run, leader.step)

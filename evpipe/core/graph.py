@@ -16,6 +16,7 @@ from evpipe.core.bindings import LEAVES, OneOf, OutputRef, ParameterRef, Tree, r
 from evpipe.core.conditions import Condition, condition_trees
 from evpipe.core.exits import RUN
 from evpipe.core.fingerprint import CachePolicy
+from evpipe.core.limits import PRIORITY_DEFAULT, Limit, check_limits, check_priority
 from evpipe.core.names import check_name, nearest
 from evpipe.core.parameters import Parameter, check_parameter_names
 from evpipe.core.retry import NO_RETRIES, RetryPolicy
@@ -58,6 +59,10 @@ class Step:
     wait: Wait | None = None
     #: Whether its arguments and its output may be pickles.
     pickle: bool = False
+    #: 0 (first) to 9; None: its run's.
+    priority: int | None = None
+    #: What it shares with steps of other runs, and must have before it begins.
+    limits: tuple[Limit, ...] = ()
     description: str = ""
 
 
@@ -81,6 +86,8 @@ class Graph:
     fail_fast: bool = False
     #: Seconds from submit to the end of the run; None: no limit.
     deadline_s: float | None = None
+    #: Of its runs, where their submits say nothing else: 0 (first) to 9.
+    priority: int = PRIORITY_DEFAULT
     description: str = ""
 
     #: Step -> the steps that it waits for, without repetition; one key per step.
@@ -106,6 +113,7 @@ class Graph:
                 allowed=STEPS_MAX,
             )
         check_seconds(f"pipeline {self.pipeline!r}: deadline_s", self.deadline_s)
+        check_priority(f"pipeline {self.pipeline!r}: priority", self.priority)
         check_parameter_names(self.parameters)
         for name, step in self.steps.items():
             if name != step.name:
@@ -154,6 +162,10 @@ class Graph:
             if step.retries.count or step.cache is not None:
                 raise UsageError(f"{where} waits: it is neither retried nor cached, for it runs nothing")
             check_wait(where, step.wait, step.arguments, step.timeout_s)
+        if step.priority is not None:
+            check_priority(f"{where}: priority", step.priority)
+        if step.limits:
+            check_limits(where, step.limits)
         above: dict[str, None] = {}
         of_branches: dict[str, None] = {}
         trees = [step.arguments] if step.when is None else [step.arguments, *condition_trees(step.when)]

@@ -8,6 +8,7 @@ from typing import Any, TypeVar, get_args
 import anyio
 
 from evpipe.client.loops import outside_of_any_loop
+from evpipe.core.limits import check_priority
 from evpipe.errors import UsageError
 from evpipe.hosting.debug import run_debug
 from evpipe.hosting.logs import configure_logs
@@ -32,6 +33,7 @@ def run(
     no_cache: bool = False,
     refresh: bool | Sequence[str] = False,
     answers: Mapping[str, Any] | None = None,
+    priority: int | None = None,
 ) -> RunResult[R]:
     """Run a pipeline and wait for its end; works in a script, a notebook and under a running loop.
 
@@ -47,6 +49,7 @@ def run(
         answers: what steps that wait for a person or an event are given when they begin to, by their name: a value, or
             a function that is called with the `WaitingStep` (in a thread) and gives it. In debug mode an approval that
             is not here is asked for at the terminal.
+        priority: 0 (first) to 9 (last), of its steps that have none of their own; None: the pipeline's.
 
     Returns:
         The result, whatever the run's status; its `.value` raises unless the run succeeded.
@@ -62,6 +65,8 @@ def run(
         raise UsageError(f"run takes a function with @pipeline or a Pipeline, not a {type(target).__name__}")
     if mode is not None and mode not in MODES:
         raise UsageError(f"mode must be one of {', '.join(MODES)}, not {mode!r}")
+    if priority is not None:
+        check_priority("priority", priority)
     if mode == "debug":
         if key is not None or timeout_s is not None:
             raise UsageError("key and timeout_s mean nothing in debug mode, where the run is this very call")
@@ -76,5 +81,6 @@ def run(
         no_cache=no_cache,
         refresh=refresh,
         answers=answers,
+        priority=priority,
     )
     return outside_of_any_loop(lambda: anyio.run(session.run), session.interrupt)

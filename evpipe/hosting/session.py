@@ -66,6 +66,7 @@ class Session:
         timeout_s: float | None,
         no_cache: bool = False,
         refresh: bool | Sequence[str] = False,
+        priority: int | None = None,
         display: Display | None = None,
         watch: bool = False,
         settings: BusSettings | None = None,
@@ -77,6 +78,7 @@ class Session:
         self._timeout_s = timeout_s
         self._no_cache = no_cache
         self._refresh = refresh
+        self._priority = priority
         # What is wrong with it is said before any server is started.
         check_refresh(refresh, built.graph, no_cache=no_cache)
         self._answers = Answers(answers, built.graph)
@@ -126,6 +128,7 @@ class Session:
                 queue=queue,
                 no_cache=self._no_cache,
                 refresh=self._refresh,
+                priority=self._priority,
                 code_travels=not self._hosts,
             )
             self._display.submitted(handle)

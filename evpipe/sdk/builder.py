@@ -14,6 +14,7 @@ from typing import Any, ClassVar, NoReturn, TypeVar, overload
 
 from evpipe.core.bindings import BindingError, OutputRef, ParameterRef, Tree
 from evpipe.core.graph import Step as GraphStep
+from evpipe.core.limits import PRIORITY_DEFAULT
 from evpipe.core.names import check_name
 from evpipe.core.parameters import REQUIRED, Parameter, check_parameter_names, check_parameters
 from evpipe.errors import UsageError
@@ -23,6 +24,7 @@ from evpipe.sdk.definition import QUEUE_DEFAULT, AnyPipeline, Built, PipelineOpt
 from evpipe.sdk.exits import check_handlers
 from evpipe.sdk.functions import check_step_function
 from evpipe.sdk.handle import Handle, ParameterHandle, Placeholder
+from evpipe.sdk.limits import Limit
 from evpipe.sdk.options import UNSET, Executor, OnFailureName, RunIfName, Unset
 from evpipe.sdk.parameters import make_parameter
 from evpipe.sdk.references import PIPELINE, RESULT, StepReference, is_reference, read_reference
@@ -115,6 +117,7 @@ class Pipeline(AnyPipeline[..., Any]):
         fail_fast: whether the first failed step ends the run; else what does not need it goes on.
         deadline_s: seconds from submit to the end of the run.
         on_exit: a step, or several, that begin when all others have ended, whatever happened.
+        priority: of its runs, where their submits say nothing else: 0 (first) to 9 (last).
 
     Raises:
         UsageError: if the name or an option is not allowed.
@@ -130,6 +133,7 @@ class Pipeline(AnyPipeline[..., Any]):
         fail_fast: bool = False,
         deadline_s: float | None = None,
         on_exit: object = None,
+        priority: int = PRIORITY_DEFAULT,
         description: str = "",
     ) -> None:
         check_name("pipeline", name)
@@ -139,6 +143,7 @@ class Pipeline(AnyPipeline[..., Any]):
             fail_fast=fail_fast,
             deadline_s=deadline_s,
             on_exit=check_handlers(on_exit, name),
+            priority=priority,
             description=description,
         )
         # As namedtuple and Enum know their module: that of the caller.
@@ -202,6 +207,8 @@ class Pipeline(AnyPipeline[..., Any]):
         pickle: bool | Unset = UNSET,
         when: object = UNSET,
         run_if: RunIfName | Unset = UNSET,
+        priority: int | Unset | None = UNSET,
+        limits: Limit | Sequence[Limit] | Unset | None = UNSET,
         description: str | Unset = UNSET,
         **arguments: Any,
     ) -> R: ...
@@ -224,6 +231,8 @@ class Pipeline(AnyPipeline[..., Any]):
         pickle: bool | Unset = UNSET,
         when: object = UNSET,
         run_if: RunIfName | Unset = UNSET,
+        priority: int | Unset | None = UNSET,
+        limits: Limit | Sequence[Limit] | Unset | None = UNSET,
         description: str | Unset = UNSET,
         **arguments: Any,
     ) -> R: ...
@@ -245,6 +254,8 @@ class Pipeline(AnyPipeline[..., Any]):
         pickle: bool | Unset = UNSET,
         when: object = UNSET,
         run_if: RunIfName | Unset = UNSET,
+        priority: int | Unset | None = UNSET,
+        limits: Limit | Sequence[Limit] | Unset | None = UNSET,
         description: str | Unset = UNSET,
         **arguments: Any,
     ) -> Any:
@@ -276,6 +287,8 @@ class Pipeline(AnyPipeline[..., Any]):
             "pickle": pickle,
             "when": when,
             "run_if": run_if,
+            "priority": priority,
+            "limits": limits,
             "description": description,
         }
         options: dict[str, Any] = {option: value for option, value in given.items() if value is not UNSET}

@@ -49,13 +49,14 @@ class PipelineOptions:
     deadline_s: float | None
     #: What begins when all steps have ended.
     on_exit: tuple[AnyStep[..., Any], ...]
+    priority: int
     description: str
 
     def check(self, name: str) -> None:
         """Refuse options that are not allowed; `name` is the pipeline's."""
         check_name(f"pipeline {name!r}: queue", self.queue)
         # An empty graph with the same options: what is wrong with them is said here, in the sentences of the core.
-        Graph(pipeline=name, version=self.version, deadline_s=self.deadline_s)
+        Graph(pipeline=name, version=self.version, deadline_s=self.deadline_s, priority=self.priority)
 
 
 class AnyPipeline(ABC, Generic[P, R_co]):
@@ -121,6 +122,7 @@ class AnyPipeline(ABC, Generic[P, R_co]):
         no_cache: bool = False,
         refresh: bool | Sequence[str] = False,
         answers: Mapping[str, Any] | None = None,
+        priority: int | None = None,
     ) -> PipelineRun[P, R_co]:
         """Say how to run it, as in `churn.options(mode="local").run(rows=500)`.
 
@@ -131,9 +133,18 @@ class AnyPipeline(ABC, Generic[P, R_co]):
             no_cache: take nothing from the cache, and record nothing there.
             refresh: names of steps that run even if the cache has their results, which are replaced; True: all.
             answers: what steps that wait for a person or an event are given, by their name: values, or functions.
+            priority: 0 (first) to 9 (last), of its steps that have none of their own; None: the pipeline's.
 
         """
-        how = RunOptions(mode=mode, key=key, timeout_s=timeout_s, no_cache=no_cache, refresh=refresh, answers=answers)
+        how = RunOptions(
+            mode=mode,
+            key=key,
+            timeout_s=timeout_s,
+            no_cache=no_cache,
+            refresh=refresh,
+            answers=answers,
+            priority=priority,
+        )
         return PipelineRun(self, how)
 
     @abstractmethod
@@ -154,6 +165,7 @@ class AnyPipeline(ABC, Generic[P, R_co]):
             parameters=self.parameters,
             fail_fast=self._options.fail_fast,
             deadline_s=self._options.deadline_s,
+            priority=self._options.priority,
             description=self._options.description,
         )
 

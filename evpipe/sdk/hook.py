@@ -34,6 +34,8 @@ class RunOptions:
     refresh: bool | Sequence[str] = False
     #: What steps that wait for a person or an event are given, by step: values, or functions that give them.
     answers: Mapping[str, Any] | None = None
+    #: Of its steps that have none of their own; None: the pipeline's.
+    priority: int | None = None
 
 
 RunHook: TypeAlias = "Callable[[AnyPipeline[..., Any], Mapping[str, Any], RunOptions], RunResult[Any]]"

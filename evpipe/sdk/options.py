@@ -10,6 +10,7 @@ from typing import Any, Final, Literal, TypeAlias
 
 from evpipe.core.fingerprint import CachePolicy
 from evpipe.core.graph import EXECUTORS, check_seconds
+from evpipe.core.limits import Limit, check_priority
 from evpipe.core.names import check_name
 from evpipe.core.retry import NO_RETRIES, RetryPolicy
 from evpipe.core.states import OnFailure, RunIf
@@ -17,6 +18,7 @@ from evpipe.errors import UsageError
 from evpipe.sdk.cache import cache_policy
 from evpipe.sdk.functions import has_source
 from evpipe.sdk.handle import Handle
+from evpipe.sdk.limits import limits_of
 from evpipe.sdk.retry import retry_policy
 
 Executor: TypeAlias = Literal["inline", "thread", "process"]
@@ -58,6 +60,9 @@ class StepOptions:
     #: A condition, a handle, or None.
     when: object = None
     run_if: RunIf = RunIf.ALL_SUCCEEDED
+    #: None: its run's.
+    priority: int | None = None
+    limits: tuple[Limit, ...] = ()
     description: str = ""
 
 
@@ -157,6 +162,10 @@ def _run_if(value: object, where: str) -> RunIf:
     return RunIf(str(value))
 
 
+def _priority(value: object, where: str) -> int | None:
+    return None if value is None else check_priority(f"{where}: priority", value)
+
+
 def _pickle(value: object, where: str) -> bool:
     if not isinstance(value, bool):
         raise UsageError(f"{where}: pickle must be True or False, not {value!r}")
@@ -180,5 +189,7 @@ _CHECKS: Final[Mapping[str, Callable[[object, str], object]]] = {
     "pickle": _pickle,
     "when": _when,
     "run_if": _run_if,
+    "priority": _priority,
+    "limits": limits_of,
     "description": _description,
 }

@@ -7,6 +7,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, ParamSpec, Protocol, TypeVar, overload
 
+from evpipe.core.limits import PRIORITY_DEFAULT
 from evpipe.core.parameters import Parameter, check_parameters
 from evpipe.errors import UsageError
 from evpipe.sdk.build import Build, current_build, refuse_handles
@@ -120,6 +121,7 @@ def pipeline(
     fail_fast: bool = False,
     deadline_s: float | None = None,
     on_exit: object = None,
+    priority: int = PRIORITY_DEFAULT,
     description: str = "",
 ) -> PipelineDecorator: ...
 def pipeline(
@@ -132,6 +134,7 @@ def pipeline(
     fail_fast: bool = False,
     deadline_s: float | None = None,
     on_exit: object = None,
+    priority: int = PRIORITY_DEFAULT,
     description: str = "",
 ) -> Any:
     """Make a pipeline of a function: `@pipeline` or `@pipeline(version="1.0.0", …)`.
@@ -144,6 +147,7 @@ def pipeline(
         deadline_s: seconds from submit to the end of the run.
         on_exit: a step, or a list of steps, that begin when all others have ended, whatever happened; each is given
             one argument, a `RunSummary`, or none. `when=exit_status == "failed"` makes one conditional.
+        priority: of its runs, where their submits say nothing else: 0 (first) to 9 (last).
 
     Raises:
         UsageError: if the function cannot be a pipeline or an option is not allowed.
@@ -159,6 +163,7 @@ def pipeline(
             fail_fast=fail_fast,
             deadline_s=deadline_s,
             on_exit=check_handlers(on_exit, pipeline_name),
+            priority=priority,
             description=description,
         )
         return PipelineFunction(function, pipeline_name, options)

@@ -23,6 +23,7 @@ from evpipe.sdk.build import Build, current_build, refuse_handles
 from evpipe.sdk.cache import Cache
 from evpipe.sdk.functions import check_step_function, code_of, name_for
 from evpipe.sdk.handle import Handle
+from evpipe.sdk.limits import Limit
 from evpipe.sdk.options import (
     UNSET,
     Executor,
@@ -86,6 +87,8 @@ class Step(Generic[P, R_co]):
         pickle: bool | Unset = UNSET,
         when: object = UNSET,
         run_if: RunIfName | Unset = UNSET,
+        priority: int | Unset | None = UNSET,
+        limits: Limit | Sequence[Limit] | Unset | None = UNSET,
         description: str | Unset = UNSET,
     ) -> StepT:
         """Give the same step with other options, as in `load.options(queue="gpu", name="load2")(rows)`.
@@ -110,6 +113,8 @@ class Step(Generic[P, R_co]):
             "pickle": pickle,
             "when": when,
             "run_if": run_if,
+            "priority": priority,
+            "limits": limits,
             "description": description,
         }
         checked = self._check_options(given, where)
@@ -159,6 +164,8 @@ class Step(Generic[P, R_co]):
             pickle=options.pickle,
             when=build.condition(options.when, where),
             run_if=options.run_if,
+            priority=options.priority,
+            limits=options.limits,
             description=options.description,
         )
         return build.add(step, shape)
@@ -247,6 +254,8 @@ def step(
     pickle: bool = False,
     when: object = None,
     run_if: RunIfName = "all_succeeded",
+    priority: int | None = None,
+    limits: Limit | Sequence[Limit] | None = None,
     description: str = "",
 ) -> StepDecorator: ...
 def step(
@@ -265,6 +274,8 @@ def step(
     pickle: bool = False,
     when: object = None,
     run_if: RunIfName = "all_succeeded",
+    priority: int | None = None,
+    limits: Limit | Sequence[Limit] | None = None,
     description: str = "",
 ) -> Any:
     """Make a step of a function at module level: `@step` or `@step(retries=3, …)`.
@@ -287,6 +298,9 @@ def step(
         run_if: what the ends of the steps before it must be, when all of them have ended: "all_succeeded" (the
             default), "all_done", "any_succeeded", "any_failed", "none_failed", "all_failed", or "always", which is a
             finaliser: it runs also when the run is cancelled. A value that is not there is None to it.
+        priority: 0 (first) to 9 (last): which launches leave for a queue first; default: its run's.
+        limits: a `Mutex`, `Semaphore` or `Rate`, or several in a tuple: what it shares with steps of other runs; an
+            attempt is launched when it has all of them.
         pickle: whether arguments and output may be pickles where nothing else can carry them; workers have to allow
             it, too (`evpipe worker --allow-pickle`).
 
@@ -311,6 +325,8 @@ def step(
             "pickle": pickle,
             "when": when,
             "run_if": run_if,
+            "priority": priority,
+            "limits": limits,
             "description": description,
         }
         return make_step(function, name_for("step", function, name), given)

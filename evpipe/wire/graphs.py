@@ -8,6 +8,7 @@ from typing import Any
 
 from evpipe.core.conditions import DEPTH_MAX, AllOf, AnyOf, Comparison, Condition, IsTrue, Negation
 from evpipe.core.graph import Graph, Step
+from evpipe.core.limits import PRIORITY_DEFAULT, Limit, Rate, Semaphore
 from evpipe.core.parameters import REQUIRED, Parameter, ParameterType
 from evpipe.core.retry import RetryPolicy
 from evpipe.core.states import OnFailure, RunIf
@@ -35,8 +36,11 @@ def encode_graph(graph: Graph, writer: ArtifactWriter | None = None) -> bytes:
     """
     steps = [_step_map(step, writer) for step in graph.steps.values()]
     output = packable(graph.output, "the pipeline's output", writer)
+    # What a graph says since later versions is left out at its default: its digest stays what it was.
+    later = {} if graph.priority == PRIORITY_DEFAULT else {"priority": graph.priority}
     data = encode_map(
         {
+            **later,
             "pipeline": graph.pipeline,
             "version": graph.version,
             "parameters": [_parameter_map(p, writer) for p in graph.parameters],
@@ -79,6 +83,7 @@ def decode_graph(data: bytes) -> Graph:
         output=fields.map.get("output"),
         fail_fast=fields.flag("fail_fast"),
         deadline_s=fields.maybe_number("deadline_s"),
+        priority=fields.whole("priority", PRIORITY_DEFAULT),
         description=fields.text("description", ""),
     )
 
@@ -125,6 +130,10 @@ def _step_map(step: Step, writer: ArtifactWriter | None) -> dict[str, Any]:
         found["wait"] = _wait_map(step.wait)
     if step.pickle:
         found["pickle"] = True
+    if step.priority is not None:
+        found["priority"] = step.priority
+    if step.limits:
+        found["limits"] = [_limit_map(limit) for limit in step.limits]
     if step.description:
         found["description"] = step.description
     return found
@@ -218,6 +227,27 @@ def _retries(found: Fields, key: str) -> RetryPolicy:
     )
 
 
+def _limit_map(limit: Limit) -> dict[str, Any]:
+    if isinstance(limit, Rate):
+        return {"kind": "rate", "name": limit.name, "count": limit.count, "per_s": float(limit.per_s)}
+    return {"kind": "semaphore", "name": limit.name, "count": limit.count}
+
+
+def _limits(found: Fields, key: str) -> tuple[Limit, ...]:
+    made: list[Limit] = []
+    for item in found.items(key):
+        fields = Fields(_map(item, f"{found.what}: a limit"), f"{found.what}: a limit")
+        kind = fields.text("kind")
+        if kind == "semaphore":
+            made.append(Semaphore(fields.text("name"), fields.whole("count")))
+        elif kind == "rate":
+            made.append(Rate(fields.text("name"), fields.whole("count"), fields.number("per_s")))
+        else:
+            # Not to be ignored: whoever asked for it counts on it.
+            raise UsageError(f"{found.what}: a limit is a 'semaphore' or a 'rate', and this one is a {kind[:40]!r}")
+    return tuple(made)
+
+
 _STEP_FIELDS: tuple[tuple[str, Callable[[Fields, str], Any]], ...] = (
     ("code", Fields.submap),
     ("arguments", Fields.submap),
@@ -234,6 +264,8 @@ _STEP_FIELDS: tuple[tuple[str, Callable[[Fields, str], Any]], ...] = (
     ("cache", lambda found, key: policy_of(Fields(found.submap(key), f"{found.what}: cache"))),
     ("wait", _wait),
     ("pickle", Fields.flag),
+    ("priority", Fields.whole),
+    ("limits", _limits),
     ("description", Fields.text),
 )
 

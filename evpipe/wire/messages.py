@@ -9,8 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from dataclasses import fields as fields_of
+from operator import attrgetter
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Final
 
 from evpipe.core.artifact import Artifact
 from evpipe.core.events import (
@@ -34,6 +36,7 @@ from evpipe.core.events import (
 )
 from evpipe.core.fingerprint import NO_FACTS, RunFacts
 from evpipe.core.graph import Step
+from evpipe.core.limits import check_priority
 from evpipe.core.names import check_name
 from evpipe.core.states import Reason, RunIf, RunStatus
 from evpipe.errors import LimitExceeded, RemoteProtocolError, UsageError
@@ -53,6 +56,9 @@ from evpipe.wire.limits import (
 from evpipe.wire.storing import store_encoded
 from evpipe.wire.subjects import EventSubject
 from evpipe.wire.values import check_size, encode_value, pack, pack_unchecked
+
+#: Kinds of launches of one run that are remembered.
+HEADS_MAX: Final = 256
 
 # ---- submit
 
@@ -74,6 +80,8 @@ class Submission:
     no_cache: bool = False
     #: Steps that are not looked up, but recorded; "*" is all of them.
     refresh: tuple[str, ...] = ()
+    #: Of its steps that have none of their own; None: its pipeline's.
+    priority: int | None = None
 
 
 def encode_submission(
@@ -101,6 +109,8 @@ def encode_submission(
         fields["no_cache"] = True
     if submission.refresh:
         fields["refresh"] = list(submission.refresh)
+    if submission.priority is not None:
+        fields["priority"] = submission.priority
     return encode_map_with(fields, "parameters", parameters)
 
 
@@ -129,6 +139,7 @@ def decode_submission(data: bytes) -> Submission:
         facts=facts_of(Fields(fields.submap("facts"), "the submit: its facts")) if "facts" in fields.map else NO_FACTS,
         no_cache=fields.flag("no_cache"),
         refresh=fields.texts("refresh"),
+        priority=check_priority("the submit: priority", fields.map["priority"]) if "priority" in fields.map else None,
     )
 
 
@@ -467,6 +478,11 @@ def encode_launch(order: LaunchOrder, what: str, writer: ArtifactWriter | None =
     if writer is not None and len(arguments) > ARGUMENTS_BYTES_MAX:
         arguments = pack(store_encoded(arguments, order.arguments, what, writer), what)
     check_size(arguments, f"the map of arguments of {what}", "ARGUMENTS_BYTES_MAX", ARGUMENTS_BYTES_MAX)
+    return encode_map_with(_launch_fields(order), "arguments", arguments)
+
+
+def _launch_fields(order: LaunchOrder) -> dict[str, Any]:
+    """Give all of a launch but its arguments."""
     fields: dict[str, Any] = {"pipeline": order.pipeline, "code": order.code, "executor": order.executor}
     if order.source:
         fields["source"] = order.source
@@ -480,7 +496,56 @@ def encode_launch(order: LaunchOrder, what: str, writer: ArtifactWriter | None =
         fields["final"] = True
     if order.fingerprint:
         fields["cache"] = {"fingerprint": order.fingerprint, "components": dict(order.components)}
-    return encode_map_with(fields, "arguments", arguments)
+    return fields
+
+
+class LaunchEncoder:
+    """Encodes the launches of one run; what many of its steps have in common is encoded once.
+
+    Args:
+        pipeline, source: as of `order_of`.
+    """
+
+    def __init__(self, pipeline: str, source: Mapping[str, Any]) -> None:
+        self._pipeline = pipeline
+        self._source = source
+        #: All of a launch up to its arguments.
+        self._heads: dict[tuple[Any, ...], bytes] = {}
+
+    def encode(self, step: Step, arguments: Mapping[str, Any]) -> bytes:
+        """Give what `encode_launch` gives of the order for a step that is not looked up in the cache.
+
+        Raises:
+            EncodingError, LimitExceeded: as `encode_launch` without a writer.
+        """
+        name = f"the arguments of step {step.name!r}"
+        packed = pack(arguments, name, items_max=LARGE_ITEMS_MAX)
+        check_size(packed, name, "ARGUMENTS_BYTES_MAX", ARGUMENTS_BYTES_MAX)
+        kind = _kind_of(step)
+        try:
+            head = self._heads.get(kind)
+        except TypeError:
+            # Something in it is no key: no common part then.
+            return encode_map_with(self._fields(step), "arguments", packed)
+        if head is None:
+            head = encode_map_with(self._fields(step), "arguments", b"")
+            if len(self._heads) < HEADS_MAX:
+                self._heads[kind] = head
+        return head + packed
+
+    def _fields(self, step: Step) -> dict[str, Any]:
+        return _launch_fields(order_of(step, {}, pipeline=self._pipeline, source=self._source))
+
+
+#: What may differ between steps whose launches have all but their arguments in common.
+_OWN_FIELDS = frozenset(
+    {"name", "code", "arguments", "after", "queue", "priority", "limits", "when", "retries", "on_failure", "cache"}
+)
+_common_fields = attrgetter(*(own.name for own in fields_of(Step) if own.name not in _OWN_FIELDS))
+
+
+def _kind_of(step: Step) -> tuple[Any, ...]:
+    return (*step.code.items(), _common_fields(step))
 
 
 def decode_launch(data: bytes, reader: ArtifactReader | None = None) -> LaunchOrder:

@@ -7,6 +7,7 @@
 <prefix>.who.<run>.<step>.<attempt>   who runs this attempt? (its worker answers)
 <prefix>.stop                         attempts to stop
 <prefix>.ping.controller, <prefix>.ping.worker.<queue>   is anybody there?
+<prefix>.held.<run>.<step>            why is this step not launched? (the controller that leads answers, if it is)
 """
 
 from __future__ import annotations
@@ -209,6 +210,13 @@ class Subjects:
     @property
     def all_who(self) -> str:
         return f"{self.prefix}.who.>"
+
+    def held(self, run: str, step: str) -> str:
+        return f"{self.prefix}.held.{run}.{step}"
+
+    @property
+    def all_held(self) -> str:
+        return f"{self.prefix}.held.*.*"
 
     def ping_worker(self, queue: str) -> str:
         return f"{self.prefix}.ping.worker.{queue}"

@@ -17,7 +17,7 @@ from nats.aio.msg import Msg
 from evpipe.bus.nats.buckets import EXPECTED, NatsBucket, last_message, read_up_to
 from evpipe.bus.nats.connection import NO_LEADER, ApiError, Connection, NotAnswered, checked
 from evpipe.bus.nats.feed import BATCH, BUFFER_MAX, Feed
-from evpipe.bus.nats.lane import Lane, lane_states
+from evpipe.bus.nats.lane import Lane, lane_states, limit_lanes
 from evpipe.bus.nats.objects import NatsObjects
 from evpipe.bus.nats.provision import StreamNames, check_jetstream, provision
 from evpipe.bus.nats.telemetry import NatsTelemetry
@@ -29,6 +29,7 @@ from evpipe.bus.protocol import (
     BusInfo,
     Delivery,
     Done,
+    Entry,
     LaneState,
     Objects,
     Outcome,
@@ -40,7 +41,9 @@ from evpipe.bus.protocol import (
     Telemetry,
 )
 from evpipe.bus.settings import BusSettings
-from evpipe.errors import UsageError
+from evpipe.errors import RemoteProtocolError, UsageError
+from evpipe.wire.config import BUCKET as CONFIG_BUCKET
+from evpipe.wire.config import check_queue_limit, decode_queue_config, encode_queue_config, queue_key
 from evpipe.wire.subjects import Subjects
 
 log = structlog.get_logger(__name__)
@@ -258,7 +261,13 @@ class NatsBus:
         self, queue: str, priority: int, deliver: Callable[[Delivery], None], *, transient: bool = False
     ) -> AsyncIterator[Pull]:
         subject = self.subjects.launches_of_lane(queue, priority)
-        lane = Lane(self._connection, self._names.queue, queue, priority, subject, deliver, transient=transient)
+
+        async def limit() -> int | None:
+            return await self._queue_limit(queue)
+
+        lane = Lane(
+            self._connection, self._names.queue, queue, priority, subject, deliver, transient=transient, limit=limit
+        )
         with self._running(lane.run):
             await lane.opened.wait()
             yield lane
@@ -289,6 +298,27 @@ class NatsBus:
 
     async def lanes(self) -> list[LaneState]:
         return await lane_states(self._connection, self._names.queue, self.subjects)
+
+    async def limit_queue(self, queue: str, limit: int | None) -> None:
+        settings = self.bucket(CONFIG_BUCKET)
+        if limit is None:
+            await settings.delete(queue_key(queue))
+        else:
+            # First: whoever makes a consumer of the queue from now on reads it.
+            await settings.put(queue_key(queue), encode_queue_config(check_queue_limit(limit)))
+        await limit_lanes(self._connection, self._names.queue, queue, limit)
+
+    async def queue_limits(self) -> dict[str, int]:
+        found: dict[str, int] = {}
+        for entry in await self.bucket(CONFIG_BUCKET).entries("queue"):
+            limit = _limit_of(entry)
+            if limit is not None:
+                found[entry.key.partition(".")[2]] = limit
+        return found
+
+    async def _queue_limit(self, queue: str) -> int | None:
+        entry = await self.bucket(CONFIG_BUCKET).get(queue_key(queue))
+        return None if entry is None else _limit_of(entry)
 
     def bucket(self, name: str) -> Bucket:
         async def provision_again() -> None:
@@ -341,6 +371,14 @@ class NatsBus:
 
     def statistics(self) -> dict[str, int]:
         return self._outbox.statistics()
+
+
+def _limit_of(entry: Entry) -> int | None:
+    try:
+        return decode_queue_config(entry.value)
+    except RemoteProtocolError as error:
+        log.warning("setting_quarantined", key=entry.key, reason=str(error))
+        return None
 
 
 def _verdict(error: dict[str, Any]) -> Outcome | Verdict | Fatal:

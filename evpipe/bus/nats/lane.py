@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import secrets
 import sys
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any, Final
 
 import anyio
@@ -17,6 +18,7 @@ from evpipe.bus.nats.buckets import NO_STREAM
 from evpipe.bus.nats.connection import ApiError, Connection
 from evpipe.bus.nats.pulling import HEARTBEAT_S, SILENCE_MAX_S, origin_of, pull_body, status_of
 from evpipe.bus.protocol import ACK_PENDING_MAX, ACK_WAIT_S, SETTLE_S, Delivery, LaneState
+from evpipe.core.limits import PRIORITY_MAX
 from evpipe.errors import BusRefused
 from evpipe.wire.subjects import Subjects
 
@@ -24,6 +26,8 @@ log = structlog.get_logger(__name__)
 
 #: A lane that belongs to one process is forgotten when nobody has pulled from it for this long.
 TRANSIENT_S: Final = 300
+#: JetStream's "consumer not found".
+NO_CONSUMER: Final = 10014
 #: Until the end of the queue is noted, every launch may have been given before.
 UNKNOWN: Final = sys.maxsize
 #: Open pulls of one lane, several for each worker. The server's default of 512 leaves the workers past it without any.
@@ -35,7 +39,9 @@ def lane_consumer(queue: str, priority: int) -> str:
     return f"{queue}-{priority}"
 
 
-def lane_config(queue: str, priority: int, filter_subject: str, *, transient: bool) -> dict[str, Any]:
+def lane_config(
+    queue: str, priority: int, filter_subject: str, *, transient: bool, limit: int | None = None
+) -> dict[str, Any]:
     """The one description of a lane's consumer, whoever creates it."""
     config: dict[str, Any] = {
         "durable_name": lane_consumer(queue, priority),
@@ -45,7 +51,7 @@ def lane_config(queue: str, priority: int, filter_subject: str, *, transient: bo
         "ack_wait": int(ACK_WAIT_S * 1e9),
         # Who gives up on an attempt is the controller, by the log; the server gives a launch for ever.
         "max_deliver": -1,
-        "max_ack_pending": ACK_PENDING_MAX,
+        "max_ack_pending": limit or ACK_PENDING_MAX,
         "max_waiting": PULLS_MAX,
         "filter_subject": filter_subject,
         "replay_policy": "instant",
@@ -74,11 +80,35 @@ async def lane_states(connection: Connection, stream: str, subjects: Subjects) -
             if priority.isdecimal() and consumer["config"].get("filter_subject") == subjects.launches_of_lane(
                 queue, int(priority)
             ):
-                state = LaneState(queue, int(priority), int(consumer["num_pending"]), int(consumer["num_ack_pending"]))
+                limit = int(consumer["config"].get("max_ack_pending", ACK_PENDING_MAX))
+                state = LaneState(
+                    queue,
+                    int(priority),
+                    int(consumer["num_pending"]),
+                    int(consumer["num_ack_pending"]),
+                    limit if 0 < limit < ACK_PENDING_MAX else None,
+                )
                 found[queue, int(priority)] = state
         listed += len(consumers)
         if not consumers or listed >= int(page["total"]):
             return [found[lane] for lane in sorted(found)]
+
+
+async def limit_lanes(connection: Connection, stream: str, queue: str, limit: int | None) -> None:
+    """Set how many launches the consumers of a queue that exist let be taken at a time."""
+    for priority in range(PRIORITY_MAX + 1):
+        name = lane_consumer(queue, priority)
+        try:
+            info = await connection.api_patiently(f"CONSUMER.INFO.{stream}.{name}")
+            wanted = limit or ACK_PENDING_MAX
+            if info["config"].get("max_ack_pending") == wanted:
+                continue
+            config = {**info["config"], "max_ack_pending": wanted}
+            body = {"stream_name": stream, "config": config, "action": "update"}
+            await connection.api_patiently(f"CONSUMER.CREATE.{stream}.{name}.{config['filter_subject']}", body)
+        except ApiError as error:
+            if error.code not in (NO_CONSUMER, NO_STREAM):
+                raise BusRefused(f"the limit of the queue {queue!r} cannot be set: {error}") from error
 
 
 class LaneDelivery:
@@ -120,12 +150,15 @@ class Lane:
         deliver: Callable[[Delivery], None],
         *,
         transient: bool,
+        limit: Callable[[], Awaitable[int | None]],
     ) -> None:
         self.asked = 0
         self._connection = connection
         self._stream = stream
         self._consumer = lane_consumer(queue, priority)
-        self._config = lane_config(queue, priority, filter_subject, transient=transient)
+        self._make_config = partial(lane_config, queue, priority, filter_subject, transient=transient)
+        self._config = self._make_config()
+        self._limit = limit
         self._deliver = deliver
         self._open = False
         #: The client on which the pull is open.
@@ -195,10 +228,17 @@ class Lane:
                 return
 
     async def _create(self) -> None:
-        body = {"stream_name": self._stream, "config": self._config, "action": ""}
-        await self._connection.api_patiently(
-            f"CONSUMER.CREATE.{self._stream}.{self._consumer}.{self._config['filter_subject']}", body
-        )
+        limit = await self._limit()
+        while True:
+            self._config = self._make_config(limit=limit)
+            body = {"stream_name": self._stream, "config": self._config, "action": ""}
+            await self._connection.api_patiently(
+                f"CONSUMER.CREATE.{self._stream}.{self._consumer}.{self._config['filter_subject']}", body
+            )
+            # Somebody may have set another one in between, before there was a consumer to set it of.
+            before, limit = limit, await self._limit()
+            if limit == before:
+                break
         await self._note()
         self._consumer_sequence = 0
 

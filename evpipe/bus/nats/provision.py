@@ -23,7 +23,7 @@ STREAM_BYTES_MIN: Final = 16 * 1024**2
 #: What steps write is kept until it is this old or this much; then the oldest goes.
 TELEMETRY_AGE_S: Final = 7 * 86_400
 TELEMETRY_BYTES_MAX: Final = 256 * 1024**2
-BUCKETS: Final = ("registry", "leases", "cache", "workers")
+BUCKETS: Final = ("registry", "leases", "cache", "workers", "limits", "config")
 #: JetStream's "insufficient storage", "insufficient resources" and "name already in use".
 NO_STORAGE: Final = frozenset({10047, 10023, 10028})
 NAME_IN_USE: Final = 10058

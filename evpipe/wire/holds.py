@@ -1,0 +1,181 @@
+"""What is on the bus about limits: who holds one, what was launched under a rate, why a launch is held back.
+
+The bucket has, by limit:
+
+semaphore.<name>    who holds it
+rate.<name>         what was launched under it lately
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, Final, NamedTuple
+
+from evpipe.core.limits import COUNT_MAX, Limit, Rate
+from evpipe.errors import RemoteProtocolError
+from evpipe.wire.codec import decode_map, encode_map
+
+BUCKET: Final = "limits"
+#: An entry that says nothing goes by itself after this.
+EMPTY_TTL_S: Final = 3_600.0
+#: Holders that an answer names.
+HOLDERS_SHOWN_MAX: Final = 16
+
+
+class Holder(NamedTuple):
+    """A step that has a semaphore."""
+
+    run: str
+    step: str
+    attempt: int
+    #: What its step declares: at most so many at a time.
+    declared: int
+
+
+class Launched(NamedTuple):
+    """An attempt that was launched under a rate."""
+
+    #: The bus's clock, seconds since 1970.
+    at_s: float
+    run: str
+    step: str
+    attempt: int
+
+
+def limit_key(limit: Limit) -> str:
+    """Name the entry of a limit."""
+    return f"{'rate' if isinstance(limit, Rate) else 'semaphore'}.{limit.name}"
+
+
+def encode_holders(holders: list[Holder]) -> bytes:
+    return encode_map({"holders": [list(holder) for holder in holders]})
+
+
+def decode_holders(data: bytes) -> list[Holder]:
+    """Decode who holds a semaphore; RemoteProtocolError if it is not that."""
+    return [Holder(*_checked(row, (str, str, int, int))) for row in _rows(data, "holders")]
+
+
+def encode_launched(launched: list[Launched]) -> bytes:
+    return encode_map({"launched": [list(found) for found in launched]})
+
+
+def decode_launched(data: bytes) -> list[Launched]:
+    """Decode what was launched under a rate; RemoteProtocolError if it is not that."""
+    return [Launched(*_checked(row, (float, str, str, int))) for row in _rows(data, "launched")]
+
+
+def _rows(data: bytes, key: str) -> list[Any]:
+    rows = decode_map(data, "the entry of a limit").items(key)
+    # Of two controllers at once each may add as much as there is room for.
+    if len(rows) > 2 * COUNT_MAX:
+        raise RemoteProtocolError(
+            f"the entry of a limit has {len(rows):,} lines: at most {2 * COUNT_MAX:,} are allowed"
+        )
+    return rows
+
+
+def _checked(row: Any, types: tuple[type, ...]) -> list[Any]:
+    if not isinstance(row, list) or len(row) < len(types):
+        raise RemoteProtocolError("a line of the entry of a limit is none")
+    for value, wanted in zip(row, types, strict=False):
+        if type(value) is not wanted:
+            raise RemoteProtocolError(f"a line of the entry of a limit has a {type(value).__name__} for a {wanted}")
+    return row[: len(types)]
+
+
+class HoldKind(StrEnum):
+    """What a launch waits for."""
+
+    #: Its turn: what keeps the workers of its queue busy has left already.
+    WINDOW = "window"
+    #: The queue's limit.
+    QUEUE = "queue"
+    #: A mutex or a semaphore.
+    SEMAPHORE = "semaphore"
+    #: A rate.
+    RATE = "rate"
+    #: The result of an equal step of another run.
+    CACHE = "cache"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hold:
+    """Why a step that is `queued` is not launched."""
+
+    kind: HoldKind
+    #: Where it is to go.
+    queue: str
+    #: Of the semaphore or the rate.
+    name: str = ""
+    #: How many the limit allows; of a window, how many launches may be on their way.
+    count: int = 0
+    #: How many there are now.
+    under_way: int = 0
+    #: (run, step) of those that have what it waits for, 16 at most.
+    holders: tuple[tuple[str, str], ...] = ()
+    #: When a rate allows the next launch: seconds since 1970 by the bus's clock.
+    until_s: float | None = None
+    #: How many others wait before it.
+    ahead: int = 0
+
+    def __str__(self) -> str:
+        before = f", {self.ahead:,} before it" if self.ahead else ""
+        match self.kind:
+            case HoldKind.WINDOW:
+                return f"it waits for its turn in the queue {self.queue!r}: {self.under_way:,} are under way{before}"
+            case HoldKind.QUEUE:
+                return f"the queue {self.queue!r} is limited to {self.count:,} at a time{before}"
+            case HoldKind.SEMAPHORE:
+                what = (
+                    f"the mutex {self.name!r}" if self.count == 1 else f"the semaphore {self.name!r} of {self.count:,}"
+                )
+                shown = ", ".join(f"step {step} of run {run}" for run, step in self.holders) or "nobody it knows of"
+                return f"{what} is held by {shown}{before}"
+            case HoldKind.RATE:
+                return f"the rate {self.name!r} allows the next launch in a moment{before}"
+            case HoldKind.CACHE:
+                shown = ", ".join(f"step {step} of run {run}" for run, step in self.holders)
+                return f"{shown} computes the same result"
+
+
+def encode_hold(hold: Hold) -> bytes:
+    fields: dict[str, Any] = {
+        "kind": hold.kind.value,
+        "queue": hold.queue,
+        "name": hold.name,
+        "count": hold.count,
+        "under_way": hold.under_way,
+        "holders": [list(holder) for holder in hold.holders[:HOLDERS_SHOWN_MAX]],
+        "ahead": hold.ahead,
+    }
+    if hold.until_s is not None:
+        fields["until"] = hold.until_s
+    return encode_map(fields)
+
+
+def decode_hold(data: bytes) -> Hold | None:
+    """Decode the answer of a controller.
+
+    Returns:
+        None for a kind that this version does not know.
+
+    Raises:
+        RemoteProtocolError: if it is none.
+    """
+    fields = decode_map(data, "the answer to why a launch is held back")
+    kind = fields.text("kind")
+    if kind not in tuple(HoldKind):
+        return None
+    holders = [_checked(row, (str, str)) for row in fields.items("holders")]
+    return Hold(
+        kind=HoldKind(kind),
+        queue=fields.text("queue", ""),
+        name=fields.text("name", ""),
+        count=fields.whole("count", 0),
+        under_way=fields.whole("under_way", 0),
+        holders=tuple((run, step) for run, step in holders),
+        until_s=fields.maybe_number("until"),
+        ahead=fields.whole("ahead", 0),
+    )
