@@ -5,10 +5,9 @@ from __future__ import annotations
 import base64
 import hashlib
 import secrets
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import AsyncExitStack, aclosing
 from dataclasses import dataclass
-from datetime import datetime
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -24,11 +23,12 @@ from evpipe.client.artifact_store import store_all
 from evpipe.client.bundle import COMMANDS, bundle_of
 from evpipe.client.cache import CacheView
 from evpipe.client.command_files import command_files, commands_of, function_modules
-from evpipe.client.events import RunEvent, run_event
+from evpipe.client.events import RunEvent
 from evpipe.client.fingerprints import facts_of_run
 from evpipe.client.garbage import Garbage, collect_garbage
 from evpipe.client.graphs import graph_bytes
 from evpipe.client.handle import RunHandle
+from evpipe.client.hooks import Filter, Hook, Hooks, Since, events_of
 from evpipe.client.waiting import WaitingStep, waiting_of
 from evpipe.core.fingerprint import NO_FACTS, RunFacts
 from evpipe.core.graph import Graph
@@ -46,7 +46,7 @@ from evpipe.wire.presence import BUCKET as WORKERS_BUCKET
 from evpipe.wire.presence import WorkerEntry, decode_worker
 from evpipe.wire.registry import BUCKET, RunEntry, decode_run_entry
 from evpipe.wire.spool import spooled
-from evpipe.wire.subjects import RUN_KINDS, STEP_KINDS, check_run_id
+from evpipe.wire.subjects import check_run_id
 from evpipe.wire.values import pack
 
 if TYPE_CHECKING:
@@ -55,6 +55,8 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 
 R = TypeVar("R")
+#: A function that is called with events.
+Hook_ = TypeVar("Hook_", bound=Callable[[RunEvent], object])
 
 #: Objects that nothing refers to are kept for so long, by default.
 GARBAGE_OLDER_S = 3_600.0
@@ -112,12 +114,25 @@ class Client:
         self._settings = settings
         self._bus = bus
         self._stack = AsyncExitStack()
+        self._hooks = Hooks()
         #: The embedded server, where that is what this client uses.
         self.embedded: EmbeddedServer | None = None
 
     async def __aenter__(self) -> Self:
-        if self._bus is not None:
-            return self
+        try:
+            if self._bus is None:
+                self._bus = await self._connected()
+            # Ends before the bus does.
+            task_group = await self._stack.enter_async_context(anyio.create_task_group())
+            self._stack.callback(task_group.cancel_scope.cancel)
+            self._stack.callback(self._hooks.stop)
+            await self._hooks.start(self._bus, task_group)
+        except BaseException:
+            await self.__aexit__(None, None, None)
+            raise
+        return self
+
+    async def _connected(self) -> Bus:
         settings = self._settings
         assert settings is not None
         # nats-py takes a third of a second to import: only who connects pays for it.
@@ -128,16 +143,11 @@ class Client:
             self.embedded = await anyio.to_thread.run_sync(EmbeddedServer.start, settings.data_dir)
             self._stack.callback(self.embedded.close)
             settings = embedded_settings(settings, self.embedded)
-        try:
-            if self.embedded is not None:
-                task_group = await self._stack.enter_async_context(anyio.create_task_group())
-                self._stack.callback(task_group.cancel_scope.cancel)
-                task_group.start_soon(self._keep_embedded, self.embedded)
-            self._bus = await self._stack.enter_async_context(NatsBus(settings))
-        except BaseException:
-            await self.__aexit__(None, None, None)
-            raise
-        return self
+        if self.embedded is not None:
+            task_group = await self._stack.enter_async_context(anyio.create_task_group())
+            self._stack.callback(task_group.cancel_scope.cancel)
+            task_group.start_soon(self._keep_embedded, self.embedded)
+        return await self._stack.enter_async_context(NatsBus(settings))
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
@@ -230,6 +240,7 @@ class Client:
         """
         check_not_loading()
         bus = self.bus
+        await self._hooks.subscribe()
         if queue:
             check_name("queue", queue)
         if priority is not None:
@@ -354,7 +365,7 @@ class Client:
         *,
         pipeline: str | None = None,
         kind: str | None = None,
-        since: datetime | float | int | None = None,
+        since: Since = None,
     ) -> AsyncIterator[RunEvent]:
         """Subscribe to events; does not end.
 
@@ -367,28 +378,40 @@ class Client:
         Raises:
             UsageError: if the pipeline's name or the kind is none.
         """
-        bus = self.bus
-        kinds = sorted(RUN_KINDS | STEP_KINDS)
-        if kind is not None and kind not in kinds:
-            raise UsageError(f"there is no event kind {kind!r}: there are {', '.join(kinds)}")
-        if pipeline is not None:
-            check_name("pipeline", pipeline)
-        after, since_s = 0, None
-        if since is None:
-            after = await bus.last_sequence()
-        elif isinstance(since, datetime):
-            since_s = since.timestamp()
-        elif isinstance(since, float):
-            since_s = since
-        else:
-            after = since
-        subject = bus.subjects.events_like(pipeline=pipeline, kind=kind)
-        async with bus.follow([subject], after=after, since_s=since_s) as feed:
-            async for records in feed:
-                for record in records:
-                    event = run_event(record, bus.subjects)
-                    if event is not None:
-                        yield event
+        async with aclosing(events_of(self.bus, Filter.of(pipeline, kind, since))) as events:
+            async for event in events:
+                yield event
+
+    def on(
+        self, *, pipeline: str | None = None, kind: str | None = None, since: Since = None
+    ) -> Callable[[Hook_], Hook_]:
+        """Decorate a function that is called with every event that matches, while this client is entered.
+
+        `@client.on(pipeline="churn", kind="failed")` above `async def alarm(event)`. A plain function is called in a
+        thread. Each function is called with one event after the other, in the order of the log, and holds up nobody
+        else; what it raises is logged, and it is called with the next event. Leaving the client cancels a function that
+        is under way, and waits for a plain one.
+
+        It is called at most once for an event, and not for events while the client is not entered. Who must not miss
+        any remembers the `sequence` of the event that was done last and gives it as `since`: then every event comes, at
+        least once, for one that was done and not remembered comes again. What this client submits is seen by functions
+        that were registered before.
+
+        Args:
+            pipeline: only events of its runs.
+            kind: only events of this kind ("failed", "finished", …).
+            since: as of `events`.
+
+        Raises:
+            UsageError: as `events`.
+        """
+        wanted = Filter.of(pipeline, kind, since)
+
+        def register(function: Hook_) -> Hook_:
+            self._hooks.add(Hook(function, wanted))
+            return function
+
+        return register
 
     @property
     def cache(self) -> CacheView:
