@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from evpipe.core.notes import MetricPoint
 from evpipe.core.states import RunStatus, StepStatus
 from evpipe.errors import (
     AlreadyAnswered,
@@ -33,6 +34,7 @@ from evpipe.sdk.cache import Cache
 from evpipe.sdk.command import CommandStep, command
 from evpipe.sdk.command_outputs import CommandResult
 from evpipe.sdk.condition import not_, one_of
+from evpipe.sdk.context import StepContext, current
 from evpipe.sdk.definition import AnyPipeline as _AnyPipeline
 from evpipe.sdk.exits import FailedStep, RunSummary, exit_status
 from evpipe.sdk.limits import Mutex, Rate, Semaphore
@@ -65,6 +67,7 @@ __all__ = [
     "EvpipeError",
     "FailedStep",
     "LimitExceeded",
+    "MetricPoint",
     "Mutex",
     "NotFound",
     "NotKnownYet",
@@ -80,6 +83,7 @@ __all__ = [
     "RunSummary",
     "Semaphore",
     "Step",
+    "StepContext",
     "StepResult",
     "StepStatus",
     "UsageError",
@@ -89,6 +93,7 @@ __all__ = [
     "approval",
     "command",
     "connect",
+    "current",
     "exit_status",
     "not_",
     "one_of",

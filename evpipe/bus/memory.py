@@ -454,6 +454,10 @@ class MemoryTelemetry:
         await self._bus.reach()
         return self._stream.last_sequence
 
+    async def last(self, subject: str) -> Record | None:
+        await self._bus.reach()
+        return next((record for record in reversed(self._stream.records) if record.subject == subject), None)
+
     def replay(self, subjects: Sequence[str], *, up_to: int, after: int = 0) -> AsyncIterator[list[Record]]:
         return replayed(self._stream.read, self._bus.reach, subjects, after, up_to)
 

@@ -171,6 +171,9 @@ class Telemetry(Protocol):
     async def last_sequence(self) -> int:
         """Sequence of the newest record, 0 if there was never one; read at the stream's leader."""
 
+    async def last(self, subject: str) -> Record | None:
+        """Give the newest record of a subject, if there is one; read at the stream's leader."""
+
     def replay(self, subjects: Sequence[str], *, up_to: int, after: int = 0) -> AsyncIterator[list[Record]]:
         """As `Bus.replay`; records that made room for others are simply not there."""
 

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from evpipe.client.client import Client
     from evpipe.client.logs import LogEntry
 
+#: Levels of lines that stand out.
+LOUD: Final = frozenset({"warning", "error", "critical"})
 #: Colours of the steps' names, in the graph's order, then again from the first.
 STEP_COLOURS: Final = ("cyan", "green", "magenta", "blue", "bright_cyan", "bright_magenta")
 
@@ -31,8 +33,8 @@ def logs(run_id: str, step: str | None, attempt: int | None, follow: bool, url: 
 
     Output is kept for 7 days, less where there is much of it. On a terminal it is shown without its escape sequences.
 
-    With -o json each line is an object: at, step, attempt, stream ("stdout", "stderr", or "evpipe" where lines were
-    left out), text.
+    With -o json each line is an object: at, step, attempt, stream ("stdout", "stderr", "log", or "evpipe" where lines
+    were left out), text; of the stream "log", what steps log with `current().log`, also level and fields.
     """
     from evpipe.core.names import check_name
 
@@ -57,15 +59,14 @@ def logs(run_id: str, step: str | None, attempt: int | None, follow: bool, url: 
 
 
 def _object_line(entry: LogEntry) -> str:
-    return json_text(
-        {
-            "at": entry.at,
-            "step": entry.step,
-            "attempt": entry.attempt,
-            "stream": entry.stream,
-            "text": entry.text,
-        }
-    )
+    line = {
+        "at": entry.at,
+        "step": entry.step,
+        "attempt": entry.attempt,
+        "stream": entry.stream,
+        "text": entry.text,
+    }
+    return json_text({**line, "level": entry.level, "fields": dict(entry.fields)} if entry.level else line)
 
 
 class Lines:
@@ -86,9 +87,11 @@ class Lines:
         self._harmless = sys.stdout is not None and sys.stdout.isatty()
 
     def text(self, entry: LogEntry) -> str:
-        text = shown(entry.text) if self._harmless else entry.text
-        if self._coloured and entry.stream != "stdout":
-            text = click.style(text, fg="yellow") if entry.stream == "stderr" else click.style(text, dim=True)
+        text = shown(entry.line) if self._harmless else entry.line
+        if self._coloured and (entry.stream == "stderr" or entry.level in LOUD):
+            text = click.style(text, fg="yellow")
+        elif self._coloured and (entry.stream == "evpipe" or entry.level == "debug"):
+            text = click.style(text, dim=True)
         if self._alone:
             return text
         name = f"{entry.step:<{self._width}} |"

@@ -17,6 +17,7 @@ from evpipe.cli.dev import dev
 from evpipe.cli.doctor import doctor
 from evpipe.cli.events import events
 from evpipe.cli.logs import logs
+from evpipe.cli.metrics import metrics
 from evpipe.cli.output import DEBUG_VARIABLE, Exit, Group, json_text, say, show_if_debugging, write_data
 from evpipe.cli.run import run
 from evpipe.cli.runs import runs
@@ -55,6 +56,7 @@ def cli() -> None:
 
 cli.add_command(run)
 runs.add_command(logs)
+runs.add_command(metrics)
 cli.add_command(runs)
 cli.add_command(events)
 cli.add_command(dev)

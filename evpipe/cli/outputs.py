@@ -1,10 +1,10 @@
-"""What the steps of a run gave: for showing it, and as files."""
+"""What the steps of a run gave, and the artifacts that they kept beside it: for showing them, and as files."""
 
 from __future__ import annotations
 
 import itertools
 import secrets
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -77,10 +77,11 @@ def _output(path: str, value: Any) -> Output:
 
 
 async def save_outputs(objects: Any, run: Run, folder: Path) -> AsyncIterator[str]:
-    """Write a run's outputs to files below a new folder; gives a line for each file.
+    """Write a run's outputs and named artifacts to files below a new folder; gives a line for each file.
 
     An artifact is a file as it is stored, at a path made of the step and the keys and indices that lead to it; files
     and folders are themselves. The rest of an output is `output.json`, where each artifact has the name of its file.
+    What a step kept by name is in a folder beside that of its output, `<step>.artifacts`, under those names.
 
     Raises:
         UsageError: if the folder is there already, or files cannot be written there.
@@ -95,14 +96,20 @@ async def save_outputs(objects: Any, run: Run, folder: Path) -> AsyncIterator[st
     missing: list[str] = []
     written = False
     names = Names()
-    for step, value in run.outputs.items():
-        saving = _Saving(objects, folder, step)
+    #: Folders of named artifacts, by step.
+    kept: dict[str, tuple[Path, Names]] = {}
+    for step, name, value in _to_save(run):
+        saving = _Saving(objects, folder, step if name is None else f"{step}.artifacts[{name!r}]")
         try:
-            await saving.output(value, folder / names.new(step))
+            if name is None:
+                await saving.output(value, folder / names.new(step))
+            else:
+                if step not in kept:
+                    kept[step] = (folder / names.new(f"{step[: NAME_CHARS_MAX - 10]}.artifacts"), Names())
+                await saving.output(value, *kept[step], stem=name)
         except OSError as error:
-            raise UsageError(
-                f"--save {folder}: the output of step {step!r} cannot be written: {_said(error)}"
-            ) from error
+            what = "the output" if name is None else f"the artifact {name!r}"
+            raise UsageError(f"--save {folder}: {what} of step {step!r} cannot be written: {_said(error)}") from error
         for line in saving.lines:
             written = True
             yield line
@@ -112,6 +119,15 @@ async def save_outputs(objects: Any, run: Run, folder: Path) -> AsyncIterator[st
         raise ArtifactUnreadable(f"not saved: {missing[0]}{more}")
     if not written:
         yield "there are no outputs"
+
+
+def _to_save(run: Run) -> Iterator[tuple[str, str | None, Any]]:
+    """Give step, name (None: it is the output) and value of all that a run gave."""
+    for step, value in run.outputs.items():
+        yield step, None, value
+    for step, state in run.steps.items():
+        for name, value in state.notes.artifacts.items() if state.notes is not None else ():
+            yield step, name, value
 
 
 class Names:
@@ -141,20 +157,20 @@ class _Saving:
         self.lines: list[str] = []
         self.missing: list[str] = []
 
-    async def output(self, value: Any, folder: Path) -> None:
+    async def output(self, value: Any, folder: Path, names: Names | None = None, stem: str = "output") -> None:
         value, problem = await self._opened(value)
         if problem:
             self.missing.append(f"{self._step}: {problem}")
             return
-        names = Names()
+        names = names or Names()
         if isinstance(value, Artifact):
-            await self._artifact(value, folder, names, "output", "")
+            await self._artifact(value, folder, names, stem, "")
             return
         if isinstance(value, (str, bytes)):
-            file = folder / ("output.txt" if isinstance(value, str) else "output.bin")
+            file = folder / names.new(stem, ".txt" if isinstance(value, str) else ".bin")
             data = value.encode(errors="surrogatepass") if isinstance(value, str) else value
         else:
-            file = folder / names.new("output", ".json")
+            file = folder / names.new(stem, ".json")
             form = await self._form(value, folder, names, "")
             data = await anyio.to_thread.run_sync(lambda: (json_text(form) + "\n").encode(errors="backslashreplace"))
         await anyio.to_thread.run_sync(_write, file, data)

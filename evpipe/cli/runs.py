@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from evpipe.client.waiting import WaitingStep
     from evpipe.core.machine import Run
     from evpipe.sdk.result import RunResult, StepResult
+    from evpipe.wire.notes import Progress
     from evpipe.wire.registry import RunEntry
 
 #: An id, or as much of its beginning as tells it from others.
@@ -168,38 +169,44 @@ def _entry(entry: RunEntry) -> dict[str, Any]:
 
 @runs.command(cls=Command)
 @run_argument
-@click.option("--outputs", is_flag=True, help="Show what each step gave: its type, size and digest.")
+@click.option(
+    "--outputs", is_flag=True, help="Show what each step gave, and its artifacts by name: type, size and digest."
+)
 @click.option(
     "--save",
     "folder",
     metavar="DIR",
     type=click.Path(file_okay=False, path_type=Path),
-    help="Write all outputs to files below a new folder, one folder a step: what is stored as it is, the rest as JSON.",
+    help="Write all outputs and artifacts to files below a new folder, one folder a step: what is stored as it is, "
+    "the rest as JSON.",
 )
 @url_option
 @output_option
 def show(run_id: str, outputs: bool, folder: Path | None, url: str | None, output: str) -> Exit:
-    """Show a run as the log has it now: status, parameters, steps, value.
+    """Show a run as the log has it now: status, parameters, steps, value, and how far steps that run say they are.
 
-    With -o json the object of `evpipe run`, and parameters, submitted_at, ended_at; with --outputs each step has an
-    array outputs, of objects with path, kind, bytes, digest, stored and, of what is small, value.
+    With -o json the object of `evpipe run`, and parameters, submitted_at, ended_at; a step that runs may have progress,
+    an object with fraction (0 to 1) and message; with --outputs each step has an array outputs, of objects with path,
+    kind, bytes, digest, stored and, of what is small, value, and an array artifacts, of such objects with a name.
     """
     from evpipe.cli.outputs import save_outputs
+    from evpipe.client.notes import read_progress
 
-    async def read(client: Client) -> tuple[RunHandle[Any], Run]:
+    async def read(client: Client) -> tuple[RunHandle[Any], Run, dict[str, Progress]]:
         handle = await find_run(client, run_id)
         run = await handle.state()
+        progress = await read_progress(client.bus, run)
         if folder is not None:
             async for line in save_outputs(client.bus.objects, run, folder):
                 say(line)
-        return handle, run
+        return handle, run, progress
 
-    found: tuple[RunHandle[Any], Run] = on_bus(url, read)
+    found: tuple[RunHandle[Any], Run, dict[str, Progress]] = on_bus(url, read)
     _show(*found, as_json=output == "json", outputs=outputs)
     return Exit.SUCCEEDED
 
 
-def _show(handle: RunHandle[Any], run: Run, *, as_json: bool, outputs: bool) -> None:
+def _show(handle: RunHandle[Any], run: Run, progress: dict[str, Progress], *, as_json: bool, outputs: bool) -> None:
     from dataclasses import replace
 
     from evpipe.cli.outputs import outputs_of
@@ -209,9 +216,16 @@ def _show(handle: RunHandle[Any], run: Run, *, as_json: bool, outputs: bool) -> 
     if as_json:
         more = {"parameters": dict(run.parameters), "submitted_at": submitted, "ended_at": ended}
         found = {**described(result), **more}
+        for name, told in progress.items():
+            found["steps"][name]["progress"] = {"fraction": told.fraction, "message": told.message}
         if outputs:
             for name, step in result.steps.items():
                 found["steps"][name]["outputs"] = [part.described() for part in outputs_of(step.stored)]
+                found["steps"][name]["artifacts"] = [
+                    {"name": kept, **part.described()}
+                    for kept, value in step.stored_artifacts.items()
+                    for part in outputs_of(value)
+                ]
         write_data(json_text(found))
         return
     for name, text in (
@@ -228,7 +242,8 @@ def _show(handle: RunHandle[Any], run: Run, *, as_json: bool, outputs: bool) -> 
     if result.steps:
         write_data("")
         _write_table(
-            ("step", "status", "attempts", "started", "took", ""), [_step(step) for step in result.steps.values()]
+            ("step", "status", "attempts", "started", "took", ""),
+            [_step(step, progress.get(name)) for name, step in result.steps.items()],
         )
     if outputs:
         rows = [
@@ -237,12 +252,18 @@ def _show(handle: RunHandle[Any], run: Run, *, as_json: bool, outputs: bool) -> 
             for part in outputs_of(step.stored)
             if step.status in STEP_VALUES
         ]
+        rows += [
+            (f"{name}.artifacts[{kept!r}]{part.path}", part.kind, f"{part.size_bytes:,}", part.digest[:12], part.shown)
+            for name, step in result.steps.items()
+            for kept, value in step.stored_artifacts.items()
+            for part in outputs_of(value)
+        ]
         if rows:
             write_data("")
             _write_table(("output", "type", "bytes", "digest", ""), rows)
 
 
-def _step(step: StepResult) -> Sequence[str]:
+def _step(step: StepResult, progress: Progress | None) -> Sequence[str]:
     took = _took(step.started_at, step.ended_at)
     attempts = str(step.attempts) if step.attempts else ""
     why = _because_of(step.reason, step.error)
@@ -252,6 +273,10 @@ def _step(step: StepResult) -> Sequence[str]:
         why = step.waits_for
     elif step.answered_by is not None and not why:
         why = f"answered{f' by {step.answered_by}' if step.answered_by else ''}"
+    elif progress is not None:
+        from evpipe.hosting.display import progress_text
+
+        why = progress_text(progress)
     return (step.name, str(step.status), attempts, _clock(step.started_at), took, why)
 
 
@@ -291,7 +316,7 @@ def watch(run_id: str, url: str | None, output: str) -> Exit:
 
 async def _watched(handle: RunHandle[Any], talk: Talk) -> Run:
     talk.submitted(handle)
-    with talk.live(handle.id):
+    async with talk.live_progress(handle):
         async for run in handle.watch():
             talk.show(run)
     talk.finished(run)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import aclosing
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import anyio
@@ -11,18 +12,21 @@ from evpipe.bus.protocol import Bus, Refused
 from evpipe.client.artifact_store import ArtifactStore
 from evpipe.client.events import RunEvent, run_event
 from evpipe.client.fold import RunFold
-from evpipe.client.logs import LogEntry, read_logs
+from evpipe.client.logs import LogEntry, check_choice, read_logs
+from evpipe.client.notes import follow_progress, read_metrics, read_notes, read_progress
 from evpipe.client.values import opener_of
 from evpipe.client.waiting import WaitingStep, answer_step, waiting_steps
 from evpipe.client.why import explained
 from evpipe.core.events import CancelCause, CancelRequested, Event
 from evpipe.core.machine import Run
 from evpipe.core.names import nearest
+from evpipe.core.notes import MetricPoint
 from evpipe.core.states import RunStatus
 from evpipe.core.why import Why
 from evpipe.errors import NotFound, RemoteProtocolError, WaitTimeout
 from evpipe.sdk.result import RunResult
 from evpipe.wire.messages import decode_event, encode_event
+from evpipe.wire.notes import Progress
 
 if TYPE_CHECKING:
     from evpipe.client.client import Client
@@ -147,6 +151,61 @@ class RunHandle(Generic[R_co]):
             NotFound: if the run has no such step.
         """
         return await explained(self._bus, await self._folded(), step)
+
+    async def metrics(self, step: str | None = None, *, attempt: int | None = None) -> list[MetricPoint]:
+        """Give the points that the run's steps recorded with `current().metric`, as far as they are.
+
+        Of an attempt that has ended every one is kept with its result. Of one that runs, or that was cancelled or lost
+        with its worker, there are those that telemetry has: for some days, and some may be missing.
+
+        Args:
+            step: only those of this step.
+            attempt: only those of attempts with this number, from 1.
+
+        Returns:
+            The points, each attempt's in the order in which it recorded them; those of a cached step, which are of the
+            attempt whose result it has, with the attempt 0.
+
+        Raises:
+            NotFound: if the run has no such step.
+            UsageError: if the attempt's number or the step's name can be none.
+            ArtifactUnreadable: if what is kept is missing or damaged.
+        """
+        await check_choice(self._bus, self.id, step, attempt)
+        return await read_metrics(self._bus, self.id, self.pipeline, step=step, attempt=attempt)
+
+    async def artifacts(self, step: str, *, attempt: int | None = None, allow_pickle: bool = False) -> dict[str, Any]:
+        """Give what an attempt of a step kept with `current().artifact`, by name, once it has ended.
+
+        Files and folders in it are below a temporary folder, until this process ends.
+
+        Args:
+            attempt: its number, from 1; None: the one that ended the step.
+            allow_pickle: whether they may be pickles, which runs what is in them.
+
+        Raises:
+            NotFound: if the run has no such step.
+            ArtifactUnreadable: if one is missing, damaged, or cannot be read in this process.
+        """
+        await check_choice(self._bus, self.id, step, attempt)
+        kept = await read_notes(self._bus, self.id, self.pipeline, step)
+        notes = kept.get((step, attempt)) if attempt is not None else (await self.state()).steps[step].notes
+        store = ArtifactStore(self._bus.objects)
+        stored = {} if notes is None else notes.artifacts
+        return {name: await store.load(value, pickles=allow_pickle) for name, value in stored.items()}
+
+    async def progress(self) -> dict[str, Progress]:
+        """Give what the attempts that run now said last of their progress, by step."""
+        return await read_progress(self._bus, await self.state())
+
+    async def watch_progress(self) -> AsyncGenerator[Progress, None]:
+        """Give what attempts say of their progress: what they said last, then what they say until the run has ended."""
+        after = await self._bus.telemetry.last_sequence()
+        for told in (await self.progress()).values():
+            yield told
+        async with aclosing(follow_progress(self._bus, self.id, self.pipeline, after)) as later:
+            async for told in later:
+                yield told
 
     async def state(self) -> Run:
         """Give the run as the log shows it now."""

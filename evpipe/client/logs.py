@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator, Mapping
+from contextlib import aclosing
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from typing import Any
 
 import anyio
 import structlog
@@ -31,43 +33,61 @@ class LogEntry:
     at_s: float
     step: str
     attempt: int
-    #: "stdout", "stderr", or "evpipe" where lines are missing.
+    #: "stdout", "stderr", "log" of what was logged with a level, or "evpipe" where lines are missing.
     stream: str
     #: Without the line's end, and else as the step wrote it: it may hold control characters.
     text: str
+    #: "debug", "info", "warning", "error" or "critical" of what was logged; "" of other lines.
+    level: str = ""
+    #: What it was logged with: None, bools, numbers and texts.
+    fields: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def at(self) -> datetime:
         """When, UTC."""
         return datetime.fromtimestamp(self.at_s, UTC)
 
+    @property
+    def line(self) -> str:
+        """The line as a person reads it: with its level and its fields, if it has some."""
+        if not self.level:
+            return self.text
+        return " ".join(
+            [f"{self.level:<8} {self.text}", *(f"{name}={_shown(self.fields[name])}" for name in self.fields)]
+        )
+
 
 async def read_logs(
     bus: Bus, run_id: str, pipeline: str, *, step: str | None, attempt: int | None, follow: bool
 ) -> AsyncIterator[LogEntry]:
     """Give what a run's steps write; see `RunHandle.logs`."""
-    if attempt is not None and (isinstance(attempt, bool) or not isinstance(attempt, int) or attempt < 1):
-        raise UsageError(f"attempt is {attempt!r}, it must be a whole number from 1")
-    if step is not None:
-        await _check_step(bus, run_id, step)
+    await check_choice(bus, run_id, step, attempt)
     subject = bus.subjects.telemetry_of(run_id, step, attempt)
-    after = 0
+    async with aclosing(told_of(bus, run_id, pipeline, subject, follow=follow)) as told:
+        async for records in told:
+            for entry in _entries(bus, records):
+                yield entry
+
+
+async def told_of(
+    bus: Bus, run_id: str, pipeline: str, subject: str, *, follow: bool, after: int = 0
+) -> AsyncGenerator[list[Record], None]:
+    """Give what the attempts of a run told on a subject: until the run has ended, or what there is now."""
     if follow:
         async with (
-            bus.telemetry.follow([subject]) as told,
+            bus.telemetry.follow([subject], after=after) as told,
             bus.follow([bus.subjects.event(pipeline, run_id, None, "finished")]) as ends,
         ):
             ended = False
             while not ended:
                 records, end = await _next_of(told, ends)
-                for entry in _entries(bus, records):
-                    yield entry
-                after = records[-1].sequence if records else after
+                if records:
+                    yield records
+                    after = records[-1].sequence
                 ended = any(_is_end(bus, record) for record in end)
     # What was told before the run's end may have arrived after the news of it.
     async for records in bus.telemetry.replay([subject], up_to=await bus.telemetry.last_sequence(), after=after):
-        for entry in _entries(bus, records):
-            yield entry
+        yield records
 
 
 async def steps_of_run(bus: Bus, run_id: str) -> tuple[str, ...]:
@@ -80,7 +100,16 @@ async def steps_of_run(bus: Bus, run_id: str) -> tuple[str, ...]:
     return () if fold.run.graph is None else tuple(fold.run.graph.steps)
 
 
-async def _check_step(bus: Bus, run_id: str, step: str) -> None:
+async def check_choice(bus: Bus, run_id: str, step: str | None, attempt: int | None) -> None:
+    """Refuse a step that the run does not have, and what is no number of an attempt.
+
+    Raises:
+        NotFound, UsageError: as `RunHandle.logs`.
+    """
+    if attempt is not None and (isinstance(attempt, bool) or not isinstance(attempt, int) or attempt < 1):
+        raise UsageError(f"attempt is {attempt!r}, it must be a whole number from 1")
+    if step is None:
+        return
     check_name("step", step)
     known = await steps_of_run(bus, run_id)
     if known and step not in known:
@@ -125,4 +154,17 @@ def _entries(bus: Bus, records: Iterable[Record]) -> Iterator[LogEntry]:
             text = f"… {batch.left_out:,} {'line' if batch.left_out == 1 else 'lines'} left out"
             yield LogEntry(at_s=at_s, step=step, attempt=attempt, stream=EVPIPE, text=text)
         for line in batch.lines:
-            yield LogEntry(at_s=line.at_s, step=step, attempt=attempt, stream=line.stream, text=line.text)
+            yield LogEntry(
+                at_s=line.at_s,
+                step=step,
+                attempt=attempt,
+                stream=line.stream,
+                text=line.text,
+                level=line.level,
+                fields=line.fields,
+            )
+
+
+def _shown(value: object) -> str:
+    text = value if type(value) is str else repr(value)
+    return repr(text) if not text or any(c.isspace() or c in "\"'=" for c in text) else text

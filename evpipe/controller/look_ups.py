@@ -284,6 +284,7 @@ class LookUps:
                 value=event.value,
                 fingerprint=entry.fingerprint,
                 origin=entry.origin(found.at_s),
+                notes=event.notes,
             ),
         )
         self._task_group.start_soon(self._record_hit, Hit(entry.fingerprint, case.pipeline, case.run.id, command.step))

@@ -12,6 +12,7 @@ from enum import StrEnum
 from typing import Any, TypeAlias
 
 from evpipe.core.graph import Graph
+from evpipe.core.notes import Notes
 from evpipe.core.states import Reason, RunStatus
 
 
@@ -86,6 +87,8 @@ class StepSucceeded:  # worker
     value: Any = None
     #: When the body began, by the worker's clock; 0.0 if not told.
     started_at_s: float = 0.0
+    #: What it recorded beside its output; None: nothing.
+    notes: Notes | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,6 +113,8 @@ class StepCached:  # controller
     value: Any = None
     fingerprint: str = ""
     origin: Origin
+    #: What the attempt whose result it is recorded beside it.
+    notes: Notes | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,6 +147,7 @@ class StepFailed:  # worker; controller, where a step cannot be launched at all
     reason: Reason = Reason.ERROR
     failure: Failure
     started_at_s: float = 0.0
+    notes: Notes | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

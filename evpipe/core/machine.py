@@ -39,6 +39,7 @@ from evpipe.core.events import (
 )
 from evpipe.core.exits import RUN, summary_of
 from evpipe.core.graph import Graph, Step
+from evpipe.core.notes import Notes
 from evpipe.core.readiness import Readiness
 from evpipe.core.retry import LOST_MAX
 from evpipe.core.rules import reason_to_skip
@@ -87,6 +88,8 @@ class StepState:
     failure: Failure | None = None
     #: Whose result it has, if the cache gave it.
     cached_from: Origin | None = None
+    #: What the attempt that ended it recorded beside its output.
+    notes: Notes | None = None
 
     @property
     def ended(self) -> bool:
@@ -271,6 +274,7 @@ class Run:
         state.reason, state.message, state.failure = None, "", None  # those of the attempts before it
         if event.started_at_s and state.started_at_s is None:
             state.started_at_s = event.started_at_s
+        state.notes = event.notes
         self.outputs[event.step] = event.value
         return self._ended(event.step, state)
 
@@ -285,6 +289,7 @@ class Run:
         state.become(StepStatus.CACHED)
         state.reason, state.message, state.failure = None, "", None
         state.cached_from = event.origin
+        state.notes = event.notes
         self.outputs[event.step] = event.value
         return (stop, *self._ended(event.step, state))
 
@@ -309,6 +314,7 @@ class Run:
         if again is not None:
             return again
         self.decisions.pop((event.step, StepFailed), None)
+        state.notes = event.notes
         return self._failed_for_good(event.step, state)
 
     def _failed_for_good(self, name: str, state: StepState) -> Commands:

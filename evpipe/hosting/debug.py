@@ -13,6 +13,7 @@ import os
 import shutil
 import sys
 import tempfile
+import threading
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -24,6 +25,7 @@ import anyio
 from evpipe.client.client import check_refresh, new_run_id
 from evpipe.client.command_files import command_files, commands_of
 from evpipe.client.fingerprints import components_of, facts_of_run
+from evpipe.client.logs import LogEntry
 from evpipe.client.loops import outside_of_any_loop
 from evpipe.client.waiting import WaitingStep, this_user
 from evpipe.core.commands import Await, Decide, Launch, WakeAt
@@ -46,6 +48,7 @@ from evpipe.core.waits import WaitKind, answer_problem
 from evpipe.errors import EvpipeError, UsageError
 from evpipe.hosting.answers import BY, Answers, ask, can_ask, nobody_answers
 from evpipe.hosting.display import Display
+from evpipe.sdk.context import entered
 from evpipe.sdk.pipeline import Built
 from evpipe.sdk.result import RunResult
 from evpipe.wire.graphs import decode_graph, encode_graph
@@ -60,6 +63,7 @@ from evpipe.wire.messages import (
     encode_submission,
     order_of,
 )
+from evpipe.wire.notes import with_notes
 from evpipe.wire.spool import Shelf, Spool, TemporaryFolder
 from evpipe.wire.storing import artifacts_of, loaded
 from evpipe.wire.subjects import DEFAULT_PRIORITY, EventSubject, LaunchSubject
@@ -69,6 +73,8 @@ from evpipe.worker.commands.conclusion import conclude_command
 from evpipe.worker.commands.program import Place
 from evpipe.worker.conclusion import Conclusion, conclude_error, conclude_failure, conclude_value
 from evpipe.worker.failures import timeout_failure
+from evpipe.worker.notes import Kept
+from evpipe.worker.recording import AttemptRecorder
 
 
 def run_debug(
@@ -94,14 +100,15 @@ def run_debug(
     check_refresh(refresh, built.graph, no_cache=no_cache)
     if display is not None:
         display.bus("none, plain calls in this thread (mode debug)")
-    return _DebugRun(built, prepared, caches=not no_cache and not refresh).to_end(display)
+    return _DebugRun(built, prepared, display, caches=not no_cache and not refresh).to_end()
 
 
 class _DebugRun:
     """One run: its fold, and what it has stored."""
 
-    def __init__(self, built: Built, answers: Answers, *, caches: bool) -> None:
+    def __init__(self, built: Built, answers: Answers, display: Display | None, *, caches: bool) -> None:
         self._answers = answers
+        self._display = display
         # For as long as its values may be asked for.
         self._folder = TemporaryFolder("debug")
         with_pickle = any(step.pickle for step in built.graph.steps.values())
@@ -117,7 +124,7 @@ class _DebugRun:
         #: Where the files of its commands are, as of when it began; "": they have none.
         self._commands = self._put(command_files(commands_of(built.graph)))
 
-    def to_end(self, display: Display | None) -> RunResult[Any]:
+    def to_end(self) -> RunResult[Any]:
         run, graph = self.run, self.graph
         place = {name: i for i, name in enumerate(graph.order)}
         #: What is to be folded next; before it is empty nothing is called.
@@ -156,8 +163,8 @@ class _DebugRun:
                 state = run.steps[launch.step]
                 if not state.ended and state.attempt == launch.attempt:
                     events.append(self._launched(launch))
-        if display is not None:
-            display.finished(run)
+        if self._display is not None:
+            self._display.finished(run)
         # The method holds this object, and so the folder, for as long as the result lives.
         return RunResult.of(run, self._opened)
 
@@ -199,6 +206,7 @@ class _DebugRun:
                     value=found.value,
                     fingerprint=fingerprint,
                     origin=origin,
+                    notes=found.notes,
                 )
             )
         event = self._read(launch.step, self._call(launch))
@@ -243,6 +251,23 @@ class _DebugRun:
             order = decode_launch(data)
         except EvpipeError as error:
             return conclude_failure(subject, Failure(message=str(error)), began_s, Reason.OUTPUT)
+        kept = _Kept(subject, self._display)
+        recorder = _Recorder(subject, order, kept, files, self._folder)
+        try:
+            with entered(recorder, of_process=True):
+                conclusion = self._called(subject, order, data, files, began_s)
+        finally:
+            recorder.end()
+        if not kept.any:
+            return conclusion
+        packed, _ = kept.packed(lambda: self._folder.path)
+        return conclusion._replace(payload=with_notes(conclusion.payload, packed))
+
+    def _called(
+        self, subject: LaunchSubject, order: LaunchOrder, data: bytes, files: AttemptFiles, began_s: float
+    ) -> Conclusion:
+        """Call the step's function."""
+        step = self.run.spec(subject.step)
         try:
             if step.executor == "command":
                 return self._command(subject, files.decode(data, order) if order.artifacts else order, files)
@@ -305,6 +330,56 @@ class _Shown:
         out = sys.stdout if stream == "stdout" else sys.stderr
         out.write(text)
         out.flush()
+
+
+class _Kept(Kept):
+    """What an attempt says: kept, and its lines shown."""
+
+    def __init__(self, launch: LaunchSubject, display: Display | None) -> None:
+        super().__init__()
+        self._launch = launch
+        self._display = display
+        self._lock = threading.Lock()
+
+    def progress(self, fraction: float, message: str, at_s: float) -> None:
+        """Nobody could look at it: the step runs in this thread."""
+
+    def points(self, rows: bytes, count: int, left_out: int = 0) -> None:
+        with self._lock:
+            self.add_rows(rows, count, left_out)
+
+    def artifact(self, name: str, packed: bytes) -> None:
+        with self._lock:
+            self.artifacts[name] = packed
+
+    def line(self, level: str, text: str, fields: Mapping[str, Any], at_s: float) -> None:
+        if self._display is not None:
+            step, attempt = self._launch.step, self._launch.attempt
+            entry = LogEntry(at_s=at_s, step=step, attempt=attempt, stream="log", text=text, level=level, fields=fields)
+            self._display.output(entry)
+
+
+class _Recorder(AttemptRecorder):
+    """As where a worker runs it, with a folder below the run's."""
+
+    __slots__ = ("_base", "_made")
+
+    def __init__(
+        self, launch: LaunchSubject, order: LaunchOrder, kept: _Kept, files: AttemptFiles, base: TemporaryFolder
+    ) -> None:
+        super().__init__(launch, order, kept, files, "")
+        self._base = base
+        self._made: Path | None = None
+
+    def folder(self) -> Path:
+        if self._made is None:
+            self._made = Path(tempfile.mkdtemp(dir=self._base.path))
+        return self._made
+
+    def end(self) -> None:
+        self.closed = True
+        if self._made is not None:
+            shutil.rmtree(self._made, ignore_errors=True)
 
 
 def _from_step_on(error: BaseException) -> BaseException:

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import aclosing, asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING, Any, Final, TextIO
+
+import anyio
+import structlog
 
 from evpipe.core.machine import Run, StepState
 from evpipe.core.states import STEP_VALUES, RunStatus, StepStatus
+from evpipe.errors import EvpipeError
 from evpipe.hosting.terminal import shown
+from evpipe.wire.notes import Progress
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -18,6 +23,8 @@ if TYPE_CHECKING:
 
     from evpipe.client.handle import RunHandle
     from evpipe.client.logs import LogEntry
+
+log = structlog.get_logger(__name__)
 
 #: Rows of the table: what is under way first, then what ended last.
 ROWS_MAX: Final = 16
@@ -31,6 +38,8 @@ STYLES: Final = {
     StepStatus.SKIPPED: "dim",
     StepStatus.CANCELLED: "magenta",
 }
+#: Levels of lines that stand out.
+LOUD: Final = frozenset({"warning", "error", "critical"})
 _ORDER: Final = [
     StepStatus.RUNNING,
     StepStatus.FAILED,
@@ -57,6 +66,8 @@ class Display:
         self._live: Live | None = None
         self._run: Run | None = None
         self._offset_s = 0.0
+        #: By step; of attempts that may have ended.
+        self._progress: dict[str, Progress] = {}
 
     def bus(self, where: str) -> None:
         self._say(f"bus: {where}")
@@ -76,14 +87,14 @@ class Display:
         if self._quiet:
             return
         if self._live is None:
-            text = shown(entry.text) if self._stream.isatty() else entry.text
+            text = shown(entry.line) if self._stream.isatty() else entry.line
             self._say(f"{entry.step} | {text}")
             return
         from rich.text import Text
 
         # Above the table, which stays below.
-        style = "yellow" if entry.stream == "stderr" else ""
-        line = Text.assemble((f"{entry.step} | ", "cyan"), (shown(entry.text), style))
+        style = "yellow" if entry.stream == "stderr" or entry.level in LOUD else ""
+        line = Text.assemble((f"{entry.step} | ", "cyan"), (shown(entry.line), style))
         self._live.console.print(line, highlight=False, soft_wrap=True)
 
     @contextmanager
@@ -103,11 +114,36 @@ class Display:
             finally:
                 self._live = None
 
+    @asynccontextmanager
+    async def live_progress(self, handle: RunHandle[Any]) -> AsyncIterator[None]:
+        """As `live`, with what the steps say of their progress."""
+        with self.live(handle.id):
+            if self._live is None:
+                yield
+                return
+            async with anyio.create_task_group() as task_group:
+                task_group.start_soon(self._take_progress, handle)
+                yield
+                task_group.cancel_scope.cancel()
+
+    async def _take_progress(self, handle: RunHandle[Any]) -> None:
+        try:
+            async with aclosing(handle.watch_progress()) as told:
+                async for progress in told:
+                    self.progress(progress)
+        except EvpipeError as error:
+            # The run is shown without it.
+            log.debug("progress_not_shown", error=str(error))
+
     def show(self, run: Run) -> None:
         """Take the run as it is now; the table is drawn from it at its own pace."""
         self._run = run
         # Durations of what runs are shown by the log's clock, which need not be this machine's.
         self._offset_s = run.at_s - time.time()
+
+    def progress(self, told: Progress) -> None:
+        """Take what a step says of its progress."""
+        self._progress[told.step] = told
 
     def finished(self, run: Run) -> None:
         counts = Counter(state.status for state in run.steps.values())
@@ -144,6 +180,9 @@ class Display:
         for name, state in shown_rows(run.steps):
             status = Text(state.status, style=STYLES[state.status])
             note = state.message if state.status not in STEP_VALUES else ""
+            told = self._progress.get(name)
+            if told is not None and told.attempt == state.attempt and not state.ended:
+                note = progress_text(told)
             if state.status is StepStatus.RUNNING and (waits_for := run.waits_for(name)):
                 left = "" if state.due_at_s is None else f" ({max(0.0, state.due_at_s - now_s):.0f} s left)"
                 note = waits_for + left
@@ -155,6 +194,11 @@ class Display:
         if hidden > 0:
             table.add_row(Text(f"… {hidden:,} more", style="dim"))
         return table
+
+
+def progress_text(told: Progress) -> str:
+    """Write progress for a person: "40% epoch 4"."""
+    return shown(f"{told.fraction:.0%} {' '.join(told.message.split())}".rstrip())
 
 
 def shown_rows(steps: dict[str, StepState]) -> list[tuple[str, StepState]]:

@@ -213,9 +213,10 @@ class Session:
 
     async def _wait(self, handle: RunHandle[Any]) -> Run:
         run = Run(handle.id)
-        with anyio.move_on_after(self._timeout_s) as scope, self._display.live(handle.id):
-            async for run in handle.watch():
-                self._saw(run)
+        with anyio.move_on_after(self._timeout_s) as scope:
+            async with self._display.live_progress(handle):
+                async for run in handle.watch():
+                    self._saw(run)
         if scope.cancelled_caught and not run.ended:
             if self._hosts:
                 with anyio.move_on_after(CANCEL_WAIT_S, shield=True):

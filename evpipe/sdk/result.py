@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar, cast
 
 from evpipe.core.events import Origin
+from evpipe.core.notes import MetricPoint, Notes, points_of
 from evpipe.core.states import RUN_ENDS, STEP_VALUES, Reason, RunStatus, StepStatus
 from evpipe.errors import RunFailed
 
@@ -55,7 +56,39 @@ class StepResult:
     #: Of its last failure; may be empty.
     traceback: str = ""
     _value: Any = None
+    _notes: Notes | None = None
     _open: Opener = _as_it_is
+
+    @property
+    def metrics(self) -> list[MetricPoint]:
+        """Every point that the attempt which ended it recorded (`current().metric`), in that order.
+
+        Of a cached step those of the attempt whose result it has. Fetched now, and again whenever this is read.
+
+        Raises:
+            ArtifactUnreadable: if they are missing or damaged.
+        """
+        if self._notes is None:
+            return []
+        return points_of(self._open(self._notes.metrics), self.name, self.attempts)
+
+    @property
+    def metrics_left_out(self) -> int:
+        """How many points were not kept, because there were too many."""
+        return 0 if self._notes is None else self._notes.left_out
+
+    @property
+    def artifacts(self) -> Mapping[str, Any]:
+        """What that attempt kept beside its output (`current().artifact`), by name; each is fetched when it is read.
+
+        Its `[name]` raises ArtifactUnreadable if the value is missing, damaged, or cannot be read in this process.
+        """
+        return Artifacts({} if self._notes is None else self._notes.artifacts, self._open)
+
+    @property
+    def stored_artifacts(self) -> Mapping[str, Any]:
+        """The artifacts as the log has them, with what stands for that of them which is stored beside it."""
+        return {} if self._notes is None else self._notes.artifacts
 
     @property
     def value(self) -> Any:
@@ -112,8 +145,29 @@ class StepResult:
             waits_for=run.waits_for(name),
             traceback=state.failure.traceback if shows_traceback and state.failure else "",
             _value=run.outputs.get(name),
+            _notes=state.notes,
             _open=opener,
         )
+
+
+class Artifacts(Mapping[str, Any]):
+    """Named artifacts, each opened when it is read."""
+
+    def __init__(self, stored: Mapping[str, Any], opener: Opener) -> None:
+        self._stored = stored
+        self._open = opener
+
+    def __getitem__(self, name: str) -> Any:
+        return self._open(self._stored[name])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._stored)
+
+    def __len__(self) -> int:
+        return len(self._stored)
+
+    def __repr__(self) -> str:
+        return f"<artifacts {', '.join(map(repr, self._stored)) or 'none'}>"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)

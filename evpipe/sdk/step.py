@@ -21,6 +21,7 @@ from evpipe.core.states import OnFailure
 from evpipe.errors import UsageError
 from evpipe.sdk.build import Build, current_build, refuse_handles
 from evpipe.sdk.cache import Cache
+from evpipe.sdk.context import plain_call
 from evpipe.sdk.functions import check_step_function, code_of, name_for
 from evpipe.sdk.handle import Handle
 from evpipe.sdk.limits import Limit
@@ -206,7 +207,8 @@ class FunctionStep(Step[P, R_co]):
         return self._fn
 
     def _call_plainly(self, *args: P.args, **kwargs: P.kwargs) -> R_co:
-        return self.fn(*args, **kwargs)
+        with plain_call():
+            return self.fn(*args, **kwargs)
 
 
 class CoroutineStep(Step[P, R_co]):

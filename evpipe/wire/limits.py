@@ -58,5 +58,18 @@ LINE_CHARS_MAX: Final = 8_192
 #: Whoever captures output tells a batch of lines when it has about this many bytes.
 LOG_BATCH_BYTES: Final = 64 * 1024
 
+#: Points of metrics that are kept of one attempt.
+METRIC_POINTS_MAX: Final = 1_000_000
+#: Characters of the name of a metric or of a named artifact, and of what a step says of its progress.
+NOTE_NAME_CHARS_MAX: Final = 200
+PROGRESS_CHARS_MAX: Final = 1_000
+#: Of a metric's points, or a named artifact, what travels in the event that ends its attempt; more is stored.
+NOTE_BYTES_MAX: Final = 4 * 1024
+#: What an attempt's named artifacts may have there together.
+NOTES_BYTES_MAX: Final = 256 * 1024
+#: Of the fields of a line that a step logs: how many, and characters of each.
+LINE_FIELDS_MAX: Final = 50
+FIELD_CHARS_MAX: Final = 1_000
+
 #: A subject over 4 KB closes a client for good; ours are built of checked names and stay far below.
 SUBJECT_CHARS_MAX: Final = 512

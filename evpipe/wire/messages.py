@@ -53,9 +53,11 @@ from evpipe.wire.limits import (
     TRACEBACK_CHARS_MAX,
     VALUE_BYTES_MAX,
 )
+from evpipe.wire.notes import FIELD as NOTES
+from evpipe.wire.notes import notes_map, notes_of
 from evpipe.wire.storing import store_encoded
 from evpipe.wire.subjects import EventSubject
-from evpipe.wire.values import check_size, encode_value, pack, pack_unchecked
+from evpipe.wire.values import check_size, encode_value, pack, pack_unchecked, packable
 
 #: Kinds of launches of one run that are remembered.
 HEADS_MAX: Final = 256
@@ -185,6 +187,8 @@ def encode_event(event: Decision | StepSucceeded | StepApproved) -> tuple[str | 
                 "fingerprint": event.fingerprint,
                 "from": {"pipeline": origin.pipeline, "run": origin.run, "step": origin.step, "at": origin.at_s},
             }
+            if event.notes is not None:
+                fields[NOTES] = packable(notes_map(event.notes), "the notes")
             packed = encode_value(event.value, f"the output of step {event.step!r}")
             return event.step, "cached", encode_map_with(fields, "value", packed)
         case StepApproved():
@@ -242,6 +246,7 @@ def _succeeded(fields: Fields, step: str, at_s: float) -> Event:
         attempt=fields.whole("attempt"),
         value=fields.map.get("value"),
         started_at_s=fields.number("started_at", 0.0),
+        notes=notes_of(fields) if NOTES in fields.map else None,
     )
 
 
@@ -259,6 +264,7 @@ def _cached(fields: Fields, step: str, at_s: float) -> Event:
             step=origin.text("step"),
             at_s=origin.number("at"),
         ),
+        notes=notes_of(fields),
     )
 
 
@@ -287,6 +293,7 @@ def _failed(fields: Fields, step: str, at_s: float) -> Event:
             message=fields.text("message", ""), types=fields.texts("types"), traceback=fields.text("traceback", "")
         ),
         started_at_s=fields.number("started_at", 0.0),
+        notes=notes_of(fields),
     )
 
 

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Awaitable, Callable
 from typing import TypeAlias
-
-from anyio import CancelScope
 
 from evpipe.bus.protocol import Delivery, Sending
 from evpipe.core.events import Failure
@@ -14,7 +11,6 @@ from evpipe.core.states import Reason
 from evpipe.wire.messages import LaunchOrder
 from evpipe.wire.subjects import LaunchSubject
 from evpipe.worker.conclusion import Conclusion, conclude_failure
-from evpipe.worker.failures import timeout_failure
 
 #: Runs an attempt: its launch, its order, and the launch's payload as it came.
 Execute: TypeAlias = Callable[[LaunchSubject, LaunchOrder, bytes], Awaitable[Conclusion]]
@@ -73,28 +69,17 @@ class Attempt:
         Returns:
             How the attempt ended; None if it was stopped.
         """
-        launch, order = self.launch, self.order
         self.began_at = now
-        started_at_s = time.time()
-        scope: CancelScope | None = None
         conclusion: Conclusion | None = None
         try:
-            if order.timeout_s is None:
-                conclusion = await execute(launch, order, self.delivery.payload)
-            else:
-                with CancelScope(deadline=now + order.timeout_s) as scope:
-                    conclusion = await execute(launch, order, self.delivery.payload)
+            conclusion = await execute(self.launch, self.order, self.delivery.payload)
         except cancelled:
             if not self.stopped:
                 # The worker itself is leaving, not this attempt.
                 raise
         finally:
             self.ended = True
-        if self.stopped:
-            return None
-        if conclusion is None or (scope is not None and scope.cancelled_caught):
-            return conclude_failure(launch, timeout_failure(order.timeout_s), started_at_s, Reason.TIMEOUT)
-        return conclusion
+        return None if self.stopped else conclusion
 
 
 def lost(launch: LaunchSubject) -> Conclusion:

@@ -1,14 +1,21 @@
-"""What attempts write, on its way to the telemetry stream: gathered for a moment, bounded, never waited for."""
+"""What attempts write and say, on its way to the telemetry stream: gathered for a moment, bounded, never waited for."""
 
 from __future__ import annotations
 
+import asyncio
+import threading
 import time
 from collections import deque
 from collections.abc import Iterable
-from typing import Final
+from contextlib import suppress
+from typing import Final, Protocol
 
 import anyio
+import anyio.from_thread
+import msgpack
+from anyio.lowlevel import EventLoopToken, current_token
 
+from evpipe.bus.clock import loop_runs_here
 from evpipe.bus.protocol import Bus
 from evpipe.wire.limits import LINE_CHARS_MAX, LOG_BATCH_BYTES
 from evpipe.wire.subjects import LaunchSubject
@@ -27,6 +34,12 @@ LAST_BYTES_MAX: Final = 4 * LOG_BATCH_BYTES
 LINE_BYTES: Final = 24
 
 
+class Gathered(Protocol):
+    """What has something to send."""
+
+    def flush(self) -> None: ...
+
+
 class LogBook:
     """The output of all attempts of one worker.
 
@@ -35,11 +48,27 @@ class LogBook:
 
     def __init__(self, bus: Bus) -> None:
         self._bus = bus
-        self._waiting: set[AttemptLog] = set()
+        self._waiting: set[Gathered] = set()
         self._wake = anyio.Event()
+        self._thread = 0
+        self._token: EventLoopToken | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
 
-    def of(self, launch: LaunchSubject) -> AttemptLog:
-        return AttemptLog(self, self._bus.subjects.telemetry(launch.run, launch.step, launch.attempt))
+    def log_of(self, launch: LaunchSubject) -> AttemptLog:
+        return AttemptLog(self, self.subject(launch, "log"))
+
+    def subject(self, launch: LaunchSubject, kind: str) -> str:
+        return self._bus.subjects.telemetry(launch.run, launch.step, launch.attempt, kind)
+
+    def open(self) -> None:
+        """Take note of the loop that this is called in: the worker's."""
+        self._thread, self._token = threading.get_ident(), current_token()
+        self._loop = asyncio.get_running_loop() if loop_runs_here() else None
+
+    @property
+    def here(self) -> bool:
+        """Whether the caller is in the worker's thread; others may only call `gather_soon`."""
+        return threading.get_ident() == self._thread
 
     async def run(self) -> None:
         while True:
@@ -50,12 +79,23 @@ class LogBook:
             for log in waiting:
                 log.flush()
 
-    def gather(self, log: AttemptLog) -> None:
+    def gather(self, log: Gathered) -> None:
         self._waiting.add(log)
         self._wake.set()
 
+    def gather_soon(self, log: Gathered) -> None:
+        """As `gather`, from any thread."""
+        with suppress(RuntimeError):  # the loop has gone: nobody sends anything any more
+            if self._loop is not None:
+                self._loop.call_soon_threadsafe(self.gather, log)
+            else:
+                anyio.from_thread.run_sync(self.gather, log, token=self._token)
+
     def send(self, subject: str, batch: LogBatch) -> None:
-        self._bus.telemetry.tell(subject, encode_log(batch))
+        self.tell(subject, encode_log(batch))
+
+    def tell(self, subject: str, payload: bytes) -> None:
+        self._bus.telemetry.tell(subject, payload)
 
 
 class AttemptLog:
@@ -77,8 +117,10 @@ class AttemptLog:
     def tell(self, stream: str, texts: Iterable[str]) -> None:
         """Take lines that the attempt wrote now to "stdout" or "stderr"."""
         now_s = time.time()
-        for text in texts:
-            line = LogLine(now_s, stream, text[: LINE_CHARS_MAX + 1])
+        self.take(LogLine(now_s, stream, text[: LINE_CHARS_MAX + 1]) for text in texts)
+
+    def take(self, lines: Iterable[LogLine]) -> None:
+        for line in lines:
             size = _size(line)
             if self._batches >= BATCHES_PER_GATHERING or self._total > ATTEMPT_BYTES_MAX:
                 self._leave_out(line, size)
@@ -148,4 +190,6 @@ class AttemptLog:
 def _size(line: LogLine) -> int:
     """Give no less than what a line takes on the wire."""
     text = line.text
-    return LINE_BYTES + (len(text) if text.isascii() else len(text.encode(errors="backslashreplace")))
+    size = LINE_BYTES + (len(text) if text.isascii() else len(text.encode(errors="backslashreplace")))
+    # With its level.
+    return size + 16 + len(msgpack.packb(dict(line.fields))) if line.level else size

@@ -145,6 +145,22 @@ async def test_wildcards_choose_run_step_and_attempt(world: World) -> None:
 
 
 @contract
+async def test_the_newest_of_a_subject(world: World) -> None:
+    """Of that subject alone; none where nothing was told."""
+    bus = await world.bus()
+    assert await bus.telemetry.last(told(world)) is None
+    for i in range(3):
+        bus.telemetry.tell(told(world), b"%d" % i)
+    bus.telemetry.tell(told(world, attempt=2), b"other attempt")
+    bus.telemetry.tell(world.subjects.telemetry(RUN, "load", 1, "progress"), b"other kind")
+    await until_told(bus, 5)
+    found = await bus.telemetry.last(told(world))
+    assert found is not None
+    assert (found.sequence, found.subject, found.payload) == (3, told(world), b"2")
+    assert await bus.telemetry.last(told(world, run=OTHER)) is None
+
+
+@contract
 async def test_telling_while_disconnected_neither_raises_nor_waits(world: World) -> None:
     """What is told meanwhile may be lost; what is told afterwards is not, and nothing comes twice or out of order."""
     bus, reader_bus = await world.bus(), await world.bus()

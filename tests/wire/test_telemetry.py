@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from evpipe.errors import LimitExceeded, RemoteProtocolError, UsageError
 from evpipe.wire.limits import LINE_CHARS_MAX, LOG_BATCH_BYTES, PAYLOAD_BYTES_MAX, VERSION
-from evpipe.wire.telemetry import LogBatch, LogLine, decode_log, encode_log
+from evpipe.wire.telemetry import LEVELS, NO_FIELDS, LogBatch, LogLine, decode_log, encode_log
 from tests.core.budget import examples
 from tests.wire.plain import LEAVES, trees
 
@@ -20,9 +20,17 @@ BATCH = LogBatch(lines=(LogLine(1.5, "stdout", "hi"), LogLine(2.0, "stderr", "é
 #: Changes only with `VERSION`, and then this one stays and must still decode.
 GOLDEN = "83a17601a56c696e65739293cb3ff800000000000001a2686993cb400000000000000002a2c3a9a86c6566745f6f757403"
 GOLDEN_EMPTY = "82a17601a56c696e657390"
+GOLDEN_LOGGED = "82a17601a56c696e65739195cb3ff800000000000002a66c6f61646564a4696e666f81a4726f777303"
 
 TEXTS = st.text(max_size=40)
-LINES = st.builds(LogLine, st.floats(0, 2**33), st.sampled_from(["stdout", "stderr"]), TEXTS)
+FIELDS = st.dictionaries(
+    st.text(st.characters(exclude_categories=["Cs"]), max_size=9),
+    st.none() | st.booleans() | st.integers(-(2**63), 2**63) | st.floats(allow_nan=False) | st.just("text"),
+    max_size=4,
+)
+LINES = st.builds(
+    LogLine, st.floats(0, 2**33), st.sampled_from(["stdout", "stderr"]), TEXTS, st.just(""), st.just(NO_FIELDS)
+) | st.builds(LogLine, st.floats(0, 2**33), st.just("log"), TEXTS, st.sampled_from(LEVELS), FIELDS)
 
 
 def changed(**fields: Any) -> bytes:
@@ -35,6 +43,25 @@ def test_a_batch_is_written_and_read_as_ever() -> None:
     assert decode_log(bytes.fromhex(GOLDEN)) == BATCH
     assert encode_log(LogBatch(lines=())).hex() == GOLDEN_EMPTY
     assert decode_log(bytes.fromhex(GOLDEN_EMPTY)) == LogBatch(lines=())
+
+
+def test_a_line_that_was_logged_is_written_and_read_as_ever() -> None:
+    """Who does not know levels reads it as a line of stderr."""
+    line = LogLine(1.5, "log", "loaded", "info", {"rows": 3})
+    assert encode_log(LogBatch(lines=(line,))).hex() == GOLDEN_LOGGED
+    assert decode_log(bytes.fromhex(GOLDEN_LOGGED)).lines == (line,)
+    assert msgpack.unpackb(bytes.fromhex(GOLDEN_LOGGED))["lines"] == [[1.5, 2, "loaded", "info", {"rows": 3}]]
+
+
+def test_a_level_or_fields_of_a_newer_writer() -> None:
+    """What is not known is not shown."""
+    lines = [[1.0, 2, "a", "loud", {}], [1.0, 2, "b", "info", []], [1.0, 1, "c", "info", {"a": [1], "b": 2}]]
+    found = decode_log(changed(lines=lines)).lines
+    assert found == (
+        LogLine(1.0, "stderr", "a"),
+        LogLine(1.0, "stderr", "b"),
+        LogLine(1.0, "log", "c", "info", {"b": 2}),
+    )
 
 
 def test_what_a_newer_writer_adds_is_ignored() -> None:
@@ -103,7 +130,8 @@ def check(data: bytes) -> None:
         assert batch.left_out >= 0
         for line in batch.lines:
             assert (type(line.at_s), type(line.text)) == (float, str)
-            assert line.stream in ("stdout", "stderr")
+            assert line.stream in ("stdout", "stderr", "log")
+            assert (line.level in LEVELS) == (line.stream == "log")
 
 
 @given(st.binary(max_size=200))

@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 
 import structlog
 
-from evpipe.bus.nats.buckets import NO_STREAM, OpenFeed, read_up_to
+from evpipe.bus.nats.buckets import NO_STREAM, OpenFeed, last_message, read_up_to
 from evpipe.bus.nats.connection import ApiError, Connection, checked
 from evpipe.bus.protocol import Record
 from evpipe.wire.limits import PAYLOAD_BYTES_MAX
@@ -40,6 +40,16 @@ class NatsTelemetry:
             self._missing()
             return 0
         return int(info["state"]["last_seq"])
+
+    async def last(self, subject: str) -> Record | None:
+        try:
+            found = await last_message(self._connection, self._stream, checked(subject))
+        except ApiError as error:
+            if error.code != NO_STREAM:
+                raise
+            self._missing()
+            return None
+        return None if found is None else found[0]
 
     def replay(self, subjects: Sequence[str], *, up_to: int, after: int = 0) -> AsyncIterator[list[Record]]:
         return read_up_to(self._feed, self._stream, list(subjects), after, up_to)

@@ -23,14 +23,14 @@ from evpipe.client.source import Source
 from evpipe.core.events import Failure
 from evpipe.errors import ProcessDied, RemoteProtocolError
 from evpipe.wire.subjects import LaunchSubject
-from evpipe.worker.children.frames import Frames, encode_frame, receive, send
+from evpipe.worker.children.frames import CHUNK_BYTES, SAID, Frames, encode_frame, receive, send
 from evpipe.worker.children.guard_process import Guard
 from evpipe.worker.children.killing import kill_tree
 from evpipe.worker.children.output import Output
 from evpipe.worker.children.single import CHANNEL_CLOSED
 from evpipe.worker.conclusion import Conclusion
 from evpipe.worker.failures import types_of
-from evpipe.worker.telemetry import AttemptLog
+from evpipe.worker.notes import AttemptNotes
 
 log = structlog.get_logger(__name__)
 
@@ -94,8 +94,10 @@ class Stale(Exception):
 class _Held:
     """An attempt that the child has."""
 
-    def __init__(self, output: AttemptLog) -> None:
-        self.output = output
+    def __init__(self, notes: AttemptNotes) -> None:
+        self.notes = notes
+        #: The lines that it writes.
+        self.output = notes.log
         self.done = anyio.Event()
         self.conclusion: Conclusion | None = None
         self.error: Exception | None = None
@@ -163,12 +165,12 @@ class Child:
 
     # ---- attempts
 
-    async def run(self, launch: LaunchSubject, given: Given, output: AttemptLog) -> Conclusion:
+    async def run(self, launch: LaunchSubject, given: Given, notes: AttemptNotes) -> Conclusion:
         """Run an attempt in it.
 
         Args:
             given: the launch, and where its artifacts are.
-            output: is told the lines that the attempt writes.
+            notes: are told what the attempt writes and says.
 
         Raises:
             ChildGone: if it ended first.
@@ -178,7 +180,7 @@ class Child:
             raise ChildGone(self._death(), shared=True)
         self._number += 1
         number = self._number
-        held = self._held[number] = _Held(output)
+        held = self._held[number] = _Held(notes)
         if self.role == "single":
             # What earlier attempts wrote is none of this one's.
             self._tail.clear()
@@ -197,7 +199,6 @@ class Child:
         finally:
             self._held.pop(number, None)
             self.used_at = anyio.current_time()
-            output.end()
         if held.error is not None:
             raise held.error
         assert held.conclusion is not None, "an attempt ends with one or the other"
@@ -288,8 +289,8 @@ class Child:
             while data := await receive(self._sock):
                 for frame in self._frames.feed(data):
                     self._take(frame)
-        except (RemoteProtocolError, TypeError, ValueError) as error:
-            # The last two: a field that is not what it should be.
+        except (RemoteProtocolError, LookupError, TypeError, ValueError) as error:
+            # The last three: a field that is not what it should be.
             self.leave(f"what it wrote where its result travels is none: {error}")
             return
         # Its end is told by `_watch`, if it ends: a step may have closed what is not its own.
@@ -336,7 +337,16 @@ class Child:
         for output in self._outputs:
             output.drain()
             output.close()
+        self._take_what_was_said(self._sock)
         self._sock.close()
+
+    def _take_what_was_said(self, sock: socket.socket) -> None:
+        """Take what an attempt said and nobody has read yet: it may have been killed just after it."""
+        with suppress(OSError, RemoteProtocolError, LookupError, TypeError, ValueError):
+            while data := sock.recv(CHUNK_BYTES):
+                for frame in self._frames.feed(data):
+                    if frame["frame"] in SAID:
+                        self._take(frame)
 
     def _gone(self) -> None:
         self.ended.set()
@@ -395,7 +405,7 @@ class Child:
         number = frame.get("id")
         held = self._held.get(number) if isinstance(number, int) else None
         if held is None:
-            if isinstance(number, int) and frame["frame"] != "output":
+            if isinstance(number, int) and frame["frame"] not in SAID:
                 # It was told to end, and has. Until then a thread of it may have gone on writing.
                 self._stopping.pop(number, None)
                 folder = self._left.pop(number, None)
@@ -420,6 +430,16 @@ class Child:
                 held.output.miss(int(frame.get("left_out", 0)))
                 if "text" in frame:
                     held.output.tell(_stream(frame.get("stream")), str(frame["text"]).split("\n"))
+            case "points":
+                left_out = int(frame.get("left_out", 0))
+                held.notes.points(_bytes(frame.get("rows")), int(frame["count"]), left_out)
+            case "progress":
+                held.notes.progress(float(frame["fraction"]), str(frame["message"]), float(frame["at"]))
+            case "artifact":
+                held.notes.artifact(str(frame["name"]), _bytes(frame.get("value")))
+            case "line":
+                level, text, at_s = str(frame["level"]), str(frame["text"]), float(frame["at"])
+                held.notes.line(level, text, dict(frame["fields"]), at_s)
             case "stale":
                 self.spoilt = "it has old code"
                 held.end(Stale())
@@ -438,6 +458,12 @@ class Child:
                 log.info("child_output", stream=stream, line=line)
 
         return tell
+
+
+def _bytes(found: object) -> bytes:
+    if not isinstance(found, bytes):
+        raise RemoteProtocolError("a frame without its bytes")
+    return found
 
 
 def _stream(name: object) -> str:

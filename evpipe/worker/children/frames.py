@@ -7,6 +7,10 @@
                        stop    id: end an attempt, its result is not wanted (role host)
     child ──▶ worker   ready   it has begun
                        output  id, stream, text, left_out: what an attempt wrote, and what of it was dropped (role host)
+                       line    id, level, text, fields, at: a line that it logged
+                       points  id, rows, count, left_out: points of its metrics, packed one after the other
+                       progress id, fraction, message, at: how far it is
+                       artifact id, name, value: a named artifact, packed
                        ended   id, kind, payload, has_artifacts, spoilt: how an attempt ended, as an event of the log;
                                whether there are files in its folder that belong to it;
                                `spoilt` says why this child must run no other, or is empty
@@ -22,6 +26,7 @@ from __future__ import annotations
 
 import socket
 import struct
+import threading
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
@@ -33,6 +38,8 @@ from evpipe.wire.limits import PAYLOAD_BYTES_MAX
 #: A launch, or a result, and what is said of it.
 FRAME_BYTES_MAX: Final = PAYLOAD_BYTES_MAX + 64 * 1024
 CHUNK_BYTES: Final = 256 * 1024
+#: What an attempt writes and says while it runs.
+SAID: Final = frozenset({"output", "line", "points", "progress", "artifact"})
 
 _LENGTH = struct.Struct(">I")
 
@@ -75,10 +82,11 @@ class Frames:
 
 
 class Channel:
-    """The child's end, for one thread at a time: calls block."""
+    """The child's end: calls block. One thread may read; any may write."""
 
     def __init__(self, sock: socket.socket) -> None:
         self.sock = sock
+        self._writing = threading.Lock()
         self._frames = Frames()
         self._ready: list[dict[str, Any]] = []
 
@@ -95,7 +103,9 @@ class Channel:
         return self._ready.pop(0)
 
     def write(self, fields: Mapping[str, Any]) -> None:
-        self.sock.sendall(encode_frame(fields))
+        data = encode_frame(fields)
+        with self._writing:
+            self.sock.sendall(data)
 
 
 async def receive(sock: socket.socket) -> bytes:

@@ -9,7 +9,8 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any, Final, TextIO
 
 import anyio
@@ -18,6 +19,7 @@ import anyio.to_thread
 from anyio import CancelScope
 
 from evpipe.errors import RemoteProtocolError
+from evpipe.sdk.context import enter
 from evpipe.wire.messages import LaunchOrder
 from evpipe.wire.subjects import LaunchSubject
 from evpipe.worker.attempt_files import AttemptFiles
@@ -26,6 +28,7 @@ from evpipe.worker.children.modules import Modules
 from evpipe.worker.children.output import Lines
 from evpipe.worker.conclusion import conclude_error
 from evpipe.worker.executors.here import call_here, conclude_here
+from evpipe.worker.recording import AttemptRecorder, FrameSink
 
 #: A frame takes them, however long they are: each has up to 32 KiB.
 LINES_PER_FRAME: Final = 20
@@ -89,6 +92,15 @@ class Host:
         self._unsent.append(encode_frame(fields))
         self._wake.set()
 
+    def soon(self, call: Callable[[], None]) -> None:
+        """Call it in the loop, a moment later; from any thread."""
+        assert self._loop is not None, "attempts come with it"
+        if threading.get_ident() == self._thread:
+            self._loop.call_soon(call)
+        else:
+            with suppress(RuntimeError):  # the loop has gone, and so will this process
+                self._loop.call_soon_threadsafe(call)
+
     async def _send(self) -> None:
         while True:
             while self._unsent:
@@ -105,17 +117,28 @@ class Host:
             return
         _attempt.set(number)
         started_at_s = time.time()
+        sink: HostSink | None = None
+        recorder: AttemptRecorder | None = None
         with scope:
             try:
                 await anyio.lowlevel.checkpoint_if_cancelled()
                 files = AttemptFiles.of_frame(frame)
                 order = await self._order(frame, files)
+                sink = HostSink(self, number)
+                recorder = AttemptRecorder(launch, order, sink, files, frame["folder"])
+                enter(recorder)
                 conclusion = await conclude_here(launch, order, await call_here(order), started_at_s, files)
             except anyio.get_cancelled_exc_class():
+                if recorder is not None:
+                    recorder.cancelled = True
                 raise
             except BaseException as error:  # noqa: BLE001 - SystemExit and KeyboardInterrupt of a step are its failure
                 conclusion = conclude_error(launch, error, started_at_s)
         self._scopes.pop(number, None)
+        if recorder is not None:
+            recorder.closed = True
+        if sink is not None:
+            sink.flush()
         self._modules.note()
         for stream in (sys.stdout, sys.stderr):
             if isinstance(stream, Stream):
@@ -134,6 +157,48 @@ class Host:
             return self._modules.order(frame["order"], files)
         except RemoteProtocolError as error:
             raise AssertionError("the worker has read it before") from error
+
+
+class HostSink(FrameSink):
+    """Sends what an attempt says when the loop has a turn, so that many points are one frame."""
+
+    def __init__(self, host: Host, number: int) -> None:
+        super().__init__(host.write, number)
+        self._host = host
+        self._lock = threading.Lock()
+        self._rows = bytearray()
+        self._count = 0
+        self._left_out = 0
+        self._asked = False
+        self._lines_left_out = 0
+
+    def points(self, rows: bytes, count: int, left_out: int = 0) -> None:
+        with self._lock:
+            self._rows += rows
+            self._count += count
+            self._left_out += left_out
+            if self._asked:
+                return
+            self._asked = True
+        self._host.soon(self.flush)
+
+    def flush(self) -> None:
+        with self._lock:
+            rows, count, left_out = bytes(self._rows), self._count, self._left_out
+            self._rows.clear()
+            self._count = self._left_out = 0
+            self._asked = False
+        if count or left_out:
+            super().points(rows, count, left_out)
+
+    def line(self, level: str, text: str, fields: Mapping[str, Any], at_s: float) -> None:
+        if self._host.backlog > BACKLOG_MAX:
+            self._lines_left_out += 1
+            return
+        if self._lines_left_out:
+            left_out, self._lines_left_out = self._lines_left_out, 0
+            self._host.write({"frame": "output", "id": self._number, "stream": "stderr", "left_out": left_out})
+        super().line(level, text, fields, at_s)
 
 
 class Stream(io.TextIOBase):

@@ -14,7 +14,7 @@ from evpipe.wire.subjects import LaunchSubject
 from evpipe.worker.children.child import Child, Given, Role, Stale
 from evpipe.worker.children.guard_process import Guard
 from evpipe.worker.conclusion import Conclusion
-from evpipe.worker.telemetry import AttemptLog
+from evpipe.worker.notes import AttemptNotes
 
 log = structlog.get_logger(__name__)
 
@@ -55,7 +55,7 @@ class Pool:
             await self._guard.close()
 
     async def run(
-        self, role: Role, source: Source, launch: LaunchSubject, given: Given, output: AttemptLog
+        self, role: Role, source: Source, launch: LaunchSubject, given: Given, notes: AttemptNotes
     ) -> Conclusion:
         """Run an attempt in a child of its own for that time, or in the source's host.
 
@@ -67,7 +67,7 @@ class Pool:
         while True:
             child = await (self._single(source) if role == "single" else self._host(source))
             try:
-                return await child.run(launch, given, output)
+                return await child.run(launch, given, notes)
             except Stale:
                 log.debug("child_stale", role=role)
             finally:

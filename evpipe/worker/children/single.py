@@ -9,15 +9,18 @@ import resource
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any, Final
 
+from evpipe.sdk.context import entered
 from evpipe.wire.subjects import LaunchSubject
 from evpipe.worker.attempt_files import AttemptFiles
 from evpipe.worker.children.frames import Channel
 from evpipe.worker.children.modules import Modules
 from evpipe.worker.code import find_function
 from evpipe.worker.conclusion import Conclusion, conclude_error, conclude_value
+from evpipe.worker.recording import AttemptRecorder, FrameSink, Sink
 
 #: Exit code of a process that a step forked and that came back from the step as if it were the step's own.
 FORKED: Final = 70
@@ -39,12 +42,19 @@ _LIMITS: Final = [name for name in dir(resource) if name.startswith("RLIMIT_")]
 def serve_single(channel: Channel, modules: Modules, flush: Callable[[], None]) -> None:
     """Run what the worker sends until it closes the channel."""
     pid = os.getpid()
+
+    def say(fields: Mapping[str, Any]) -> None:
+        # A process that the step forked has the same socket, which is not for it.
+        if os.getpid() == pid:
+            with suppress(OSError):  # the end of the attempt cannot be told either, then
+                channel.write(fields)
+
     while (frame := channel.read()) is not None:
         launch = LaunchSubject(*frame["launch"])
         if modules.stale(launch.run):
             channel.write({"frame": "stale", "id": frame["id"]})
             return
-        conclusion, spoilt = _run(frame, launch, modules, flush)
+        conclusion, spoilt = _run(frame, launch, modules, flush, FrameSink(say, frame["id"]))
         if os.getpid() != pid:
             # The worker waits for the process that it started, and for one answer.
             os._exit(FORKED)
@@ -62,11 +72,12 @@ def serve_single(channel: Channel, modules: Modules, flush: Callable[[], None]) 
 
 
 def _run(
-    frame: dict[str, Any], launch: LaunchSubject, modules: Modules, flush: Callable[[], None]
+    frame: dict[str, Any], launch: LaunchSubject, modules: Modules, flush: Callable[[], None], sink: Sink
 ) -> tuple[Conclusion, str]:
     """Run one attempt; gives also why the process is of no use any more, or nothing."""
     started_at_s = time.time()
     surroundings: Surroundings | None = None
+    recorder: AttemptRecorder | None = None
     spoilt = ""
     try:
         files = AttemptFiles.of_frame(frame)
@@ -84,11 +95,16 @@ def _run(
             positional, named = order.call()
             # What the modules set when they were loaded stays.
             surroundings = Surroundings()
-            conclusion = conclude_value(launch, order, function(*positional, **named), started_at_s, files)
+            recorder = AttemptRecorder(launch, order, sink, files, frame["folder"])
+            with entered(recorder, of_process=True):
+                value = function(*positional, **named)
+            conclusion = conclude_value(launch, order, value, started_at_s, files)
     except BaseException as error:  # noqa: BLE001 - SystemExit and KeyboardInterrupt of a step are its failure
         conclusion = conclude_error(launch, error, started_at_s)
         if isinstance(error, MemoryError):
             spoilt = "it ran out of memory"
+    if recorder is not None:
+        recorder.closed = True
     flush()
     if surroundings is not None and not spoilt:
         try:

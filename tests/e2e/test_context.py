@@ -1,0 +1,261 @@
+"""What steps say from inside arrives, whatever becomes of them, and in every mode the same."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, get_args
+
+import anyio
+import pytest
+
+from evpipe import Client, Controller, MetricPoint, RunResult, StepResult, Worker, run
+from evpipe.bus.memory import MemoryBus
+from evpipe.bus.server import ServerProcess
+from evpipe.bus.settings import BusSettings
+from evpipe.client.handle import RunHandle
+from evpipe.client.logs import LogEntry
+from evpipe.sdk.hook import Mode
+from tests.e2e import context_pipelines as these
+from tests.e2e.helpers import until_async
+
+MODES = get_args(Mode)
+#: Nothing here takes longer than 10 s on two busy cores.
+LIMIT_S = 60.0
+
+
+def points(found: list[MetricPoint]) -> list[tuple[str, float, int | None]]:
+    return [(point.name, point.value, point.iteration) for point in found]
+
+
+def check_said(step: StepResult, many: int) -> None:
+    """All of it, with the values that it had when it was said."""
+    metrics = step.metrics
+    assert {(point.step, point.attempt) for point in metrics} == {(step.name, 1)}
+    assert points(metrics[:many]) == [("loss", 1 / (i + 1), i) for i in range(many)]
+    nan, inf = metrics[many:]
+    assert (nan.name, math.isnan(nan.value), nan.iteration) == ("odd", True, None)
+    assert (inf.name, inf.value, inf.iteration) == ("odd", -math.inf, -1)
+    assert [point.at for point in metrics] == sorted(point.at for point in metrics)
+    assert step.metrics_left_out == 0
+    assert list(step.artifacts) == ["note", "rows", "plot"]
+    assert step.artifacts["note"] == {"rows": 3, "of": (1, 2)}
+    assert step.artifacts["rows"] == these.ROWS
+    assert step.artifacts["plot"].read_text() == "a plot"
+    assert step.value["file"].read_text() == "another"
+    assert (step.value["step"], step.value["attempt"], step.value["cancelled"]) == (step.name, 1, False)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_what_is_said_is_in_the_result(mode: Mode, embedded: Path) -> None:
+    """In a process, a thread and a coroutine; few points, which travel, and many, which are stored."""
+    for many in (3, these.MANY):
+        result = run(these.says, {"many": many}, mode=mode)
+        assert list(result.steps) == ["in_process", "in_thread", "in_loop"]
+        for step in result.steps.values():
+            check_said(step, many)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_attempts_that_fail_keep_what_they_said(mode: Mode, embedded: Path) -> None:
+    """And what they must not say is why they fail."""
+    result = run(these.ends, mode=mode)
+    steps = result.steps
+    assert result.value == 3
+    assert points(steps["tries"].metrics) == [("tried", 3.0, None)]
+    assert dict(steps["tries"].artifacts) == {"why": "attempt 3"}
+    assert points(steps["fails"].metrics) == [("before", 1.0, None)]
+    assert dict(steps["fails"].artifacts) == {"why": these.ROWS}
+    assert steps["fails"].error == "KeyError: 'x'"
+    assert steps["says_nothing"].metrics == []
+    assert dict(steps["says_nothing"].artifacts) == {}
+    assert steps["says_nonsense"].error.startswith("UsageError: the value of metric 'loss' must be a num")
+    assert "LimitExceeded: the artifact 'text 259' of step 'keeps_too_much'" in steps["keeps_too_much"].error
+    assert len(steps["keeps_too_much"].artifacts) == 259
+    assert "the artifact 'lock' of step 'keeps_what_cannot_be' cannot be" in steps["keeps_what_cannot_be"].error
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_cached_step_has_what_its_origin_said(mode: Mode, embedded: Path, tmp_path: Path) -> None:
+    word = tmp_path.name + mode
+    result = run(these.twice, {"word": word}, mode=mode)
+    first, second = result.steps.values()
+    assert (first.status, second.status) == ("succeeded", "cached")
+    for step in (first, second):
+        assert points(step.metrics) == [("length", float(len(word)), 1)]
+        assert dict(step.artifacts) == {"word": word * 2_000}
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_each_attempt_has_a_folder_of_its_own(
+    mode: Mode, embedded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And relative paths stay those of the script."""
+    monkeypatch.chdir(tmp_path)
+    Path("given.csv").write_text("!")
+    assert run(these.side_by_side, {"given": "given.csv"}, mode=mode).value == "process,thread!"
+
+
+# ---- on a bus
+
+
+@asynccontextmanager
+async def working(server: ServerProcess | None, *, local_code: bool = True) -> AsyncIterator[Client]:
+    """A worker, on a real server or in this process; without local code all steps run in children."""
+    async with MemoryBus() as bus:
+        connection = Client(bus=bus) if server is None else Client(BusSettings(url=server.url))
+        async with connection as client, Controller(client), Worker(client, slots=6, local_code=local_code):
+            yield client
+
+
+def in_loop(body: Callable[[], Any]) -> Any:
+    async def bounded() -> Any:
+        with anyio.fail_after(LIMIT_S):
+            return await body()
+
+    return anyio.run(bounded)
+
+
+async def lines(handle: RunHandle[Any], step: str | None = None) -> list[LogEntry]:
+    return [entry async for entry in handle.logs(step, follow=False)]
+
+
+@pytest.mark.parametrize("kind", ["here", "children"])
+def test_in_children_of_a_worker(kind: str) -> None:
+    """Coroutines and threads in a host say what they say in the worker's own process; lines have level and fields."""
+
+    async def body() -> None:
+        async with working(None, local_code=kind == "here") as client:
+            handle = await client.submit(these.says, {"many": these.MANY})
+            result = await handle.result()
+            for name, step in result.steps.items():
+                check_said(step, these.MANY)
+                (line,) = await lines(handle, name)
+                assert (line.stream, line.level, line.text) == ("log", "info", "said")
+                assert line.fields == {"rows": 3, "who": "a b"}
+                assert line.line == "info     said rows=3 who='a b'"
+                artifacts = await handle.artifacts(name)
+                assert (artifacts["note"], artifacts["rows"]) == ({"rows": 3, "of": (1, 2)}, these.ROWS)
+            told = await handle.metrics()
+            assert len(told) == 3 * (these.MANY + 2)
+            assert {point.step for point in told} == set(result.steps)
+
+    in_loop(body)
+
+
+def test_while_it_runs(server: ServerProcess, tmp_path: Path) -> None:
+    """Points and progress are there before the end, and nothing is there twice after it."""
+    gate = tmp_path / "gate"
+
+    async def body() -> None:
+        async with working(server) as client:
+            handle = await client.submit(these.goes, {"gate": str(gate)})
+            watched = []
+            async for progress in handle.watch_progress():
+                watched.append(progress)
+                break
+            await until_async(handle.progress, "its progress is told")
+            for found in (watched[0], (await handle.progress())["goes_on"]):
+                assert (found.step, found.attempt, found.fraction, found.message) == ("goes_on", 1, 0.5, "half\nway")
+
+            async def told() -> bool:
+                return len(await handle.metrics("goes_on")) == 3
+
+            await until_async(told, "its points are told")
+            assert points(await handle.metrics(attempt=1)) == [("loss", float(i), i) for i in range(3)]
+            assert await handle.metrics(attempt=2) == []
+            gate.touch()
+            result: RunResult[Any] = await handle.result()
+            assert result.value == "went on"
+            assert points(await handle.metrics()) == [("loss", float(i), i) for i in range(4)]
+            assert await handle.progress() == {}
+            assert [progress async for progress in handle.watch_progress()] == []
+            assert [line.line for line in await lines(handle)] == ["warning  waiting gate=True"]
+
+    in_loop(body)
+
+
+@pytest.mark.parametrize("kind", ["here", "children"])
+def test_attempts_that_are_ended(kind: str, tmp_path: Path) -> None:
+    """Of what is out of time is kept what it said until then; a thread can see that it is to end."""
+
+    async def body() -> None:
+        async with working(None, local_code=kind == "here") as client:
+            handle = await client.submit(these.stopped, {"folder": str(tmp_path)})
+            steps = (await handle.result()).steps
+            for name in ("too_slow_in_thread", "too_slow_in_loop"):
+                assert (steps[name].status, steps[name].reason) == ("failed", "timeout")
+                assert points(steps[name].metrics) == [("loss", 1.0, None)]
+            seen = (tmp_path / "thread", tmp_path / "loop")
+            await until_async(_all(*seen), "the thread and the coroutine have seen it")
+            assert [file.read_text() for file in seen] == ["True", "ended"]
+            assert [line.text for line in await lines(handle, "too_slow_in_thread")] == []
+
+    in_loop(body)
+
+
+def test_processes_that_are_ended() -> None:
+    """Of one that is killed for its time, or dies, nothing is lost of what it said."""
+
+    async def body() -> None:
+        async with working(None) as client:
+            steps = (await (await client.submit(these.processes)).result()).steps
+            many = [("loss", float(i), None) for i in range(these.MANY)]
+            slow, dead, forked = steps["too_slow_in_process"], steps["dies"], steps["forks"]
+            assert (slow.status, slow.reason) == ("failed", "timeout")
+            assert points(slow.metrics) == many
+            assert dict(slow.artifacts) == {"rows": these.ROWS}
+            assert dead.error == "its process exited with code 3 without a result"
+            assert points(dead.metrics) == many
+            assert dict(dead.artifacts) == {"last": "words"}
+            assert points(forked.metrics) == [("pid", float(forked.value), None), ("thread", 1.0, None)]
+
+    in_loop(body)
+
+
+@pytest.mark.parametrize("kind", ["here", "children"])
+def test_a_cancelled_run(kind: str, tmp_path: Path) -> None:
+    """Its threads are told; its points are those that telemetry has."""
+
+    async def body() -> None:
+        async with working(None, local_code=kind == "here") as client:
+            handle = await client.submit(these.cancelled, {"folder": str(tmp_path)})
+            await until_async(_all(tmp_path / "began"), "it runs")
+            await until_async(handle.metrics, "its point is told")
+            await handle.cancel()
+            assert (await handle.result()).status == "cancelled"
+            await until_async(_all(tmp_path / "ended"), "its thread has ended")
+            assert points(await handle.metrics("waits_in_thread")) == [("loss", 1.0, None)]
+
+    in_loop(body)
+
+
+def test_garbage(server: ServerProcess) -> None:
+    """Points and artifacts are kept for as long as their run is in the log, also of a failed attempt."""
+
+    async def body() -> None:
+        async with working(server) as client:
+            handle = await client.submit(these.ends)
+            await handle.result()
+            says = await client.submit(these.says, {"many": these.MANY})
+            await says.result()
+            garbage = await client.collect_garbage(older_s=600.0)
+            assert garbage.objects > 4
+            assert (garbage.removed, garbage.young) == (0, 0)
+            assert (await handle.artifacts("fails"))["why"] == these.ROWS
+            assert [(await handle.artifacts("tries", attempt=k))["why"] for k in (1, 2, 3)] == [
+                f"attempt {k}" for k in (1, 2, 3)
+            ]
+            assert [point.value for point in await handle.metrics("tries")] == [1.0, 2.0, 3.0]
+            check_said((await says.result()).steps["in_process"], these.MANY)
+
+    in_loop(body)
+
+
+def _all(*files: Path) -> Callable[[], Any]:
+    async def there() -> bool:
+        return all(file.exists() and (file.name in {"began", "ended"} or file.read_text()) for file in files)
+
+    return there
