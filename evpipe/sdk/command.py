@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from os import PathLike
 
     from evpipe.sdk.cache import Cache
+    from evpipe.sdk.limits import Limit
     from evpipe.sdk.retry import Retry
 
     #: What a command's outputs are taken from.
@@ -106,6 +107,8 @@ def command(
     cache: bool | Cache = ...,
     when: object = ...,
     run_if: RunIfName = ...,
+    priority: int | None = ...,
+    limits: Limit | Sequence[Limit] | None = ...,
     description: str = ...,
 ) -> CommandStep[CommandResult]: ...
 @overload
@@ -127,6 +130,8 @@ def command(
     cache: bool | Cache = ...,
     when: object = ...,
     run_if: RunIfName = ...,
+    priority: int | None = ...,
+    limits: Limit | Sequence[Limit] | None = ...,
     description: str = ...,
 ) -> CommandStep[Any]: ...
 def command(
@@ -147,6 +152,8 @@ def command(
     cache: bool | Cache = False,
     when: object = None,
     run_if: RunIfName = "all_succeeded",
+    priority: int | None = None,
+    limits: Limit | Sequence[Limit] | None = None,
     description: str = "",
 ) -> CommandStep[Any]:
     """Make a step of a program.
@@ -200,6 +207,8 @@ def command(
         "cache": cache,
         "when": when,
         "run_if": run_if,
+        "priority": priority,
+        "limits": limits,
         "description": description,
     }
     where = f"command {step_name!r}"

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import inspect
 import shlex
 import subprocess
 from collections.abc import Callable
@@ -15,7 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from evpipe import Cache, CommandResult, Pipeline, Retry, UsageError, command, pipeline, step
+from evpipe import Cache, CommandResult, Mutex, Pipeline, Retry, UsageError, command, pipeline, step
 from evpipe.core.graph import Step as GraphStep
 from evpipe.sdk.command_line import CommandLine
 
@@ -225,7 +226,7 @@ def test_a_broken_code_is_refused(code: dict[str, Any], data: st.DataObject) -> 
 
 def test_in_a_pipeline_and_in_the_builder() -> None:
     """The same step, with its options, and handles that know its outputs."""
-    echo = command("echo {x}", retries=Retry(1), timeout_s=5)
+    echo = command("echo {x}", retries=Retry(1), timeout_s=5, priority=2, limits=Mutex("disk"))
 
     @pipeline
     def written(x: int) -> Any:
@@ -237,12 +238,9 @@ def test_in_a_pipeline_and_in_the_builder() -> None:
     graph = written.build({"x": 3}).graph
     assert list(graph.steps) == ["train", "told"]
     found = graph.steps["told"]
-    assert (found.executor, found.timeout_s, found.retries.count, found.outputs) == (
-        "command",
-        None,
-        1,
-        tuple(CommandResult.__annotations__),
-    )
+    assert (found.executor, found.timeout_s, found.retries.count) == ("command", None, 1)
+    assert (found.priority, [limit.name for limit in found.limits]) == (2, ["disk"])
+    assert found.outputs == tuple(CommandResult.__annotations__)
 
     p = Pipeline("built")
     p.step("train", train, lr="${told.result}", x=[])
@@ -256,3 +254,12 @@ def test_in_a_pipeline_and_in_the_builder() -> None:
         told["line"]  # type: ignore[typeddict-item]  # refused by a type checker, too
     with pytest.raises(UsageError, match=r"'queue' is a parameter of a and an option of a step"):
         Pipeline("both").step("a", command("a {queue}"), queue="x")
+
+
+def test_a_command_takes_the_options_of_every_step() -> None:
+    """But for those that are about functions."""
+    of_steps, of_commands = inspect.signature(step).parameters, inspect.signature(command).parameters
+    assert set(of_steps) - set(of_commands) == {"fn", "executor", "pickle"}
+    assert {name: of_commands[name].default for name in of_steps if name in of_commands} == {
+        name: parameter.default for name, parameter in of_steps.items() if name in of_commands
+    }
