@@ -1,0 +1,158 @@
+"""Every scenario ends as its row says, on the bus, locally and in debug mode."""
+
+from __future__ import annotations
+
+import functools
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import anyio
+import pytest
+
+from evpipe import Client, Controller, RunResult, Worker, run
+from evpipe.bus.memory import MemoryBus
+from evpipe.bus.nats.bus import NatsBus
+from evpipe.bus.server import ServerProcess
+from evpipe.bus.settings import BusSettings
+from evpipe.client.handle import RunHandle
+from tests.scenarios import pipelines as these
+from tests.scenarios.row import Row, agree, states
+from tests.scenarios.table import ROWS
+
+PATIENCE_S: Final = 60
+#: The scenarios that there are, with their variants.
+SCENARIOS: Final = (
+    "A1a A1b A1c A1d A2 A3 A5a A5b A7a A7b A7c A8a A8b A8c A8d A8e A12 A13a A13b A13c A14a A14b F1 F3 "
+    "F7(1) F7(2) F7(3) F7(4) F7(5) F7(6) F7(7) F7(8) F11 C1"
+)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def nothing_configured() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        for variable in ("NATS_URL", "EVPIPE_NATS_URL"):
+            patch.delenv(variable, raising=False)
+        yield
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How the run of a row ended, and what its check found when it had."""
+
+    result: RunResult[Any]
+    problem: AssertionError | None = None
+
+
+@functools.cache
+def ended_in(mode: str) -> Mapping[str, Ended]:
+    """How every row ends in a mode, all of them in one session, in whatever order tests ask."""
+    these.start_again()
+    rows = [row for row in ROWS if mode in row.modes]
+    if mode == "debug":
+        return {row.id: in_debug_mode(row) for row in rows}
+    if mode == "local":
+        return anyio.run(on_bus, rows, MemoryBus())
+    with tempfile.TemporaryDirectory() as folder, ServerProcess(Path(folder) / "nats") as server:
+        return anyio.run(on_bus, rows, NatsBus(BusSettings(url=server.url)))
+
+
+def in_debug_mode(row: Row) -> Ended:
+    # Calls follow each other: what cannot overlap does not wait for that.
+    given = {**row.parameters, "place": ""} if "place" in row.parameters else dict(row.parameters)
+    these.BROKEN.update(row.broken)
+    result = run(row.pipeline, given, mode="debug", answers=dict(row.answers))
+    these.BROKEN.difference_update(row.broken)
+    return checked(row, result)
+
+
+async def on_bus(rows: Sequence[Row], unopened: Any) -> dict[str, Ended]:
+    found: dict[str, Ended] = {}
+    lines: dict[str, list[Row]] = {}
+    for row in rows:
+        lines.setdefault(row.after or row.id, []).append(row)
+
+    async def line(client: Client, rows: Sequence[Row]) -> None:
+        for row in rows:
+            found[row.id] = await one(client, row)
+
+    async with unopened as bus:
+        client = Client(bus=bus)
+        async with Controller(client), Worker(client, ["default"], slots=16), anyio.create_task_group() as task_group:
+            for together in lines.values():
+                task_group.start_soon(line, client, together)
+    return found
+
+
+async def one(client: Client, row: Row) -> Ended:
+    await anyio.sleep(row.pause_s)
+    these.BROKEN.update(row.broken)
+    handle = await client.submit(row.pipeline, row.parameters, refresh=row.refresh)
+    if row.answers or row.cancel_at:
+        await drive(handle, row)
+    result = await handle.result(timeout_s=PATIENCE_S)
+    these.BROKEN.difference_update(row.broken)
+    return checked(row, result)
+
+
+async def drive(handle: RunHandle[Any], row: Row) -> None:
+    """Answer what is asked, and cancel the run when it is time to."""
+    left = {*row.cancel_at, *((step, "started") for step in row.answers)}
+    with anyio.fail_after(PATIENCE_S):
+        async for event in handle.events():
+            step = event.step or ""
+            if event.kind == "started" and step in row.answers:
+                await handle.approve(step, row.answers[step], by="ann")
+            left.discard((step, event.kind))
+            if not left:
+                break
+    if row.cancel_at:
+        await handle.cancel()
+
+
+def checked(row: Row, result: RunResult[Any]) -> Ended:
+    """Look at what states do not show now: rows that come later may change it."""
+    try:
+        if row.check is not None:
+            row.check(result)
+    except AssertionError as error:
+        return Ended(result, error)
+    return Ended(result)
+
+
+def shown(status: object, reason: object) -> str:
+    return f"{status} {reason}" if reason else str(status)
+
+
+@pytest.mark.parametrize(
+    ("mode", "row"),
+    [
+        pytest.param(mode, row, id=f"{mode}-{row.id}")
+        for mode in ("debug", "local", "bus")
+        for row in ROWS
+        if mode in row.modes
+    ],
+)
+def test_a_scenario_ends_as_its_row_says(mode: str, row: Row) -> None:
+    ended = ended_in(mode)[row.id]
+    result = ended.result
+    assert {name: shown(step.status, step.reason) for name, step in result.steps.items()} == states(row.ours)
+    wanted = row.our_run if " " in row.our_run or row.our_run != "failed" else "failed error"
+    assert shown(result.status, result.reason) == wanted
+    if result.status == "succeeded":
+        assert result.value == row.value
+    if ended.problem is not None:
+        raise ended.problem
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.id)
+def test_a_row_says_why_it_differs(row: Row) -> None:
+    assert row.differs or agree(row), "it ends otherwise than there, and does not say why"
+
+
+def test_the_table_has_every_scenario() -> None:
+    assert len({row.id for row in ROWS}) == len(ROWS)
+    found = {row.id.partition(" ")[0] for row in ROWS}
+    assert found >= set(SCENARIOS.split())
