@@ -9,21 +9,27 @@ from typing import Final
 import anyio
 
 from evpipe.bus.protocol import Bus
-from evpipe.client.fingerprints import components_of
 from evpipe.client.fold import RunFold
-from evpipe.core.bindings import BindingError, resolve
 from evpipe.core.names import nearest
 from evpipe.core.why import Cause, Why, why
-from evpipe.errors import EvpipeError, NotFound, RemoteProtocolError
-from evpipe.wire.cache import BUCKET as CACHE_BUCKET
-from evpipe.wire.cache import Marker, decode_entry
+from evpipe.errors import NotFound, RemoteProtocolError
+from evpipe.wire.holds import Hold, HoldKind, decode_hold
 from evpipe.wire.presence import BUCKET as WORKERS_BUCKET
 from evpipe.wire.presence import WorkerEntry, decode_worker
 
 #: Who is there answers a question within milliseconds.
-ANSWER_S: Final = 0.5
+ANSWER_S: Final = 0.3
 #: Steps in queues whose reasons are looked up.
 LOOKED_UP_MAX: Final = 8
+_CAUSES: Final = {
+    HoldKind.WINDOW: Cause.WINDOW,
+    HoldKind.QUEUE: Cause.QUEUE_LIMIT,
+    HoldKind.SEMAPHORE: Cause.SEMAPHORE,
+    HoldKind.RATE: Cause.RATE,
+    HoldKind.CACHE: Cause.SAME_RUNS,
+}
+#: What follows from how many workers a queue has: where there are none, that is the reason.
+_OF_WORKERS: Final = frozenset({HoldKind.WINDOW, HoldKind.QUEUE})
 _INDEX: Final = re.compile(r"\[(\d+)\]")
 
 
@@ -59,7 +65,7 @@ class _Outside:
         self._controller = True
         self._workers: list[WorkerEntry] = []
         #: Why each step in a queue waits there.
-        self._found: dict[str, Why] = {}
+        self._found: dict[str, list[Why]] = {}
 
     async def of(self, found: Why) -> Why:
         queued = [link.step for link in _links(found) if link.cause is Cause.QUEUED][:LOOKED_UP_MAX]
@@ -76,13 +82,12 @@ class _Outside:
         return replace(whole, because=(*whole.because, self._about(Cause.NO_CONTROLLER, message)))
 
     def _filled(self, link: Why) -> Why:
-        outside = self._found.get(link.step) if link.cause is Cause.QUEUED else None
-        because = (outside,) if outside is not None else tuple(self._filled(inner) for inner in link.because)
-        return replace(link, because=because)
+        inner = [self._filled(one) for one in link.because]
+        outside = self._found.get(link.step, []) if link.cause is Cause.QUEUED else []
+        return replace(link, because=(*inner, *outside))
 
     async def _ask_controller(self) -> None:
-        answer = await self._bus.ask(self._bus.subjects.ping_controller, b"", timeout_s=ANSWER_S)
-        self._controller = answer is not None
+        self._controller = await self._ask(self._bus.subjects.ping_controller) is not None
 
     async def _read_workers(self) -> None:
         for entry in await self._bus.bucket(WORKERS_BUCKET).entries():
@@ -94,45 +99,41 @@ class _Outside:
                 self._workers.append(worker)
 
     async def _look_up(self, step: str) -> None:
-        leader = await self._leader(step)
-        if leader is not None:
-            message = f"step {leader.step!r} of run {leader.run} computes the same now: its result is waited for"
-            self._found[step] = self._about(Cause.SAME_RUNS, message)
-            return
+        found = self._found[step] = []
+        hold = await self._hold(step)
+        if hold is not None and hold.kind not in _OF_WORKERS:
+            found.append(self._held(hold))
         submission = self._fold.submission
         queue = (submission.queue if submission is not None else "") or self._fold.run.spec(step).queue
         serving = [worker for worker in self._workers if queue in worker.queues]
-        if not serving:
+        if not serving and await self._ask(self._bus.subjects.ping_worker(queue)) is None:
             # A worker that has just come has not said so yet, but answers.
-            answer = await self._bus.ask(self._bus.subjects.ping_worker(queue), b"", timeout_s=ANSWER_S)
-            if answer is None:
-                message = f"no worker serves the queue {queue!r}: start one with `evpipe worker -q {queue}`"
-                self._found[step] = self._about(Cause.NO_WORKER, message)
-                return
-        lanes = [lane for lane in await self._bus.lanes() if lane.queue == queue]
-        waiting, taken = sum(lane.waiting for lane in lanes), sum(lane.taken for lane in lanes)
-        slots, busy = sum(worker.slots for worker in serving), sum(worker.busy for worker in serving)
-        if waiting or taken:
-            has = f"the queue {queue!r} has {waiting:,} launches that wait, this one among them, and {taken:,} that run"
-            self._found[step] = self._about(Cause.BEHIND, f"{has}; {busy} of {slots} slots of its workers are busy")
+            message = f"no worker serves the queue {queue!r}: start one with `evpipe worker -q {queue}`"
+            found.append(self._about(Cause.NO_WORKER, message))
+        elif hold is not None:
+            found[:] = [self._held(hold)]
+        else:
+            lanes = [lane for lane in await self._bus.lanes() if lane.queue == queue]
+            waiting, taken = sum(lane.waiting for lane in lanes), sum(lane.taken for lane in lanes)
+            slots, busy = sum(worker.slots for worker in serving), sum(worker.busy for worker in serving)
+            if waiting or taken:
+                has = f"{waiting:,} launches wait in the queue {queue!r}, this one among them, and {taken:,} run"
+                found.append(self._about(Cause.BEHIND, f"{has}; {busy} of {slots} slots of its workers are busy"))
 
-    async def _leader(self, step: str) -> Marker | None:
-        """Give who computes the result of a cached step now, if that is another."""
-        run, submission = self._fold.run, self._fold.submission
-        spec = run.spec(step)
-        if spec.cache is None or submission is None or submission.no_cache:
-            return None
+    async def _hold(self, step: str) -> Hold | None:
+        """Ask the controller what holds a launch back."""
+        answer = await self._ask(self._bus.subjects.held(self._fold.run.id, step))
         try:
-            arguments = resolve(spec.arguments, run.outputs, run.parameters)
-            components = components_of(spec, arguments, submission.facts)
-            entry = None
-            if components is not None:
-                entry = await self._bus.bucket(CACHE_BUCKET).get(components.fingerprint())
-            content = decode_entry(entry.value) if entry is not None else None
-        except (BindingError, EvpipeError):
+            return decode_hold(answer) if answer is not None else None
+        except RemoteProtocolError:
             return None
-        mine = isinstance(content, Marker) and (content.run, content.step) == (run.id, step)
-        return content if isinstance(content, Marker) and not mine else None
+
+    async def _ask(self, subject: str) -> bytes | None:
+        return await self._bus.ask(subject, b"", timeout_s=ANSWER_S)
+
+    def _held(self, hold: Hold) -> Why:
+        message = str(hold).removeprefix("it ")
+        return replace(self._about(_CAUSES[hold.kind], message), due_at_s=hold.until_s)
 
     def _about(self, cause: Cause, message: str) -> Why:
         return Why(run=self._fold.run.id, step="", status=None, cause=cause, message=message)

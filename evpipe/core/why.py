@@ -45,6 +45,11 @@ class Cause(StrEnum):
     #: Nobody serves its queue, no controller answers.
     NO_WORKER = "no_worker"
     NO_CONTROLLER = "no_controller"
+    #: It is not launched yet: it is not its turn in its queue, or the queue, a mutex or semaphore, or a rate is full.
+    WINDOW = "window"
+    QUEUE_LIMIT = "queue_limit"
+    SEMAPHORE = "semaphore"
+    RATE = "rate"
     #: Others' launches are before its own.
     BEHIND = "behind"
     #: A step with the same fingerprint runs now, whose result it will have.

@@ -8,7 +8,7 @@ import sys
 import anyio
 import pytest
 
-from evpipe import Cache, Client, Controller, NotFound, Pipeline, Worker
+from evpipe import Cache, Client, Controller, Mutex, NotFound, Pipeline, Worker
 from evpipe.bus.server import ServerProcess
 from evpipe.bus.settings import BusSettings
 from evpipe.core.why import Cause, Why
@@ -20,6 +20,7 @@ def waiting() -> Pipeline:
     p = Pipeline("waiting", queue="gpu")
     one = p.step("one", told, value=1, cache=Cache(version="of this test"))
     p.step("two", told, value=one)
+    p.step("three", told, value=3, limits=Mutex("one-at-a-time"))
     return p
 
 
@@ -48,6 +49,11 @@ def test_what_holds_a_step_up(server: ServerProcess) -> None:
                     found = await second.why("one")
                     assert causes(found) == [Cause.QUEUED, Cause.SAME_RUNS]
                     assert first.id in found.because[0].message
+                    found = await second.why("three")
+                    assert causes(found) == [Cause.QUEUED, Cause.SEMAPHORE]
+                    assert (
+                        f"the mutex 'one-at-a-time' is held by step three of run {first.id}" in found.because[0].message
+                    )
                     assert [root.cause for root in (await first.why("one")).roots()] == [Cause.NO_WORKER]
                 async with Worker(client, ["gpu"], slots=1):
                     await first.result(timeout_s=20)
