@@ -1,0 +1,76 @@
+"""Plans of random graphs as pipelines that can be run: each step ends as the plan says of its attempt."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from evpipe import Pipeline, current
+from evpipe.core.graph import Graph, Step
+from evpipe.core.retry import RetryPolicy
+from evpipe.sdk.definition import Built
+from tests.core.oracle import output_of
+from tests.core.plans import Outcome, Plan
+
+#: Ends of attempts that a function can bring about by itself.
+PLAYED: tuple[Outcome, ...] = ("ok", "error", "odd", "output")
+
+
+class Error(Exception):
+    """What a policy that retries `m.Error` alone retries."""
+
+
+class Odd(Exception):
+    """What it does not."""
+
+
+async def play(*, script: list[str], **_inputs: Any) -> Any:
+    """Run one attempt: end as the script says of it; attempts past the script succeed."""
+    here = current()
+    outcome = script[here.attempt - 1] if here.attempt <= len(script) else "ok"
+    match outcome:
+        case "error":
+            raise Error(outcome)
+        case "odd":
+            raise Odd(outcome)
+        case "output":
+            return play  # a function has no encoding
+        case _:
+            return output_of(here.step)
+
+
+def playable(plan: Plan) -> Plan:
+    """Give the same plan with ends that can be played, and without waiting: for a person, or between attempts."""
+    scripts: dict[str, tuple[Outcome, ...]] = {
+        name: tuple(outcome if outcome in PLAYED else "error" for outcome in plan.scripts.get(name, ()))
+        for name in plan.graph.steps
+    }
+    steps: list[Step] = []
+    for step in plan.graph.steps.values():
+        at_once = step if step.wait is None else replace(step, wait=None, timeout_s=None, arguments={})
+        policy = RetryPolicy(count=step.retries.count, delay_s=0.0, on=step.retries.on)
+        steps.append(replace(at_once, retries=policy))
+    return Plan(Graph.of(steps, pipeline=plan.graph.pipeline, output=plan.graph.output), scripts)
+
+
+class Played(Pipeline):
+    """A plan as a pipeline."""
+
+    def __init__(self, plan: Plan) -> None:
+        super().__init__(plan.graph.pipeline)
+        self._plan = plan
+
+    def build(self, values: Mapping[str, Any]) -> Built:
+        graph = self._plan.graph
+        steps = [self._step(step) for step in graph.steps.values()]
+        return Built(Graph.of(steps, pipeline=graph.pipeline, output=graph.output), {})
+
+    def _step(self, step: Step) -> Step:
+        return replace(
+            step,
+            code={"kind": "path", "module": __name__, "name": play.__name__},
+            executor="inline",
+            arguments={**step.arguments, "script": list(self._plan.scripts[step.name])},
+            retries=replace(step.retries, on=tuple(name.replace("m.", f"{__name__}.") for name in step.retries.on)),
+        )
