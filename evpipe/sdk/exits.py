@@ -17,6 +17,7 @@ from typing import Any, Final, TypedDict, cast
 from evpipe.core.bindings import OutputRef
 from evpipe.core.exits import RUN
 from evpipe.core.graph import Step as GraphStep
+from evpipe.core.names import nearest
 from evpipe.core.states import OnFailure, RunIf
 from evpipe.errors import UsageError
 from evpipe.sdk.build import Build
@@ -57,6 +58,7 @@ class RunSummary(TypedDict):
 
 #: The end that the run will have, in the condition of a handler: `when=exit_status == "failed"`.
 exit_status: Final = cast("str", ExitHandle(OutputRef(RUN, ("status",))))
+_KEYS: Final = tuple(RunSummary.__annotations__)
 _SUMMARY: Final = ExitHandle(OutputRef(RUN))
 
 
@@ -82,7 +84,8 @@ def handler_steps(handlers: Sequence[Step[..., Any]], build: Build, taken: Mappi
     added = Build(build.pipeline, build.queue)
     added.steps.update(taken)
     for handler in handlers:
-        handler._add_to(added, (_SUMMARY,) if _takes_summary(handler) else (), {})
+        parts = {p.name: ExitHandle(OutputRef(RUN, (p.name,))) for p in _by_name(handler) if p.name in _KEYS}
+        handler._add_to(added, (_SUMMARY,) if _takes_summary(handler) else (), parts)
     found = list(added.steps.values())[len(taken) :]
     made = zip(found, handlers, strict=True)
     # A handler tells of a run: that it could not does not make the run a failed one, unless it says so.
@@ -114,7 +117,18 @@ def _checked(given: Any, where: str) -> Step[..., Any]:
             f"{where}: {handler!r} takes {', '.join(required)}: a handler is given one argument, what is known of the "
             "run (a RunSummary), or none"
         )
+    unknown = [p.name for p in _by_name(handler) if p.default is p.empty and p.name not in _KEYS]
+    if unknown:
+        raise UsageError(
+            f"{where}: {handler!r} takes {unknown[0]!r} by name, and what is known of a run is {', '.join(_KEYS)}"
+            f"{nearest(unknown[0], _KEYS)}"
+        )
     return handler
+
+
+def _by_name(handler: Step[..., Any]) -> list[inspect.Parameter]:
+    """Give what is only taken by name: keyword-only parameters, and a command's placeholders."""
+    return [p for p in handler._signature.parameters.values() if p.kind is p.KEYWORD_ONLY]
 
 
 def _takes_summary(handler: Step[..., Any]) -> bool:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from evpipe import Pipeline, RunSummary, exit_status, not_, pipeline, step
+from evpipe import Pipeline, RunSummary, command, exit_status, not_, pipeline, step
 from evpipe.core.bindings import OutputRef
 from evpipe.core.conditions import AllOf, Comparison, Negation
 from evpipe.core.exits import RUN
@@ -51,6 +51,14 @@ def test_handlers_are_the_last_steps_of_the_graph() -> None:
     assert not graph.steps["sweep"].on_exit
 
 
+def test_what_is_taken_by_name_is_that_part_of_the_summary() -> None:
+    @pipeline(on_exit=command("mail -s {status} {run}", name="mail"))
+    def told() -> None: ...
+
+    arguments = decode_graph(encode_graph(told.build({}).graph)).steps["mail"].arguments
+    assert arguments == {"status": OutputRef(RUN, ("status",)), "run": OutputRef(RUN, ("run",))}
+
+
 def test_a_condition_on_the_end_of_the_run() -> None:
     when = not_(exit_status == "failed") & (exit_status != "cancelled")
     p = Pipeline("p", on_exit=tell.options(when=when))
@@ -76,6 +84,10 @@ def test_a_pipeline_of_the_builder_can_be_built_again_with_more_steps() -> None:
         ([tell, None], "takes a step or a list of steps, not None"),
         (tell.options(after=["x"]), "cannot have after=…, a handler begins when all steps have ended"),
         (tell.options(run_if="any_failed"), "cannot have run_if='any_failed', a handler begins however its run ends"),
+        (
+            command("mail {who} {status}"),
+            "takes 'who' by name, and what is known of a run is run, pipeline, parameters",
+        ),
         (two, "takes run, channel: a handler is given one argument, what is known of the run"),
     ],
 )
