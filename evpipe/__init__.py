@@ -43,7 +43,7 @@ from evpipe.sdk.result import RunResult, StepResult
 from evpipe.sdk.retry import Retry
 from evpipe.sdk.serializer import serializer
 from evpipe.sdk.step import Step, step
-from evpipe.sdk.waits import approval, sleep
+from evpipe.sdk.waits import approval, sleep, wait_for_event
 
 if TYPE_CHECKING:
     from evpipe.client.client import Client, connect
@@ -102,6 +102,7 @@ __all__ = [
     "serializer",
     "sleep",
     "step",
+    "wait_for_event",
 ]
 
 _LAZY = {

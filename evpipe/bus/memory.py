@@ -45,6 +45,7 @@ from evpipe.bus.protocol import (
     Record,
     Refused,
     Sending,
+    Signals,
     Stored,
     Telemetry,
 )
@@ -55,6 +56,7 @@ from evpipe.wire.subjects import Subjects
 
 #: As much of what steps write as one process keeps, where no server does.
 TELEMETRY_BYTES_MAX: Final = 32 * 1024**2
+SIGNALS_BYTES_MAX: Final = 32 * 1024**2
 #: What of an object is read, written or hashed before others may go on.
 PIECE_BYTES: Final = 1024 * 1024
 
@@ -116,6 +118,7 @@ class MemoryServer:
         self.records = self._log.records
         self._last_by_subject: dict[str, int] = {}
         self.telemetry = MemoryStream(self.subjects.all_telemetry, bytes_max=TELEMETRY_BYTES_MAX)
+        self.signals = MemoryStream(self.subjects.all_signals, bytes_max=SIGNALS_BYTES_MAX)
         self.launches: dict[str, _Kept] = {}
         self.launch_sequence = 0
         self._lanes: dict[tuple[str, int], _Lane] = {}
@@ -135,6 +138,14 @@ class MemoryServer:
         if self._epoch is None:
             self._epoch = (time.time(), anyio.current_time())
         return self._epoch[0] + anyio.current_time() - self._epoch[1]
+
+    def store(self, subject: str, payload: bytes, expected: int | None) -> Outcome:
+        """Take a message into the stream that its subject belongs to."""
+        if subject.startswith(f"{self.subjects.prefix}.queue."):
+            return self.launch(subject, payload)
+        if subject.startswith(f"{self.subjects.prefix}.signal."):
+            return Stored(self.signals.append(subject, payload, self.now_s()))
+        return self.append(subject, payload, expected)
 
     # ---- the log
 
@@ -466,6 +477,32 @@ class MemoryTelemetry:
         yield MemoryFeed(self._stream.read, self._bus.reach, subjects, after)
 
 
+class MemorySignals:
+    """See `bus.protocol.Signals`."""
+
+    def __init__(self, bus: MemoryBus) -> None:
+        self._bus = bus
+        self._stream = bus.server.signals
+
+    async def send(self, subject: str, payload: bytes) -> int:
+        outcome = await self._bus.append_wait(subject, payload)
+        assert isinstance(outcome, Stored), "nothing was expected of its subject"
+        return outcome.sequence
+
+    async def last_sequence(self) -> int:
+        await self._bus.reach()
+        return self._stream.last_sequence
+
+    def replay(
+        self, subjects: Sequence[str], *, up_to: int, after: int = 0, since_s: float | None = None
+    ) -> AsyncIterator[list[Record]]:
+        return replayed(self._stream.read, self._bus.reach, subjects, after, up_to, since_s)
+
+    @asynccontextmanager
+    async def follow(self, subjects: Sequence[str], *, after: int = 0) -> AsyncIterator[AsyncIterator[list[Record]]]:
+        yield MemoryFeed(self._stream.read, self._bus.reach, subjects, after)
+
+
 class MemoryBus:
     """A connection to a `MemoryServer`; see `bus.protocol.Bus`.
 
@@ -536,11 +573,8 @@ class MemoryBus:
         if fault is Fault.FULL:
             self._outbox.answered(token, Verdict.LATER)
             return
-        if message.subject.startswith(f"{self.subjects.prefix}.queue."):
-            outcome = self.server.launch(message.subject, message.payload)
-        else:
-            expected = (message.headers or {}).get("expected")
-            outcome = self.server.append(message.subject, message.payload, int(expected) if expected else None)
+        expected = (message.headers or {}).get("expected")
+        outcome = self.server.store(message.subject, message.payload, int(expected) if expected else None)
         if fault is not Fault.STORED_SILENTLY:
             self._outbox.answered(token, outcome)
 
@@ -560,8 +594,10 @@ class MemoryBus:
         await self.reach()
         return self.server.last(subject)
 
-    def replay(self, subjects: Sequence[str], *, up_to: int, after: int = 0) -> AsyncIterator[list[Record]]:
-        return replayed(self.server.read, self.reach, subjects, after, up_to)
+    def replay(
+        self, subjects: Sequence[str], *, up_to: int, after: int = 0, since_s: float | None = None
+    ) -> AsyncIterator[list[Record]]:
+        return replayed(self.server.read, self.reach, subjects, after, up_to, since_s)
 
     @asynccontextmanager
     async def follow(
@@ -646,6 +682,10 @@ class MemoryBus:
     @property
     def telemetry(self) -> Telemetry:
         return MemoryTelemetry(self)
+
+    @property
+    def signals(self) -> Signals:
+        return MemorySignals(self)
 
     def signal(self, subject: str, payload: bytes) -> None:
         if self.connected:

@@ -81,13 +81,13 @@ class MemoryStream:
 
 
 async def replayed(
-    read: Read, reach: Reach, subjects: Sequence[str], after: int, up_to: int
+    read: Read, reach: Reach, subjects: Sequence[str], after: int, up_to: int, since_s: float | None = None
 ) -> AsyncIterator[list[Record]]:
     """Give the records between two sequences, then end."""
     while after < up_to:
         found, after = await read(subjects, after)
         await reach()
-        found = [record for record in found if record.sequence <= up_to]
+        found = [record for record in found if record.sequence <= up_to and record.at_s >= (since_s or 0.0)]
         if found:
             yield found
 

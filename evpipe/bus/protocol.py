@@ -183,6 +183,30 @@ class Telemetry(Protocol):
         """As `Bus.follow`; records that made room for others before they were read are simply not there."""
 
 
+class Signals(Protocol):
+    """Named events that anybody sends and that steps wait for: a stream that is bounded by age and size, oldest out."""
+
+    async def send(self, subject: str, payload: bytes) -> int:
+        """Store a signal; goes on until it is answered, so after a lost answer it may be there twice.
+
+        Returns:
+            Its sequence.
+        """
+
+    async def last_sequence(self) -> int:
+        """Sequence of the newest signal, 0 if there was never one; read at the stream's leader."""
+
+    def replay(
+        self, subjects: Sequence[str], *, up_to: int, after: int = 0, since_s: float | None = None
+    ) -> AsyncIterator[list[Record]]:
+        """As `Bus.replay`; what made room for newer ones is simply not there."""
+
+    def follow(
+        self, subjects: Sequence[str], *, after: int = 0
+    ) -> AbstractAsyncContextManager[AsyncIterator[list[Record]]]:
+        """As `Bus.follow`."""
+
+
 @dataclass(frozen=True, slots=True)
 class ObjectEntry:
     """An object of the store, as its description says."""
@@ -290,8 +314,14 @@ class Bus(Protocol):
     async def last(self, subject: str) -> Record | None:
         """Newest event whose subject matches (wildcards allowed), read at the stream's leader."""
 
-    def replay(self, subjects: Sequence[str], *, up_to: int, after: int = 0) -> AsyncIterator[list[Record]]:
-        """Give the records with `after` < sequence <= `up_to` whose subject matches, in order, then end."""
+    def replay(
+        self, subjects: Sequence[str], *, up_to: int, after: int = 0, since_s: float | None = None
+    ) -> AsyncIterator[list[Record]]:
+        """Give the records with `after` < sequence <= `up_to` whose subject matches, in order, then end.
+
+        Args:
+            since_s: where `after` is 0, what is older than this time (seconds since 1970) may be left out.
+        """
 
     def follow(
         self, subjects: Sequence[str], *, after: int = 0, since_s: float | None = None
@@ -354,6 +384,9 @@ class Bus(Protocol):
 
     @property
     def telemetry(self) -> Telemetry: ...
+
+    @property
+    def signals(self) -> Signals: ...
 
     def signal(self, subject: str, payload: bytes) -> None:
         """Tell whoever listens now; best effort."""

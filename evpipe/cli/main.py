@@ -21,6 +21,7 @@ from evpipe.cli.metrics import metrics
 from evpipe.cli.output import DEBUG_VARIABLE, Exit, Group, json_text, say, show_if_debugging, write_data
 from evpipe.cli.run import run
 from evpipe.cli.runs import runs
+from evpipe.cli.signal import signal
 from evpipe.cli.storage import gc
 from evpipe.cli.why import why
 from evpipe.cli.worker import worker
@@ -59,6 +60,7 @@ runs.add_command(logs)
 runs.add_command(metrics)
 cli.add_command(runs)
 cli.add_command(events)
+cli.add_command(signal)
 cli.add_command(dev)
 cli.add_command(controller)
 cli.add_command(worker)

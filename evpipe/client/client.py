@@ -33,7 +33,7 @@ from evpipe.client.waiting import WaitingStep, waiting_of
 from evpipe.core.fingerprint import NO_FACTS, RunFacts
 from evpipe.core.graph import Graph
 from evpipe.core.limits import check_priority
-from evpipe.core.names import check_name, nearest
+from evpipe.core.names import check_name, check_signal_name, nearest
 from evpipe.core.states import RUN_ENDS
 from evpipe.errors import Conflict, NotFound, RemoteProtocolError, UsageError
 from evpipe.sdk.definition import AnyPipeline, Built
@@ -45,6 +45,7 @@ from evpipe.wire.messages import Submission, decode_submission, encode_submissio
 from evpipe.wire.presence import BUCKET as WORKERS_BUCKET
 from evpipe.wire.presence import WorkerEntry, decode_worker
 from evpipe.wire.registry import BUCKET, RunEntry, decode_run_entry
+from evpipe.wire.signals import encode_signal
 from evpipe.wire.spool import spooled
 from evpipe.wire.subjects import check_run_id
 from evpipe.wire.values import pack
@@ -412,6 +413,24 @@ class Client:
             return function
 
         return register
+
+    async def send_signal(self, name: str, payload: Any = None) -> int:
+        """Send a signal to all steps that wait for it, now and, for as long as it is kept, later (7 days, by default).
+
+        Args:
+            name: up to eight names with dots between them, as in "orders.created".
+            payload: what JSON holds, of at most 64 KiB.
+
+        Returns:
+            Its sequence among all signals. After a lost answer it may have been sent twice.
+
+        Raises:
+            UsageError: if the name is not allowed.
+            EncodingError, LimitExceeded: if the payload is not.
+        """
+        bus = self.bus
+        subject = bus.subjects.signal(check_signal_name(name))
+        return await bus.signals.send(subject, encode_signal(payload, name))
 
     @property
     def cache(self) -> CacheView:

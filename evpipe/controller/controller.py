@@ -85,10 +85,11 @@ class Controller:
         # The queue's end is read before the log's: a launch up to it belongs to a run that the log shows.
         queue_end = await bus.last_launch_sequence()
         last = await bus.last_sequence()
+        signals_end = await bus.signals.last_sequence()
         live, ended = await read_runs(bus, last)
         async with AsyncExitStack() as stack, anyio.create_task_group() as task_group:
             chores = Chores(bus)
-            desk = self._desk = Desk(bus, task_group, chores, now_s)
+            desk = self._desk = Desk(bus, task_group, chores, now_s, signals_end)
             stack.callback(desk.close)
             task_group.start_soon(chores.run)
             for records in live.values():

@@ -30,6 +30,7 @@ from evpipe.controller.limits import Limits
 from evpipe.controller.look_ups import LookUps, Miss
 from evpipe.controller.queue_watch import QueueWatch
 from evpipe.controller.timers import Timers
+from evpipe.controller.watches import Watches
 from evpipe.core.commands import Await, Command, Decide, Launch, Quarantine, StopAttempt, WakeAt
 from evpipe.core.events import (
     CancelRequested,
@@ -41,6 +42,7 @@ from evpipe.core.events import (
     StepCached,
     StepCancelled,
     StepFailed,
+    StepReceived,
     StepRetried,
     StepSkipped,
     Submitted,
@@ -171,9 +173,10 @@ class Desk:
         task_group: where graphs are fetched.
         chores: what is told about runs and their ends.
         now_s: the bus's clock at the start; later it is the newest record's.
+        signals_after: sequence of the newest signal at the start.
     """
 
-    def __init__(self, bus: Bus, task_group: TaskGroup, chores: Chores, now_s: float) -> None:
+    def __init__(self, bus: Bus, task_group: TaskGroup, chores: Chores, now_s: float, signals_after: int) -> None:
         self.cases: dict[str, Case] = {}
         self.timers = Timers(self._due)
         self._bus = bus
@@ -187,6 +190,7 @@ class Desk:
         self._limits = Limits(
             bus, task_group, self.cases, self._dispatch, self._depart_held, self._wanted, self._bus_clock_s
         )
+        self.watches = Watches(bus, task_group, self._decide, signals_after)
         self._look_ups = LookUps(bus, task_group, self.cases, self._send_launch, self._decide, lambda: self._now_s)
         self._graphs: OrderedDict[str, Graph] = OrderedDict()
         #: Another may lead by now: nothing is begun here any more.
@@ -207,6 +211,7 @@ class Desk:
         async with anyio.create_task_group() as task_group:
             task_group.start_soon(self.timers.run)
             task_group.start_soon(self._watch.run)
+            task_group.start_soon(self.watches.run)
             task_group.start_soon(self._limits.run)
 
     def _bus_clock_s(self) -> float:
@@ -225,6 +230,8 @@ class Desk:
         except RemoteProtocolError as error:
             log.warning("event_quarantined", sequence=record.sequence, reason=str(error))
             return
+        if self.watches.of_log:
+            self.watches.see(record, subject)
         case = self.cases.get(subject.run)
         if case is not None and case.pipeline != subject.pipeline:
             # Its subject is not one that the run's decisions are expected on.
@@ -318,6 +325,7 @@ class Desk:
                 if state.status is StepStatus.FAILED:
                     self._look_ups.step_failed(case.run.id, subject.step)
                 self._look_ups.step_ended(case.run.id, subject.step)
+                self.watches.step_ended(case.run.id, subject.step)
                 lane = case.flying.pop(subject.step, None)
             elif commands and subject.kind == "failed":
                 lane = case.flying.pop(subject.step, None)
@@ -399,7 +407,7 @@ class Desk:
                 case WakeAt():
                     self.timers.add(command.at_s - self._now_s, case.run.id, command.step, command.attempt)
                 case Await():
-                    pass
+                    self.watches.begin(case, command)
                 case StopAttempt():
                     stops.append((case.run.id, command.step, command.attempt))
                 case Quarantine():
@@ -533,6 +541,8 @@ class Desk:
                 if isinstance(event, Due):
                     # Unless it was not that: then the wait is still open, and it is due as before.
                     self.timers.add(DUE_AGAIN_S, case.run.id, event.step, event.attempt)
+                elif isinstance(event, StepReceived) and not self._closed:
+                    self.watches.refused(case, event)
                 elif isinstance(event, StepCached) and not self._closed and self.cases.get(case.run.id) is case:
                     # Likewise: then the step is still to be launched, or cached.
                     self._task_group.start_soon(self._look_up_again, case, event)
@@ -619,6 +629,7 @@ class Desk:
         self._hold_back(case)
         del self.cases[run.id]
         self._look_ups.run_ended(run.id)
+        self.watches.run_ended(run.id)
         self._limits.run_ended(case)
         flying, case.flying = case.flying, {}
         for lane in flying.values():

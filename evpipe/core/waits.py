@@ -13,6 +13,7 @@ event that made the step ready.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
@@ -68,7 +69,13 @@ _TAKES: Final = {
     WaitKind.SIGNAL: frozenset({"name", "match", "default"}),
     WaitKind.RUN_EVENT: frozenset({"run", "pipeline", "step", "kind", "default"}),
 }
-_NEEDS: Final = {WaitKind.SLEEP: "seconds", WaitKind.APPROVAL: "message", WaitKind.SIGNAL: "name"}
+_NEEDS: Final = {
+    WaitKind.SLEEP: "seconds",
+    WaitKind.APPROVAL: "message",
+    WaitKind.SIGNAL: "name",
+    WaitKind.RUN_EVENT: "kind",
+}
+_RUN_ID: Final = re.compile(r"[a-z0-9]{8,32}\Z")
 
 
 def check_wait(where: str, wait: Wait, arguments: Mapping[str, Any], timeout_s: float | None) -> None:
@@ -81,8 +88,8 @@ def check_wait(where: str, wait: Wait, arguments: Mapping[str, Any], timeout_s: 
     if unknown:
         takes = ", ".join(sorted(_TAKES[wait.kind]))
         raise UsageError(f"{where}: a wait of the kind {wait.kind} takes {takes}, not {unknown[0]!r}")
-    need = _NEEDS.get(wait.kind)
-    if need is not None and need not in arguments:
+    need = _NEEDS[wait.kind]
+    if need not in arguments:
         raise UsageError(f"{where}: a wait of the kind {wait.kind} needs {need!r}")
     if wait.kind is WaitKind.RUN_EVENT and ("run" in arguments) == ("pipeline" in arguments):
         raise UsageError(f"{where}: an event of another run is one of run=… or of pipeline=…, exactly one of them")
@@ -140,8 +147,13 @@ def shown_wait(wait: Wait, arguments: Mapping[str, Any]) -> str:
 
 
 def _equal(one: Any, other: Any) -> bool:
+    """Compare as JSON does: a true is no 1, a tuple is a list. They are nested no deeper than values of the log are."""
     if isinstance(one, bool) is not isinstance(other, bool):
         return False
+    if isinstance(one, dict) and isinstance(other, dict):
+        return one.keys() == other.keys() and all(_equal(value, other[key]) for key, value in one.items())
+    if isinstance(one, (list, tuple)) and isinstance(other, (list, tuple)):
+        return len(one) == len(other) and all(map(_equal, one, other))
     return bool(one == other)
 
 
@@ -165,7 +177,7 @@ def _problem(wait: Wait, known: Mapping[str, Any]) -> str | None:
                 if wait.kind is WaitKind.APPROVAL:
                     found = wait.answer.problem(value, "default")
             case "run":
-                if not isinstance(value, str) or not 8 <= len(value) <= 32 or not value.isalnum():
+                if not isinstance(value, str) or _RUN_ID.match(value) is None:
                     found = f"run must be the id of a run, not {_shown(value)}"
             case _:
                 found = _name_problem(name, value, wait)

@@ -135,6 +135,8 @@ async def _answer(
         if waiting.kind == WaitKind.APPROVAL and mode == "bus":
             command = f"`evpipe runs approve {handle.id} {waiting.step}`"
             note(f"step {waiting.step!r} {_what(waiting)}; {command} gives one")
+        elif mode == "bus":
+            note(f"step {waiting.step!r} {_what(waiting)}")
         return
     answer = await anyio.to_thread.run_sync(answers.of, waiting, abandon_on_cancel=True)
     try:

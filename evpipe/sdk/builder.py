@@ -31,7 +31,7 @@ from evpipe.sdk.references import PIPELINE, RESULT, StepReference, is_reference,
 from evpipe.sdk.retry import Retry
 from evpipe.sdk.shape import Shape
 from evpipe.sdk.step import Step, make_step
-from evpipe.sdk.waits import Adding, Reject, add_approval, add_sleep
+from evpipe.sdk.waits import Adding, Reject, Since, add_approval, add_event, add_sleep
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -318,6 +318,30 @@ class Pipeline(AnyPipeline[..., Any]):
         """Add a step that waits for a person's answer; as `evpipe.approval`."""
         given = {"after": after, "when": when, "run_if": run_if, "on_failure": on_failure, "description": description}
         return add_approval(self._adding, message, answer, show, reject, name, timeout_s, default, given)
+
+    def wait_for_event(
+        self,
+        name: str,
+        signal: str | None = None,
+        *,
+        match: Mapping[str, object] | None = None,
+        run: object = None,
+        pipeline: str | None = None,
+        step: str | None = None,
+        kind: str | None = None,
+        since: Since = "wait",
+        after: Sequence[object] = (),
+        when: object = None,
+        run_if: RunIfName = "all_succeeded",
+        timeout_s: float | None = None,
+        default: object = UNSET,
+        on_failure: OnFailureName = "fail",
+        description: str = "",
+    ) -> Any:
+        """Add a step that waits for an event; as `evpipe.wait_for_event`."""
+        given = {"after": after, "when": when, "run_if": run_if, "on_failure": on_failure, "description": description}
+        what = {"signal": signal, "match": match, "run": run, "pipeline": pipeline, "step": step, "kind": kind}
+        return add_event(self._adding, what, since, name, timeout_s, default, given)
 
     def sleep(
         self,

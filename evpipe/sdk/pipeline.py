@@ -146,7 +146,8 @@ def pipeline(
         fail_fast: whether the first failed step ends the run; else what does not need it goes on.
         deadline_s: seconds from submit to the end of the run.
         on_exit: a step, or a list of steps, that begin when all others have ended, whatever happened; each is given
-            a `RunSummary`, or the parts of it that it takes by name. `when=exit_status == "failed"` makes one conditional.
+            a `RunSummary`, or the parts of it that it takes by name. `when=exit_status == "failed"` makes one
+            conditional.
         priority: of its runs, where their submits say nothing else: 0 (first) to 9 (last).
 
     Raises:

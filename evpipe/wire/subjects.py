@@ -127,8 +127,8 @@ class Subjects:
     def events_of_step(self, run: str, step: str, kind: str = "*") -> str:
         return f"{self._event}{shard_of(run)}.*.{run}.{step}.{kind}"
 
-    def events_like(self, *, pipeline: str | None = None, kind: str | None = None) -> str:
-        return f"{self._event}*.{pipeline or '*'}.*.*.{kind or '*'}"
+    def events_like(self, *, pipeline: str | None = None, step: str | None = None, kind: str | None = None) -> str:
+        return f"{self._event}*.{pipeline or '*'}.*.{step or '*'}.{kind or '*'}"
 
     def parse_event(self, subject: str) -> EventSubject:
         """Take an event's subject apart.

@@ -124,13 +124,17 @@ class LosesItsTailInACrash(MemoryServer):
 class Inclusive(MemoryBus):
     """`up_to` and `after` are one off."""
 
-    async def replay(self, subjects: Sequence[str], *, up_to: int, after: int = 0) -> AsyncIterator[list[Record]]:
+    async def replay(
+        self, subjects: Sequence[str], *, up_to: int, after: int = 0, since_s: float | None = None
+    ) -> AsyncIterator[list[Record]]:
         async for batch in super().replay(subjects, up_to=up_to, after=max(0, after - 1)):
             yield batch
 
 
 class ReplayEndsEarly(MemoryBus):
-    async def replay(self, subjects: Sequence[str], *, up_to: int, after: int = 0) -> AsyncIterator[list[Record]]:
+    async def replay(
+        self, subjects: Sequence[str], *, up_to: int, after: int = 0, since_s: float | None = None
+    ) -> AsyncIterator[list[Record]]:
         async for batch in super().replay(subjects, up_to=max(0, up_to - 1), after=after):
             yield batch
 

@@ -50,7 +50,7 @@ def test_everything_right(hosted_bus: CommandLine) -> None:
     ]  # fmt: skip
     url = hosted_bus.env["EVPIPE_NATS_URL"]
     assert f"url = {url} from EVPIPE_NATS_URL" in found["settings"][0][1]
-    assert len(found["stream"]) == 8
+    assert len(found["stream"]) == 11
     assert found["stream"][0][1].startswith("lab-log: 0 messages, 0 B of ")
     assert found["publish"][0][1].endswith(" ms until a message is stored and acknowledged")
 

@@ -74,6 +74,12 @@ CASES = [
         errors={"nap": "seconds must be a number from 0 to 31,622,400, not a dict"},
     ),
     Case(
+        pipeline=these.ordered,
+        answers={"order": {"id": 7, "total": 12.5}},
+        steps={"identity": OK, "order": OK, "gone": OK},
+        value=[12.5, 0],
+    ),
+    Case(
         pipeline=these.built(),
         answers={"approve": 3},
         steps={"build": OK, "approve": OK, "nap": OK, "release": OK},
@@ -97,7 +103,7 @@ def test_what_comes_of_waits(case: Case, mode: Mode, embedded: Path) -> None:
         assert result.value == case.value
         assert type(result.value) is type(case.value)
     for name in case.answers:
-        assert result.steps[name].answered_by == "answers"
+        assert result.steps[name].answered_by == (None if name == "order" else "answers")
     nap = result.steps.get("delay")
     if nap is not None and nap.started_at and nap.ended_at:
         assert 0.299 <= (nap.ended_at - nap.started_at).total_seconds() < 2
@@ -128,6 +134,60 @@ async def waits(handle: RunHandle[Any], step: str) -> WaitingStep:
         if (event.step, event.kind) == (step, "started"):
             return next(found for found in await handle.waiting() if found.step == step)
     raise AssertionError(f"{step} never waited")
+
+
+def test_signals_and_events_of_other_runs(server: ServerProcess) -> None:
+    """They are found whoever sent them, also while nobody led; what does not match, or cannot be read, is nothing."""
+
+    async def main() -> None:
+        async with Client(BusSettings(url=server.url)) as client, Worker(client, slots=2):
+            subject = client.bus.subjects.signal("orders.created")
+            async with Controller(client):
+                await client.send_signal("orders.created", {"id": 7, "total": "before anybody waited"})
+                first = await client.submit(these.released, {"nap_s": 0})
+                ordered = await client.submit(these.ordered)
+                watching = await client.submit(these.watching, {"run": first.id})
+                await waits(first, "approve")
+                await waits(ordered, "order")
+                found = await waits(watching, "other")
+                assert found.message == "waits for the event finished of any run of said_no"
+                assert {step.kind for step in await watching.waiting()} == {"run_event"}
+                # It has succeeded before: of a certain run everything counts.
+                async for event in watching.events():
+                    if (event.step, event.kind) == ("built", "received"):
+                        break
+            # Now nobody leads. A client of any language publishes without evpipe.
+            for payload in (
+                b"{",
+                b"\xff" * 100,
+                b"[" * 5_000,
+                b'{"id":8}',
+                b'{"id":7,"total":3}',
+                b'{"id":7,"total":4}',
+            ):
+                await client.bus.signals.send(subject, payload)
+            with pytest.raises(UsageError, match="is not the name of a signal"):
+                await client.send_signal("orders.>", {})
+            # What has its place in the log and is none stands in nobody's way.
+            received = client.bus.subjects.event("ordered", ordered.id, "order", "received")
+            await client.bus.append_wait(received, b"nonsense")
+            await first.approve("approve", False)
+            async with Controller(client):
+                with anyio.fail_after(20):
+                    assert (await ordered.result()).value == [3, 0]
+                    other = await client.submit(these.said_no)
+                    await waits(other, "approve")
+                    await other.cancel()
+                    result = await watching.result()
+                    assert result.value == {"score": 0.5, "ended": "succeeded", "other": other.id}
+                    # What came since the submit of the run counts where that is asked for.
+                    await client.send_signal("orders.created", {"id": 7, "total": "too old"})
+                    late = await client.submit(these.ordered, {"since": "submit"})
+                    await waits(late, "order")
+                    await late.cancel("enough")
+                    assert str((await late.result()).steps["order"].status) == "cancelled"
+
+    anyio.run(main)
 
 
 async def listed_by(client: Client, pipeline: str) -> list[WaitingStep]:

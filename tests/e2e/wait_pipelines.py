@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from evpipe import Pipeline, approval, pipeline, sleep, step
+from evpipe import Pipeline, approval, pipeline, sleep, step, wait_for_event
 
 
 @step(executor="inline")
@@ -20,6 +20,11 @@ async def release(what: object) -> str:
 @step(executor="inline")
 async def clean_up() -> str:
     return "clean"
+
+
+@step(executor="inline")
+async def identity(value: int) -> int:
+    return value
 
 
 @pipeline
@@ -84,3 +89,21 @@ def built() -> Pipeline:
     nap = p.sleep("nap", "${build.score}", after=["approve"])
     p.output(p.step("release", release, what="${approve.result}", after=[nap]))
     return p
+
+
+@pipeline
+def ordered(since: Any = "wait") -> list[object]:
+    """Waits for signals: one that matches, one that never comes."""
+    order_id = identity(7)
+    order = wait_for_event("orders.created", match={"id": order_id}, since=since, name="order")
+    gone = wait_for_event("orders.gone", timeout_s=0.3, default={"total": 0}, name="gone")
+    return [order["total"], gone["total"]]
+
+
+@pipeline
+def watching(run: str = "abcdefgh") -> dict[str, object]:
+    """Waits for another run, and for any run of a pipeline."""
+    built = wait_for_event(run=run, step="build", name="built")
+    ended = wait_for_event(run=run, name="ended", timeout_s=60)
+    other = wait_for_event(pipeline="said_no", name="other")
+    return {"score": built["data"]["value"]["score"], "ended": ended["data"]["status"], "other": other["run"]}

@@ -111,11 +111,8 @@ class GhostBus(MemoryBus):
 
     async def _arrive_late(self, message: Message, delay_s: float) -> None:
         await anyio.sleep(delay_s)
-        if message.subject.startswith(f"{self.subjects.prefix}.queue."):
-            self.server.launch(message.subject, message.payload)
-        else:
-            expected = (message.headers or {}).get("expected")
-            self.server.append(message.subject, message.payload, int(expected) if expected else None)
+        expected = (message.headers or {}).get("expected")
+        self.server.store(message.subject, message.payload, int(expected) if expected else None)
 
 
 class Node:
@@ -343,6 +340,10 @@ class Simulation:
             plans[key] = renamed
             failures |= renamed.failures
             delays |= renamed.delays_s
+        await self._on_stage(plans, delays, failures)
+
+    async def _on_stage(self, plans: dict[str, Any], delays: dict[str, float], failures: dict[str, int]) -> None:
+        """Play these plans, with steps that take so long and fail so often."""
         self.seen.stage = Stage(
             delay_s=lambda name, _: delays[name], failures=failures, log_length=lambda: len(self.server.records)
         )
@@ -369,7 +370,7 @@ class Simulation:
         runs = ", ".join(run or f"{key} (its submit was not answered)" for key, run in self._open.items())
         return f"the run has not ended after {after}: {runs}"
 
-    async def _play(self, plans: dict[str, Plan]) -> None:
+    async def _play(self, plans: dict[str, Any]) -> None:
         rng = self.rng
         for _ in range(rng.randint(1, 2)):
             self._start_controller()
@@ -387,7 +388,7 @@ class Simulation:
         # What is done behind the fold (registry, purges) gets its time.
         await anyio.sleep(5.0)
 
-    async def _one_run(self, client: Client, key: str, plan: Plan) -> None:
+    async def _one_run(self, client: Client, key: str, plan: Any) -> None:
         self._open[key] = ""
         await anyio.sleep(self.rng.choice((0.0, 0.0, 1.0, 5.0)))
         handle: RunHandle[int] = await client.submit(plan.pipeline(), key=f"{self.seen.seed}-{key}")
@@ -425,11 +426,15 @@ def _renamed(plan: Plan, run: str) -> Plan:
 
 
 def simulate(seed: int, faults: tuple[str, ...] | None = None, *, cached: bool = False) -> Outcomes:
+    """Play one seed of the plain simulation."""
+    return play(seed, Simulation(seed, faults, cached=cached))
+
+
+def play(seed: int, simulation: Simulation) -> Outcomes:
     """Play one seed. The order of trio's tasks is drawn from it, too, so that one seed is one trace."""
     settings = vars(trio_run)
     allowed, settings["_ALLOW_DETERMINISTIC_SCHEDULING"] = settings["_ALLOW_DETERMINISTIC_SCHEDULING"], True
     trio_run._r.seed(seed)
-    simulation = Simulation(seed, faults, cached=cached)
     try:
         options = {"clock": MockClock(autojump_threshold=0), "instruments": [Bound(simulation)]}
         anyio.run(simulation.main, backend="trio", backend_options=options)

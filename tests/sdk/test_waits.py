@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import pytest
 
-from evpipe import Pipeline, UsageError, approval, pipeline, sleep, step
+from evpipe import Pipeline, UsageError, approval, pipeline, sleep, step, wait_for_event
 from evpipe.core.bindings import OutputRef
 from evpipe.core.graph import Graph, Step
 from evpipe.core.parameters import ParameterType
@@ -23,6 +23,12 @@ def load() -> dict[str, Any]:
     return {"id": 7, "seconds": 1.5}
 
 
+class Other:
+    """As a client's handle of a run."""
+
+    id = "abcdefgh2345"
+
+
 @pipeline
 def decorated() -> Any:
     found = load()
@@ -30,7 +36,10 @@ def decorated() -> Any:
     which = approval("Which?", answer=Literal["a", "b"], name="which", timeout_s=5, default="b", when=ok)
     sleep(timedelta(minutes=2), after=[ok])
     sleep(found["seconds"], run_if="always", on_failure="continue", description="a nap")
-    return [which, ok]
+    order = wait_for_event("orders.created", match={"id": found["id"]}, since="submit")
+    wait_for_event(run=Other(), name="other")
+    wait_for_event(pipeline="churn", step="train", timeout_s=1)
+    return [which, order["total"]]
 
 
 def by_calls() -> Pipeline:
@@ -40,7 +49,10 @@ def by_calls() -> Pipeline:
     which = p.approval("which", "Which?", answer=Literal["a", "b"], timeout_s=5, default="b", when=ok)
     p.sleep("sleep", 120, after=["approval"])
     p.sleep("sleep-2", "${load.seconds}", run_if="always", on_failure="continue", description="a nap")
-    p.output([which, ok])
+    order = p.wait_for_event("event", "orders.created", match={"id": "${load.id}"}, since="submit")
+    p.wait_for_event("other", run="abcdefgh2345")
+    p.wait_for_event("event-2", pipeline="churn", step="train", timeout_s=1)
+    p.output([which, order["total"]])
     return p
 
 
@@ -48,7 +60,7 @@ def test_both_styles_give_the_same_graph() -> None:
     graph = decorated.build({}).graph
     assert by_calls().build({}).graph == graph
     assert decode_graph(encode_graph(graph)) == graph
-    assert list(graph.steps) == ["load", "approval", "which", "sleep", "sleep-2"]
+    assert list(graph.steps) == ["load", "approval", "which", "sleep", "sleep-2", "event", "other", "event-2"]
     steps = graph.steps
     assert steps["approval"] == Step(
         name="approval",
@@ -60,12 +72,17 @@ def test_both_styles_give_the_same_graph() -> None:
     assert graph.parents["which"] == ("approval",)
     assert steps["sleep"].arguments == {"seconds": 120.0}
     assert (steps["sleep-2"].run_if, steps["sleep-2"].on_failure) == (RunIf.ALWAYS, OnFailure.CONTINUE)
+    assert steps["event"].arguments == {"name": "orders.created", "match": {"id": OutputRef("load", ("id",))}}
+    assert steps["event"].wait == Wait(kind=WaitKind.SIGNAL, since_submit=True)
+    assert steps["other"].arguments == {"run": "abcdefgh2345", "kind": "finished"}
+    assert steps["event-2"].arguments == {"pipeline": "churn", "step": "train", "kind": "succeeded"}
 
 
 p = Pipeline("p")
 REFUSED: list[tuple[Callable[[], Any], str]] = [
     (lambda: approval("Go?"), r"approval\(…\) is a step: call it in the body of a @pipeline"),
     (lambda: sleep(1), r"sleep\(…\) is a step"),
+    (lambda: wait_for_event("a"), r"wait_for_event\(…\) is a step"),
     (lambda: p.approval("a", ""), "step 'a': message must be a text of 1 to 4,096 characters, not ''"),
     (lambda: p.approval("a", "x" * 5000), "message must be a text"),
     (lambda: p.approval("a", "Go?", answer="yes"), "answer must be a type, such as bool, .*, not 'yes'"),
@@ -83,6 +100,22 @@ REFUSED: list[tuple[Callable[[], Any], str]] = [
     (lambda: p.sleep("a", float("nan")), "seconds must be a number"),
     (lambda: p.sleep("a", "soon"), "seconds must be a number .*, not 'soon'"),
     (lambda: p.sleep("a", 1, after="b"), r"after takes a list: after=\['b'\]"),
+    (lambda: p.wait_for_event("a"), r"waits for a signal, as in wait_for_event\('orders.created'\), or for an event"),
+    (lambda: p.wait_for_event("a", "orders.*"), r"'orders.\*' is not the name of a signal"),
+    (lambda: p.wait_for_event("a", ".".join("abcdefghi")), "up to 8 names with dots"),
+    (lambda: p.wait_for_event("a", 7), "a int is not the name of a signal"),  # type: ignore[arg-type]
+    (lambda: p.wait_for_event("a", "x", match=[1]), "match must be a dict"),  # type: ignore[arg-type]
+    (lambda: p.wait_for_event("a", "x", step="b"), "a signal has a name and match; step is of an event of another"),
+    (lambda: p.wait_for_event("a", pipeline="b", match={"a": 1}), "match is for the payload of a signal"),
+    (lambda: p.wait_for_event("a", run="abcdefgh", pipeline="b"), "exactly one of them"),
+    (lambda: p.wait_for_event("a", run="../x"), "run must be the id of a run, not '../x'"),
+    (lambda: p.wait_for_event("a", run=7), "run must be the id of a run, not 7"),
+    (lambda: p.wait_for_event("a", pipeline="b", kind="succeeded"), r"not 'succeeded' \(of a step: give step=…, too\)"),
+    (
+        lambda: p.wait_for_event("a", pipeline="b", step="c", kind="finished"),
+        "an event of a step is one of .*succeeded",
+    ),
+    (lambda: p.wait_for_event("a", "x", since="ever"), "since must be 'wait' or 'submit'"),  # type: ignore[arg-type]
 ]
 
 

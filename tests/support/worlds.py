@@ -390,10 +390,8 @@ class MemoryWorld(World):
 
     async def publish(self, subject: str, payload: bytes) -> None:
         prefix = self.subjects.prefix
-        if subject.startswith(f"{prefix}.event."):
-            self.server.append(subject, payload, None)
-        elif subject.startswith(f"{prefix}.queue."):
-            self.server.launch(subject, payload)
+        if subject.startswith((f"{prefix}.event.", f"{prefix}.queue.", f"{prefix}.signal.")):
+            self.server.store(subject, payload, None)
         elif subject.startswith(f"{prefix}.telemetry."):
             self.server.telemetry.append(subject, payload, self.server.now_s())
         else:
@@ -486,7 +484,7 @@ class NatsWorld(World):
     async def _remove_streams(self) -> None:
         # Streams reserve their bytes: what stays would leave less for the next world.
         async with self.raw() as raw:
-            for name in ("log", "queue", "telemetry"):
+            for name in ("log", "queue", "telemetry", "signals"):
                 await api(raw, f"STREAM.DELETE.{self.prefix}-{name}")
             await api(raw, f"STREAM.DELETE.OBJ_{self.prefix}-objects")
             for name in BUCKETS:

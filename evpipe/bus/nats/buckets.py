@@ -18,7 +18,8 @@ EXPECTED: Final = "Nats-Expected-Last-Subject-Sequence"
 NO_MESSAGE: Final = 10037
 NO_STREAM: Final = 10059
 
-OpenFeed = Callable[[str, list[str], int], AbstractAsyncContextManager[Feed]]
+#: Of a stream, subjects, after a sequence and, where that is 0, since a time.
+OpenFeed = Callable[[str, list[str], int, float | None], AbstractAsyncContextManager[Feed]]
 Provision = Callable[[], Awaitable[None]]
 
 
@@ -137,12 +138,12 @@ class NatsBucket:
 
 
 async def read_up_to(
-    open_feed: OpenFeed, stream: str, subjects: list[str], after: int, up_to: int
+    open_feed: OpenFeed, stream: str, subjects: list[str], after: int, up_to: int, since_s: float | None = None
 ) -> AsyncIterator[list[Record]]:
     """Give what a stream has on some subjects between two sequences, in order, then end."""
     if after >= up_to:
         return
-    async with open_feed(stream, subjects, after) as feed:
+    async with open_feed(stream, subjects, after, since_s) as feed:
         try:
             while True:
                 records = await feed.next_or_end()

@@ -20,6 +20,7 @@ from evpipe.bus.nats.feed import BATCH, BUFFER_MAX, Feed
 from evpipe.bus.nats.lane import Lane, lane_states, limit_lanes
 from evpipe.bus.nats.objects import NatsObjects
 from evpipe.bus.nats.provision import StreamNames, check_jetstream, provision
+from evpipe.bus.nats.signals import NatsSignals
 from evpipe.bus.nats.telemetry import NatsTelemetry
 from evpipe.bus.nats.upload import Pace
 from evpipe.bus.outbox import Fatal, Message, Outbox, Verdict
@@ -37,6 +38,7 @@ from evpipe.bus.protocol import (
     Record,
     Refused,
     Sending,
+    Signals,
     Stored,
     Telemetry,
 )
@@ -203,8 +205,10 @@ class NatsBus:
         found = await last_message(self._connection, self._names.log, subject)
         return found[0] if found else None
 
-    async def replay(self, subjects: Sequence[str], *, up_to: int, after: int = 0) -> AsyncIterator[list[Record]]:
-        async for records in read_up_to(self._open_feed, self._names.log, list(subjects), after, up_to):
+    async def replay(
+        self, subjects: Sequence[str], *, up_to: int, after: int = 0, since_s: float | None = None
+    ) -> AsyncIterator[list[Record]]:
+        async for records in read_up_to(self._open_feed, self._names.log, list(subjects), after, up_to, since_s):
             yield records
 
     @asynccontextmanager
@@ -230,9 +234,11 @@ class NatsBus:
         with self._running(feed.run):
             yield feed
 
-    def _open_narrow_feed(self, stream: str, subjects: list[str], after: int) -> AbstractAsyncContextManager[Feed]:
+    def _open_narrow_feed(
+        self, stream: str, subjects: list[str], after: int, since_s: float | None = None
+    ) -> AbstractAsyncContextManager[Feed]:
         """Open a feed of large messages: few wait for their reader, who says how many are to be on their way."""
-        return self._open_feed(stream, subjects, after, batch=1, buffer_max=CHUNKS_WAITING)
+        return self._open_feed(stream, subjects, after, since_s, batch=1, buffer_max=CHUNKS_WAITING)
 
     @contextmanager
     def _running(self, part: Callable[[], Coroutine[Any, Any, None]]) -> Iterator[None]:
@@ -335,6 +341,12 @@ class NatsBus:
     @property
     def telemetry(self) -> Telemetry:
         return NatsTelemetry(self._connection, self._names.telemetry, self._missing_stream, self._open_feed)
+
+    @property
+    def signals(self) -> Signals:
+        return NatsSignals(
+            self._connection, self._side_outbox, self._names.signals, self._missing_stream, self._open_feed
+        )
 
     def signal(self, subject: str, payload: bytes) -> None:
         self._connection.post(checked(subject), payload)

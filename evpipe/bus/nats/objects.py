@@ -307,7 +307,7 @@ class NatsObjects:
         """Read chunks until there are so many bytes, or no more chunks; gives how many bytes there were."""
         read = last = chunks = 0
         started_at = anyio.current_time()
-        async with self._chunk_feed(self._stream, [subject], 0) as feed:
+        async with self._chunk_feed(self._stream, [subject], 0, None) as feed:
             try:
                 while read < size_bytes:
                     records: Sequence[Record] = ()

@@ -10,6 +10,7 @@ import structlog
 from evpipe.bus.nats.buckets import NO_STREAM
 from evpipe.bus.nats.connection import ApiError, Connection, NotAnswered
 from evpipe.errors import BusRefused
+from evpipe.wire.limits import SIGNAL_BYTES_MAX, SUBJECT_CHARS_MAX
 from evpipe.wire.subjects import Subjects
 
 log = structlog.get_logger(__name__)
@@ -23,6 +24,9 @@ STREAM_BYTES_MIN: Final = 16 * 1024**2
 #: What steps write is kept until it is this old or this much; then the oldest goes.
 TELEMETRY_AGE_S: Final = 7 * 86_400
 TELEMETRY_BYTES_MAX: Final = 256 * 1024**2
+#: Likewise of signals: a step that waits finds those that were sent while no controller was there.
+SIGNALS_AGE_S: Final = 7 * 86_400
+SIGNALS_BYTES_MAX: Final = 64 * 1024**2
 BUCKETS: Final = ("registry", "leases", "cache", "workers", "limits", "config")
 #: JetStream's "insufficient storage", "insufficient resources" and "name already in use".
 NO_STORAGE: Final = frozenset({10047, 10023, 10028})
@@ -37,11 +41,19 @@ class StreamNames:
     queue: str
     objects: str
     telemetry: str
+    signals: str
     prefix: str
 
     @classmethod
     def of(cls, prefix: str) -> StreamNames:
-        return cls(f"{prefix}-log", f"{prefix}-queue", f"{prefix}-objects", f"{prefix}-telemetry", prefix)
+        return cls(
+            log=f"{prefix}-log",
+            queue=f"{prefix}-queue",
+            objects=f"{prefix}-objects",
+            telemetry=f"{prefix}-telemetry",
+            signals=f"{prefix}-signals",
+            prefix=prefix,
+        )
 
     def bucket(self, name: str) -> str:
         return f"{self.prefix}-{name}"
@@ -69,7 +81,18 @@ def stream_configs(subjects: Subjects, names: StreamNames, replicas: int) -> lis
             "discard_new_per_subject": True,
             "max_bytes": QUEUE_BYTES_MAX,
         },
-        # The one stream that drops: nothing is decided by what is in it.
+        # The one that anybody may publish to: what is too large is refused at the door, and the oldest make room.
+        {
+            **base,
+            "name": names.signals,
+            "subjects": [subjects.all_signals],
+            "discard": "old",
+            "allow_direct": True,
+            "max_age": SIGNALS_AGE_S * 1_000_000_000,
+            "max_bytes": SIGNALS_BYTES_MAX,
+            "max_msg_size": SIGNAL_BYTES_MAX + SUBJECT_CHARS_MAX,
+        },
+        # The one stream that drops by itself: nothing is decided by what is in it.
         {
             **base,
             "name": names.telemetry,
@@ -136,12 +159,12 @@ async def provision(connection: Connection, subjects: Subjects, replicas: int) -
         except ApiError as error:
             if error.code != NO_STREAM:
                 raise BusRefused(f"stream {config['name']}: {error}") from error
-            await _create(connection, config)
+            await _create(connection, config, subjects.prefix)
         else:
             _check(config, found["config"])
 
 
-async def _create(connection: Connection, config: dict[str, Any]) -> None:
+async def _create(connection: Connection, config: dict[str, Any], prefix: str) -> None:
     while True:
         try:
             await connection.api_patiently(f"STREAM.CREATE.{config['name']}", config)
@@ -152,7 +175,7 @@ async def _create(connection: Connection, config: dict[str, Any]) -> None:
             if error.code in NO_STORAGE and config.get("max_bytes", 0) > STREAM_BYTES_MIN:
                 config = {**config, "max_bytes": config["max_bytes"] // 2}
                 continue
-            if error.code in NO_STORAGE and config["discard"] == "old":
+            if error.code in NO_STORAGE and config["name"] == StreamNames.of(prefix).telemetry:
                 # What it would keep may be lost: no reason to do without the rest.
                 log.warning("stream_left_out", stream=config["name"], error=str(error))
                 return

@@ -56,5 +56,5 @@ class NatsTelemetry:
 
     @asynccontextmanager
     async def follow(self, subjects: Sequence[str], *, after: int = 0) -> AsyncIterator[AsyncIterator[list[Record]]]:
-        async with self._feed(self._stream, list(subjects), after) as feed:
+        async with self._feed(self._stream, list(subjects), after, None) as feed:
             yield feed
