@@ -38,6 +38,7 @@ from evpipe.sdk.context import StepContext, current
 from evpipe.sdk.definition import AnyPipeline as _AnyPipeline
 from evpipe.sdk.exits import FailedStep, RunSummary, exit_status
 from evpipe.sdk.limits import Mutex, Rate, Semaphore
+from evpipe.sdk.mapping import unmapped
 from evpipe.sdk.pipeline import PipelineFunction, pipeline
 from evpipe.sdk.result import RunResult, StepResult
 from evpipe.sdk.retry import Retry
@@ -102,6 +103,7 @@ __all__ = [
     "serializer",
     "sleep",
     "step",
+    "unmapped",
     "wait_for_event",
 ]
 

@@ -16,6 +16,7 @@ from evpipe.cli.output import json_text, one_line, plain, value_text
 from evpipe.core.artifact import Artifact
 from evpipe.core.bindings import BindingError, OutputRef, select
 from evpipe.core.machine import Run
+from evpipe.core.names import for_people
 from evpipe.errors import RemoteProtocolError, UsageError
 from evpipe.wire.artifacts import VALUE
 from evpipe.wire.classes import Twin
@@ -123,11 +124,12 @@ async def save_outputs(objects: Any, run: Run, folder: Path) -> AsyncIterator[st
 
 def _to_save(run: Run) -> Iterator[tuple[str, str | None, Any]]:
     """Give step, name (None: it is the output) and value of all that a run gave."""
-    for step, value in run.outputs.items():
-        yield step, None, value
+    for step in run.outputs:
+        if step not in run.expansions:  # its elements have all of it
+            yield for_people(step), None, run.outputs[step]
     for step, state in run.steps.items():
         for name, value in state.notes.artifacts.items() if state.notes is not None else ():
-            yield step, name, value
+            yield for_people(step), name, value
 
 
 class Names:

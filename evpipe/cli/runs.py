@@ -249,8 +249,8 @@ def _show(handle: RunHandle[Any], run: Run, progress: dict[str, Progress], *, as
         rows = [
             (f"{name}{part.path}", part.kind, f"{part.size_bytes:,}", part.digest[:12], part.shown)
             for name, step in result.steps.items()
+            if step.status in STEP_VALUES and not step.elements  # those have all of it
             for part in outputs_of(step.stored)
-            if step.status in STEP_VALUES
         ]
         rows += [
             (f"{name}.artifacts[{kept!r}]{part.path}", part.kind, f"{part.size_bytes:,}", part.digest[:12], part.shown)

@@ -8,12 +8,13 @@ from typing import Any, Final
 
 from evpipe.bus.protocol import Bus
 from evpipe.client.fingerprints import components_of
-from evpipe.core.bindings import BindingError, OneOf, OutputRef, references, resolve
+from evpipe.core.bindings import BindingError, OneOf, OutputRef, references
 from evpipe.core.events import Origin
 from evpipe.core.fingerprint import Components, Difference, differences
 from evpipe.core.graph import Graph, Step
 from evpipe.core.machine import Run
-from evpipe.core.names import nearest
+from evpipe.core.mapping import base_of, element_of
+from evpipe.core.names import SEPARATOR, for_people, from_people, nearest
 from evpipe.core.states import STEP_ENDS, StepStatus
 from evpipe.errors import EvpipeError, NotFound, RemoteProtocolError
 from evpipe.wire.cache import BUCKET, CacheEntry, Made, decode_entry, decode_made, is_entry_key
@@ -145,24 +146,29 @@ class CacheView:
     async def explain_folded(self, run: Run, step: str) -> Explanation:
         """As `explain`, of a run that was folded."""
         graph = run.graph
-        if graph is None or step not in graph.steps:
-            raise NotFound(f"run {run.id} has no step {step!r}{nearest(step, graph.steps if graph else ())}")
+        step = from_people(step)
+        if graph is None or step not in run.steps:
+            raise NotFound(f"run {run.id} has no step {step!r}{nearest(step, run.steps)}")
         status = run.steps[step].status
         submission = await self._submission(run.id)
 
         def told(sentence: str) -> Explanation:
-            return Explanation(run=run.id, step=step, status=status, sentence=sentence)
+            return Explanation(run=run.id, step=for_people(step), status=status, sentence=sentence)
 
-        if graph.steps[step].cache is None:
+        if run.spec(step).cache is None:
             return told("it is not cached: @step(cache=True) makes it so")
         if submission.no_cache:
             return told("the run was submitted with no_cache: nothing is looked up, and nothing recorded")
-        waiting = [parent for parent in graph.parents[step] if run.steps[parent].status not in STEP_ENDS]
+        if step in run.expansions:
+            return told("it is mapped: ask about one of its elements, such as " + for_people(element_of(step, 0)))
+        if run.spec(step).mapped is not None and SEPARATOR not in step:
+            return told("it is mapped, and has no elements yet")
+        waiting = [parent for parent in run.parents_of(step) if run.steps[parent].status not in STEP_ENDS]
         if waiting:
             return told(f"its inputs are not there yet: it waits for {', '.join(waiting[:4])}")
         try:
-            arguments = resolve(graph.steps[step].arguments, run.outputs, run.parameters)
-            components = components_of(graph.steps[step], arguments, submission.facts)
+            arguments = run.arguments_of(step)
+            components = components_of(run.spec(step), arguments, submission.facts)
         except (BindingError, EvpipeError) as error:
             return told(f"its inputs cannot be made: {error}")
         if components is None:
@@ -175,7 +181,12 @@ class CacheView:
         state = run.steps[step]
         fingerprint = components.fingerprint()
         common = Explanation(
-            run=run.id, step=step, status=state.status, sentence="", fingerprint=fingerprint, components=components
+            run=run.id,
+            step=for_people(step),
+            status=state.status,
+            sentence="",
+            fingerprint=fingerprint,
+            components=components,
         )
         if state.cached_from is not None:
             origin = state.cached_from
@@ -244,14 +255,14 @@ async def cache_line(view: CacheView, run: Run) -> str:
     """
     if run.graph is None:
         return ""
-    cacheable = [name for name, step in run.graph.steps.items() if step.cache is not None]
+    cacheable = [name for name in run.steps if run.spec(name).cache is not None and name not in run.expansions]
     cached = [name for name in cacheable if run.steps[name].status is StepStatus.CACHED]
     ran = [name for name in cacheable if run.steps[name].status is StepStatus.SUCCEEDED]
     if not cached and not ran:
         return ""
     reasons: list[str] = []
     alike: dict[str, list[str]] = {}
-    after = _after(run.graph, frozenset(ran))
+    after = _after(run.graph, frozenset(map(base_of, ran)))
     for name in ran[:LOOKED_AT_MAX]:
         if len(reasons) == SHOWN_MAX:
             break
@@ -261,9 +272,9 @@ async def cache_line(view: CacheView, run: Run) -> str:
         if own:
             more = len(own) - CHANGES_MAX
             changes = ", ".join(map(str, own[:CHANGES_MAX])) + (f" and {more} more" if more > 0 else "")
-            reasons.append(f"{name}: {changes}")
+            reasons.append(f"{for_people(name)}: {changes}")
         elif found.short:
-            alike.setdefault(found.short, []).append(name)
+            alike.setdefault(found.short, []).append(for_people(name))
     for short, names in alike.items():
         more = len(names) - SHOWN_MAX
         reasons.append(f"{', '.join(names[:SHOWN_MAX])}{f' and {more} more' if more > 0 else ''}: {short}")

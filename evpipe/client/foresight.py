@@ -80,6 +80,8 @@ async def foresee(bus: Bus | None, built: Built, *, no_cache: bool, refresh: tup
             found[name] = Foreseen(name, "runs", "not cached" if step.cache is None else "no_cache")
         elif name in refresh or "*" in refresh:
             found[name] = Foreseen(name, "runs", "refreshed")
+        elif step.mapped is not None:
+            found[name] = Foreseen(name, "open", "each element of its lists is looked up by itself")
         elif (missing := [parent for parent in graph.parents[name] if parent not in known]) != []:
             found[name] = Foreseen(name, "open", f"depends on what {', '.join(missing[:3])} gives")
         elif bus is None:

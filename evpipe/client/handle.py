@@ -19,7 +19,7 @@ from evpipe.client.waiting import WaitingStep, answer_step, waiting_steps
 from evpipe.client.why import explained
 from evpipe.core.events import CancelCause, CancelRequested, Event
 from evpipe.core.machine import Run
-from evpipe.core.names import nearest
+from evpipe.core.names import for_people, from_people, nearest
 from evpipe.core.notes import MetricPoint
 from evpipe.core.states import RunStatus
 from evpipe.core.why import Why
@@ -86,8 +86,8 @@ class RunHandle(Generic[R_co]):
         result = RunResult.of(run)
         if step is None:
             found = result.value
-        elif step in result.steps:
-            found = result.steps[step].value
+        elif for_people(step) in result.steps:
+            found = result.steps[for_people(step)].value
         else:
             raise NotFound(f"run {self.id} has no step {step!r}{nearest(step, result.steps)}")
         return await ArtifactStore(self._bus.objects).load(found, pickles=allow_pickle)
@@ -171,8 +171,8 @@ class RunHandle(Generic[R_co]):
             UsageError: if the attempt's number or the step's name can be none.
             ArtifactUnreadable: if what is kept is missing or damaged.
         """
-        await check_choice(self._bus, self.id, step, attempt)
-        return await read_metrics(self._bus, self.id, self.pipeline, step=step, attempt=attempt)
+        choice = await check_choice(self._bus, self.id, step, attempt)
+        return await read_metrics(self._bus, self.id, self.pipeline, choice, attempt)
 
     async def artifacts(self, step: str, *, attempt: int | None = None, allow_pickle: bool = False) -> dict[str, Any]:
         """Give what an attempt of a step kept with `current().artifact`, by name, once it has ended.
@@ -188,6 +188,7 @@ class RunHandle(Generic[R_co]):
             ArtifactUnreadable: if one is missing, damaged, or cannot be read in this process.
         """
         await check_choice(self._bus, self.id, step, attempt)
+        step = from_people(step)
         kept = await read_notes(self._bus, self.id, self.pipeline, step)
         notes = kept.get((step, attempt)) if attempt is not None else (await self.state()).steps[step].notes
         store = ArtifactStore(self._bus.objects)

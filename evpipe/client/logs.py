@@ -13,7 +13,8 @@ import structlog
 
 from evpipe.bus.protocol import Bus, Record
 from evpipe.client.fold import RunFold
-from evpipe.core.names import check_name, nearest
+from evpipe.core.mapping import base_of
+from evpipe.core.names import STEP_NAME, check_name, for_people, from_people, nearest
 from evpipe.errors import NotFound, RemoteProtocolError, UsageError
 from evpipe.wire.messages import decode_event
 from evpipe.wire.subjects import RUN
@@ -61,12 +62,13 @@ async def read_logs(
     bus: Bus, run_id: str, pipeline: str, *, step: str | None, attempt: int | None, follow: bool
 ) -> AsyncIterator[LogEntry]:
     """Give what a run's steps write; see `RunHandle.logs`."""
-    await check_choice(bus, run_id, step, attempt)
-    subject = bus.subjects.telemetry_of(run_id, step, attempt)
+    choice = await check_choice(bus, run_id, step, attempt)
+    subject = bus.subjects.telemetry_of(run_id, choice.token, attempt)
     async with aclosing(told_of(bus, run_id, pipeline, subject, follow=follow)) as told:
         async for records in told:
             for entry in _entries(bus, records):
-                yield entry
+                if choice.takes(entry.step):
+                    yield entry
 
 
 async def told_of(
@@ -92,15 +94,38 @@ async def told_of(
 
 async def steps_of_run(bus: Bus, run_id: str) -> tuple[str, ...]:
     """Give the names of a run's steps, in the graph's order; none if its graph is not known."""
+    graph = (await _submitted(bus, run_id)).run.graph
+    return () if graph is None else tuple(graph.steps)
+
+
+async def _submitted(bus: Bus, run_id: str) -> RunFold:
     fold = RunFold(bus, run_id)
     submits = bus.replay([bus.subjects.events_of_step(run_id, RUN, "submitted")], up_to=await bus.last_sequence())
     async for records in submits:
         for record in records:
             await fold.fold(record)
-    return () if fold.run.graph is None else tuple(fold.run.graph.steps)
+    return fold
 
 
-async def check_choice(bus: Bus, run_id: str, step: str | None, attempt: int | None) -> None:
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """Which steps of a run are meant."""
+
+    #: As the bus names it; None: all.
+    step: str | None
+    #: Whether it is a mapped one, of which all elements are meant.
+    of_elements: bool = False
+
+    @property
+    def token(self) -> str | None:
+        """What stands for it in a subject; None: all of the run, of which `takes` chooses."""
+        return None if self.of_elements else self.step
+
+    def takes(self, step: str) -> bool:
+        return not self.of_elements or base_of(from_people(step)) == self.step
+
+
+async def check_choice(bus: Bus, run_id: str, step: str | None, attempt: int | None) -> Choice:
     """Refuse a step that the run does not have, and what is no number of an attempt.
 
     Raises:
@@ -109,11 +134,17 @@ async def check_choice(bus: Bus, run_id: str, step: str | None, attempt: int | N
     if attempt is not None and (isinstance(attempt, bool) or not isinstance(attempt, int) or attempt < 1):
         raise UsageError(f"attempt is {attempt!r}, it must be a whole number from 1")
     if step is None:
-        return
-    check_name("step", step)
-    known = await steps_of_run(bus, run_id)
-    if known and step not in known:
-        raise NotFound(f"run {run_id} has no step {step!r}{nearest(step, known)}")
+        return Choice(None)
+    name = from_people(step)
+    if STEP_NAME.match(name) is None:
+        check_name("step", step)
+    graph = (await _submitted(bus, run_id)).run.graph
+    base = base_of(name)
+    if graph is None:
+        return Choice(name)
+    if base not in graph.steps:
+        raise NotFound(f"run {run_id} has no step {step!r}{nearest(base, graph.steps)}")
+    return Choice(name, of_elements=base == name and graph.steps[base].mapped is not None)
 
 
 async def _next_of(
@@ -148,7 +179,7 @@ def _entries(bus: Bus, records: Iterable[Record]) -> Iterator[LogEntry]:
         except RemoteProtocolError as error:
             log.warning("output_unreadable", subject=record.subject, sequence=record.sequence, error=str(error))
             continue
-        step, attempt = subject.step, subject.attempt
+        step, attempt = for_people(subject.step), subject.attempt
         if batch.left_out:
             at_s = batch.lines[0].at_s if batch.lines else record.at_s
             text = f"… {batch.left_out:,} {'line' if batch.left_out == 1 else 'lines'} left out"

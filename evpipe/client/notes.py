@@ -9,9 +9,10 @@ import structlog
 
 from evpipe.bus.protocol import Bus, Record
 from evpipe.client.artifact_store import ArtifactStore
-from evpipe.client.logs import told_of
+from evpipe.client.logs import Choice, told_of
 from evpipe.core.events import StepCached, StepFailed, StepSucceeded
 from evpipe.core.machine import Run
+from evpipe.core.names import for_people
 from evpipe.core.notes import MetricPoint, Notes, points_of
 from evpipe.core.states import StepStatus
 from evpipe.errors import RemoteProtocolError
@@ -41,27 +42,25 @@ async def read_notes(bus: Bus, run_id: str, pipeline: str, step: str | None = No
     return found
 
 
-async def read_metrics(
-    bus: Bus, run_id: str, pipeline: str, *, step: str | None, attempt: int | None
-) -> list[MetricPoint]:
+async def read_metrics(bus: Bus, run_id: str, pipeline: str, choice: Choice, attempt: int | None) -> list[MetricPoint]:
     """Give the points of a run's metrics; see `RunHandle.metrics`."""
     points: dict[tuple[str, int], list[MetricPoint]] = {}
     store = ArtifactStore(bus.objects)
-    kept = await read_notes(bus, run_id, pipeline, step)
+    kept = await read_notes(bus, run_id, pipeline, choice.token)
     for (of, number), notes in kept.items():
-        if attempt in (None, number) and (notes.metrics or notes.left_out):
-            points[of, number] = points_of(await store.load(notes.metrics), of, number)
-    subject = bus.subjects.telemetry_of(run_id, step, attempt, METRIC)
+        if choice.takes(of) and attempt in (None, number) and (notes.metrics or notes.left_out):
+            points[of, number] = points_of(await store.load(notes.metrics), for_people(of), number)
+    subject = bus.subjects.telemetry_of(run_id, choice.token, attempt, METRIC)
     async for records in bus.telemetry.replay([subject], up_to=await bus.telemetry.last_sequence()):
         for record in records:
             try:
                 told = bus.subjects.parse_telemetry(record.subject)
                 rows, _ = decode_points(record.payload)
-                live = points_of(rows, told.step, told.attempt)
+                live = points_of(rows, for_people(told.step), told.attempt)
             except RemoteProtocolError as error:
                 log.warning("points_unreadable", subject=record.subject, sequence=record.sequence, error=str(error))
                 continue
-            if (told.step, told.attempt) not in kept:
+            if choice.takes(told.step) and (told.step, told.attempt) not in kept:
                 points.setdefault((told.step, told.attempt), []).extend(live)
     return [point for some in sorted(points.values(), key=_began_s) for point in some]
 
@@ -78,7 +77,7 @@ async def read_progress(bus: Bus, run: Run) -> dict[str, Progress]:
             record = await bus.telemetry.last(bus.subjects.telemetry(run.id, name, state.attempt, PROGRESS))
             told = _progress(bus, record) if record is not None else None
             if told is not None:
-                found[name] = told
+                found[for_people(name)] = told
     return found
 
 
@@ -96,7 +95,7 @@ async def follow_progress(bus: Bus, run_id: str, pipeline: str, after: int) -> A
 def _progress(bus: Bus, record: Record) -> Progress | None:
     try:
         subject = bus.subjects.parse_telemetry(record.subject)
-        return decode_progress(record.payload, subject.step, subject.attempt)
+        return decode_progress(record.payload, for_people(subject.step), subject.attempt)
     except RemoteProtocolError as error:
         log.warning("progress_unreadable", subject=record.subject, sequence=record.sequence, error=str(error))
         return None

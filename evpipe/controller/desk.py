@@ -51,6 +51,8 @@ from evpipe.core.fingerprint import NO_FACTS, RunFacts
 from evpipe.core.graph import Graph, Step
 from evpipe.core.limits import PRIORITY_DEFAULT
 from evpipe.core.machine import Run
+from evpipe.core.mapping import base_of
+from evpipe.core.names import SEPARATOR
 from evpipe.core.parameters import check_parameters
 from evpipe.core.states import Reason, StepStatus
 from evpipe.errors import EvpipeError, LimitExceeded, RemoteProtocolError, UsageError
@@ -155,10 +157,9 @@ class Case:
 
     def size_of_inputs(self, step: str) -> int:
         """Give the bytes of the outputs that a step takes, as far as they are large."""
-        graph = self.run.graph
-        if graph is None or not self.sizes:
+        if self.run.graph is None or not self.sizes:
             return 0
-        return sum(self.sizes.get(parent, 0) for parent in graph.parents[step])
+        return sum(self.sizes.get(parent, 0) for parent in self.run.parents_of(step))
 
     def refreshes(self, step: str) -> bool:
         """Say whether a step is to run even if the cache has its result."""
@@ -303,6 +304,10 @@ class Desk:
             case.last[subject.step or "", subject.kind] = record.sequence
         elif len(record.payload) > LARGE_OUTPUT_BYTES and subject.step is not None:
             case.sizes[subject.step] = len(record.payload)
+            if SEPARATOR in subject.step:
+                # And of the list of all.
+                base = base_of(subject.step)
+                case.sizes[base] = case.sizes.get(base, 0) + len(record.payload)
         pending = self._pending(case, subject)
         commands: Sequence[Command] = ()
         try:

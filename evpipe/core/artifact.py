@@ -31,6 +31,8 @@ class Artifact:
     content: str = ""
     #: Length of the value, where it has one that others may need to know; None: it has none.
     length: int | None = None
+    #: Whether it is a list or a tuple, which can be mapped over.
+    is_list: bool = False
     #: Whether there are artifacts in it that have to be fetched with it.
     nested: bool = False
     #: What is meant of it, outermost first; empty: all of it.

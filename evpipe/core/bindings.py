@@ -57,6 +57,50 @@ class ParameterRef:
     name: str
 
 
+@dataclass(frozen=True, slots=True)
+class Known:
+    """A value that is taken as it is, whatever is in it. Never in a graph: it is made while a run goes on."""
+
+    value: Any
+
+
+@dataclass(frozen=True, slots=True)
+class Gathered:
+    """What the elements of a mapped step gave, in order; None where there is nothing."""
+
+    #: With more than one level, lists of lists.
+    values: list[Any]
+    levels: int = 1
+
+    def part(self, ref: OutputRef) -> Any:
+        """Give what a reference to it stands for: a number is an index, a text is taken of each element.
+
+        Raises:
+            BindingError: if there is no such element, or an element has no such part.
+        """
+        value: Any = self.values
+        levels = self.levels
+        for depth, key in enumerate(ref.path):
+            if levels == 0 or isinstance(key, str):
+                return _of_each(value, levels, OutputRef(ref.step, ref.path[depth:]), ref.path[:depth])
+            if value is None:
+                return None
+            try:
+                value = value[key]
+            except IndexError:
+                raise BindingError(_missing(value, ref, depth, "")) from None
+            levels -= 1
+        return value
+
+
+def _of_each(value: Any, levels: int, ref: OutputRef, before: tuple[Key, ...]) -> Any:
+    if value is None:
+        return None
+    if levels == 0:
+        return select(value, ref, f"the output {OutputRef(ref.step, before)}")
+    return [_of_each(child, levels - 1, ref, (*before, i)) for i, child in enumerate(value)]
+
+
 def references(tree: Tree) -> Iterator[OutputRef | ParameterRef | OneOf]:
     """Yield every reference in a tree, in order, repeated ones repeatedly.
 
@@ -109,6 +153,8 @@ def resolve(tree: Tree, outputs: Mapping[str, Any], parameters: Mapping[str, Any
     """
     if isinstance(tree, OutputRef):
         value = outputs.get(tree.step)
+        if type(value) is Gathered:
+            return value.part(tree)
         return select(value, tree) if tree.path and tree.step in outputs else value
     if type(tree) in LEAVES:
         return tree
@@ -121,6 +167,8 @@ def resolve(tree: Tree, outputs: Mapping[str, Any], parameters: Mapping[str, Any
         if tree.name not in parameters:
             raise BindingError(f"the run has no value for the parameter {tree.name!r}")
         return parameters[tree.name]
+    if isinstance(tree, Known):
+        return tree.value
     if isinstance(tree, dict):
         return {
             key: child if type(child) in LEAVES else resolve(child, outputs, parameters) for key, child in tree.items()

@@ -12,11 +12,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from evpipe.core.artifact import Key
 from evpipe.core.bindings import LEAVES, OneOf, OutputRef, ParameterRef, Tree, references
 from evpipe.core.conditions import Condition, condition_trees
 from evpipe.core.exits import RUN
 from evpipe.core.fingerprint import CachePolicy
 from evpipe.core.limits import PRIORITY_DEFAULT, Limit, check_limits, check_priority
+from evpipe.core.mapping import Mapped, aligned_with
 from evpipe.core.names import check_name, nearest
 from evpipe.core.parameters import Parameter, check_parameter_names
 from evpipe.core.retry import NO_RETRIES, RetryPolicy
@@ -53,6 +55,8 @@ class Step:
     when: Condition | None = None
     #: Whether it begins when all others have ended: a handler, whose `run_if` is "always".
     on_exit: bool = False
+    #: How it is mapped over lists; None: it runs once.
+    mapped: Mapped | None = None
     #: None: it is not cached.
     cache: CachePolicy | None = None
     #: What it waits for, of a step that runs nowhere; None: it is launched.
@@ -98,6 +102,10 @@ class Graph:
     branches: Mapping[str, frozenset[str]] = field(init=False, repr=False, compare=False)
     #: The steps that begin when all others have ended.
     handlers: tuple[str, ...] = field(init=False, repr=False, compare=False)
+    #: Step -> mapped steps of which each element waits for the one of it with the same index; no key where none do.
+    aligned: Mapping[str, frozenset[str]] = field(init=False, repr=False, compare=False)
+    #: Whether a step is mapped.
+    has_maps: bool = field(init=False, repr=False, compare=False)
     #: All steps, parents first.
     order: tuple[str, ...] = field(init=False, repr=False, compare=False)
 
@@ -126,11 +134,18 @@ class Graph:
         for name, above in parents.items():
             for parent in above:
                 dependents[parent].append(name)
+        aligned: dict[str, set[str]] = {}
+        for name, step in self.steps.items():
+            if step.mapped is not None:
+                for parent in aligned_with(step, self.steps):
+                    aligned.setdefault(parent, set()).add(name)
         # A frozen dataclass sets its derived fields through object: they are part of the one construction.
         object.__setattr__(self, "parents", parents)
         object.__setattr__(self, "branches", branches)
         object.__setattr__(self, "dependents", {name: tuple(below) for name, below in dependents.items()})
         object.__setattr__(self, "handlers", tuple(name for name, step in self.steps.items() if step.on_exit))
+        object.__setattr__(self, "aligned", {name: frozenset(below) for name, below in aligned.items()})
+        object.__setattr__(self, "has_maps", any(step.mapped is not None for step in self.steps.values()))
         object.__setattr__(self, "order", topological_order(parents, self.dependents))
 
     @classmethod
@@ -166,6 +181,8 @@ class Graph:
             check_priority(f"{where}: priority", step.priority)
         if step.limits:
             check_limits(where, step.limits)
+        if step.mapped is not None:
+            step.mapped.check(step)
         above: dict[str, None] = {}
         of_branches: dict[str, None] = {}
         trees = [step.arguments] if step.when is None else [step.arguments, *condition_trees(step.when)]
@@ -215,10 +232,14 @@ class Graph:
     def _check_output(self, where: str, ref: OutputRef) -> None:
         self._check_step_known(where, ref.step, f"takes the output of {ref.step!r}, which is not in the pipeline")
         declared = self.steps[ref.step].outputs
-        if declared is not None and ref.path and isinstance(ref.path[0], str) and ref.path[0] not in declared:
+        if declared is None or not ref.path:
+            return
+        mapped = self.steps[ref.step].mapped
+        path = ref.path if mapped is None else _without_indexes(ref.path, mapped.levels)
+        if path and isinstance(path[0], str) and path[0] not in declared:
             raise UsageError(
-                f"{where} takes the output {ref.path[0]!r} of {ref.step!r}, which has "
-                f"{', '.join(declared)}{nearest(ref.path[0], declared)}"
+                f"{where} takes the output {path[0]!r} of {ref.step!r}, which has "
+                f"{', '.join(declared)}{nearest(path[0], declared)}"
             )
 
     def _check_step_known(self, where: str, name: str, problem: str) -> None:
@@ -226,6 +247,14 @@ class Graph:
             raise UsageError(f"{where} {problem}{nearest(name, self.steps)}")
         if self.steps[name].on_exit:
             raise UsageError(f"{where} needs the step {name!r}, an on_exit handler, which begins after all others")
+
+
+def _without_indexes(path: tuple[Key, ...], levels: int) -> tuple[Key, ...]:
+    """Leave out of a path what says which elements of a mapped step are meant."""
+    count = 0
+    while count < min(levels, len(path)) and isinstance(path[count], int):
+        count += 1
+    return path[count:]
 
 
 def check_seconds(what: str, value: float | None) -> None:

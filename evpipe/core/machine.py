@@ -11,11 +11,12 @@ commands, one that cannot be gives `Quarantine`; neither changes anything.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias, assert_never
 
-from evpipe.core.bindings import BindingError, resolve
+from evpipe.core.bindings import BindingError, Gathered, Tree, resolve
 from evpipe.core.commands import Await, Command, Decide, Launch, Quarantine, StopAttempt, WakeAt
 from evpipe.core.events import (
     CancelCause,
@@ -38,7 +39,9 @@ from evpipe.core.events import (
     Submitted,
 )
 from evpipe.core.exits import RUN, summary_of
-from evpipe.core.graph import Graph, Step
+from evpipe.core.graph import STEPS_MAX, Graph, Step
+from evpipe.core.mapping import Expansion, arguments_at, base_of, element_of, expand, split_element
+from evpipe.core.names import SEPARATOR, for_people
 from evpipe.core.notes import Notes
 from evpipe.core.readiness import Readiness
 from evpipe.core.retry import LOST_MAX
@@ -111,6 +114,7 @@ class Run:
         "at_s",
         "cancel",
         "decisions",
+        "expansions",
         "failed",
         "graph",
         "id",
@@ -136,8 +140,10 @@ class Run:
         self.submitted_at_s: float | None = None
         self.graph: Graph | None = None
         self.parameters: Mapping[str, Any] = {}
-        #: One entry per step of the graph, in the graph's order.
+        #: One entry per step of the graph, in the graph's order, then one per element of mapped steps, as they came.
         self.steps: dict[str, StepState] = {}
+        #: Mapped steps whose elements are known; those of more than one level have elements that are in here, too.
+        self.expansions: dict[str, Expansion] = {}
         #: The values of the steps that succeeded.
         self.outputs: dict[str, Any] = {}
         #: The answers that approvals got.
@@ -165,9 +171,57 @@ class Run:
         return event.status in RUN_ENDS
 
     def spec(self, name: str) -> Step:
-        """Give the definition of a step of this run."""
+        """Give the definition of a step of this run; of an element, that of the step that is mapped."""
         assert self.graph is not None
-        return self.graph.steps[name]
+        found = self.graph.steps.get(name)
+        return found if found is not None else self.graph.steps[base_of(name)]
+
+    def trees_of(self, name: str) -> Mapping[str, Tree]:
+        """Give the trees of a step's arguments; of an element, with what it takes in the places of the lists."""
+        step = self.spec(name)
+        if SEPARATOR not in name:
+            return step.arguments
+        node, index = split_element(name)
+        return arguments_at(step, self.trees_of(node), self.expansions[node].at(index))
+
+    def parents_of(self, name: str) -> tuple[str, ...]:
+        """Give the steps that a step waits for; of an element, elements where it waits for no more than those."""
+        assert self.graph is not None
+        base = base_of(name)
+        parents = self.graph.parents[base]
+        if base == name:
+            return parents
+        aligned = self.graph.aligned
+        return tuple(
+            self._aligned_parent(parent, name[len(base) :]) if base in aligned.get(parent, ()) else parent
+            for parent in parents
+        )
+
+    def _aligned_parent(self, parent: str, suffix: str) -> str:
+        """Give the element with these indexes, or with as many of them as there are elements for."""
+        while suffix and parent + suffix not in self.steps:
+            suffix = suffix.rpartition(SEPARATOR)[0]
+        return parent + suffix
+
+    def in_order(self) -> Iterator[str]:
+        """Yield the names of all steps in the graph's order, each mapped one before its elements."""
+        above: list[str] = list(self.graph.steps)[::-1] if self.graph is not None else []
+        while above:
+            name = above.pop()
+            yield name
+            if name in self.expansions:
+                above += [element_of(name, index) for index in reversed(range(self.expansions[name].count))]
+
+    def counts(self) -> Counter[StepStatus]:
+        """Count the steps by their states: of a mapped step, its elements."""
+        found = Counter(state.status for state in self.steps.values())
+        found.subtract(self.steps[name].status for name in self.expansions)
+        return found
+
+    def output_of(self, name: str) -> Any:
+        """Give what a step gave, None if it gave nothing (yet); of a mapped one, the list of what its elements gave."""
+        found = self.outputs.get(name)
+        return found.values if type(found) is Gathered else found
 
     def waits_for(self, name: str) -> str:
         """Say what a step waits for, in a few words; "" if it does not wait now."""
@@ -208,6 +262,8 @@ class Run:
         commands: list[Command] = [Decide(event) for event in self.decisions.values()]
         for name, state in self.steps.items():
             under_way = state.status is StepStatus.QUEUED or state.status is StepStatus.RUNNING
+            if name in self.expansions:
+                continue  # its elements say what there is to do
             if self.cancel is not None and not self._is_final(name):
                 if under_way and self.spec(name).wait is None:
                     commands.append(StopAttempt(name, state.attempt))
@@ -357,7 +413,7 @@ class Run:
             return self._unknown(event.step)
         if state.ended:
             return ()
-        if self.cancel is None:
+        if self.cancel is None or event.step in self.expansions:
             return (Quarantine(f"step {event.step!r} was cancelled, but nobody asked for it"),)
         self.decisions.pop((event.step, StepSkipped), None)
         state.become(StepStatus.CANCELLED)
@@ -396,6 +452,8 @@ class Run:
             # A step that is to be skipped stays so: its parent's failure came first in the log.
             if state.ended or (name, StepSkipped) in self.decisions or self._is_final(name):
                 continue
+            if name in self.expansions:
+                continue  # it ends with its elements
             for kind in (StepRetried, StepFailed, StepStarted):
                 self.decisions.pop((name, kind), None)
             launched = state.status is not StepStatus.PENDING
@@ -518,7 +576,7 @@ class Run:
         if status in STEP_ENDS or event.attempt < state.attempt:
             return None, ()
         under_way = status is StepStatus.QUEUED or status is StepStatus.RUNNING
-        if event.attempt > state.attempt or not (under_way or pending):
+        if event.attempt > state.attempt or not (under_way or pending) or event.step in self.expansions:
             if event.attempt == state.attempt and self.cancel is not None and isinstance(event, StepFailed):
                 return None, ()  # it could not be launched, but the cancel came first in the log
             kind = type(event).__name__
@@ -579,7 +637,7 @@ class Run:
         """Give what has to be done, once or again, for the current attempt to go on."""
         step = self.spec(name)
         if step.wait is None:
-            return (Launch(name, state.attempt, resolve(step.arguments, self.outputs, self.parameters)),)
+            return (Launch(name, state.attempt, resolve(self.trees_of(name), self.outputs, self.parameters)),)
         sleeps = step.wait.kind is WaitKind.SLEEP
         look_out: Commands = () if sleeps else (Await(name, state.attempt),)
         return look_out if state.due_at_s is None else (*look_out, WakeAt(state.due_at_s, name, state.attempt))
@@ -590,7 +648,7 @@ class Run:
         Raises:
             BindingError: if an output has no such part.
         """
-        found: dict[str, Any] = resolve(self.spec(name).arguments, self.outputs, self.parameters)
+        found: dict[str, Any] = resolve(self.trees_of(name), self.outputs, self.parameters)
         return found
 
     def _launch(self, ready: list[str]) -> Commands:
@@ -600,6 +658,7 @@ class Run:
         stopped = self.cancel is not None or ("", CancelRequested) in self.decisions
         branches = self.graph.branches if self.graph is not None else {}
         commands: list[Command] = []
+        # It grows while mapped steps among them get their elements.
         for name in ready:
             state = self.steps[name]
             if state.status is not StepStatus.PENDING or (self.decisions and (name, StepSkipped) in self.decisions):
@@ -607,28 +666,79 @@ class Run:
             step = self.spec(name)
             if stopped and step.run_if is not RunIf.ALWAYS:
                 continue
-            if self._choices or step.run_if is not RunIf.ALL_SUCCEEDED or step.when is not None or name in branches:
-                try:
-                    skipped = reason_to_skip(self, name, step)
-                except BindingError as error:
-                    state.attempt = 1
-                    state.queued_at_s = self.at_s
-                    commands.append(self._decide(_unlaunchable(name, error)))
-                    continue
-                if skipped is not None:
-                    commands.append(self._decide(skipped))
-                    if skipped.reason is Reason.UPSTREAM:
-                        commands.extend(self._skip_below(name, "was skipped"))
-                    continue
-            state.attempt = 1
-            state.queued_at_s = self.at_s
             try:
+                if (
+                    self._choices
+                    or step.run_if is not RunIf.ALL_SUCCEEDED
+                    or step.when is not None
+                    or name in branches
+                    or step.mapped is not None
+                ):
+                    skipped = reason_to_skip(self, name, step)
+                    if skipped is not None:
+                        commands.append(self._decide(skipped))
+                        if skipped.reason is Reason.UPSTREAM:
+                            commands.extend(self._skip_below(name, "was skipped"))
+                        continue
+                if step.mapped is not None and name.count(SEPARATOR) < step.mapped.levels:
+                    decided, more = self._expand(name, step, state)
+                    commands.extend(decided)
+                    ready.extend(more)
+                    continue
+                state.attempt = 1
                 commands.extend(self._begin(name, state))
             except BindingError as error:
+                state.attempt = 1
+                state.queued_at_s = self.at_s
                 commands.append(self._decide(_unlaunchable(name, error)))
                 continue
+            state.queued_at_s = self.at_s
             self.status = RunStatus.RUNNING
         return tuple(commands)
+
+    def _expand(self, name: str, step: Step, state: StepState) -> tuple[Commands, list[str]]:
+        """Give a mapped step its elements.
+
+        Returns:
+            What was decided by it, and what became ready: elements, and what maps over them.
+
+        Raises:
+            BindingError: if it cannot be mapped; nothing has changed then.
+        """
+        assert self.graph is not None
+        assert self._readiness is not None
+        found = expand(self, name, step)
+        if len(self.steps) + found.count > STEPS_MAX:
+            raise BindingError(
+                f"step {for_people(name)!r} would have {found.count:,} elements: a run has at most {STEPS_MAX:,} steps"
+            )
+        found.open_count = found.count
+        self.expansions[name] = found
+        self.open_count += found.count
+        self.status = RunStatus.RUNNING
+        state.become(StepStatus.RUNNING)
+        state.queued_at_s = state.started_at_s = self.at_s
+        waiting_on = self._readiness.waiting_on
+        elements = [element_of(name, index) for index in range(found.count)]
+        aligned = [
+            parent for parent in self.graph.parents[step.name] if step.name in self.graph.aligned.get(parent, ())
+        ]
+        nodes = step.mapped is not None and name.count(SEPARATOR) + 1 < step.mapped.levels
+        for element in elements:
+            self.steps[element] = StepState()
+            suffix = element[len(step.name) :]
+            waiting_on[element] = sum(
+                parent + suffix in self.steps
+                and not self.steps[parent + suffix].ended
+                and not (nodes and parent + suffix in self.expansions)
+                for parent in aligned
+            )
+        ready = [element for element in elements if waiting_on[element] == 0]
+        ready += self._readiness.count_down(self._aligned_below(name, expanded=True))
+        if elements:
+            return (), ready
+        commands, more = self._node_ended(name)
+        return commands, ready + more
 
     def may_launch(self, name: str, attempt: int) -> bool:
         """Say whether this attempt is under way, and to be launched if it was not."""
@@ -656,26 +766,109 @@ class Run:
         above = [failed]
         while above:
             parent = above.pop()
-            for name in self.graph.dependents[parent]:
+            for name in self._below(parent):
                 if self.steps[name].ended or (name, StepSkipped) in self.decisions:
                     continue
                 if self.spec(name).run_if is not RunIf.ALL_SUCCEEDED:
                     continue
                 outcome = how if parent == failed else "was skipped"
-                event = StepSkipped(step=name, message=f"step {parent!r} {outcome}")
+                event = StepSkipped(step=name, message=f"step {for_people(parent)!r} {outcome}")
                 commands.append(self._decide(event))
                 above.append(name)
         return tuple(commands)
 
     def _ended(self, name: str, state: StepState) -> Commands:
+        ready = self._released(name, state)
+        commands: Commands = ()
+        if SEPARATOR in name:
+            commands, more = self._ended_with(name, state)
+            ready += more
+        launched = self._launch(ready)
+        finish = self._maybe_finish() if self.open_count <= self._handlers else ()
+        return (*commands, *launched, *finish)
+
+    def _released(self, name: str, state: StepState) -> list[str]:
+        """Take down that a step has ended; give what became ready by it."""
         state.ended_at_s = self.at_s
         state.due_at_s = None
         if self.decisions:
             self.decisions.pop((name, StepCancelled), None)
         self.open_count -= 1
         assert self._readiness is not None
-        launched = self._launch(self._readiness.release(name))
-        return (*launched, *self._maybe_finish()) if self.open_count <= self._handlers else launched
+        assert self.graph is not None
+        if self.graph.has_maps:
+            return self._readiness.count_down(self._below(name))
+        return self._readiness.release(name)
+
+    def _ended_with(self, element: str, state: StepState) -> tuple[Commands, list[str]]:
+        """Take down how an element ended; where it was the last, its node has ended with it.
+
+        Returns:
+            What was decided by it, and what became ready.
+        """
+        name, _ = split_element(element)
+        found = self.expansions[name]
+        found.note(element, state, self.spec(name).on_failure)
+        return self._node_ended(name) if found.open_count == 0 else ((), [])
+
+    def _node_ended(self, name: str) -> tuple[Commands, list[str]]:
+        """End a node of which every element has ended; as `_ended_with`."""
+        node, step, found = self.steps[name], self.spec(name), self.expansions[name]
+        commands: Commands = ()
+        if found.failed is not None:
+            node.become(StepStatus.FAILED)
+            node.reason, node.message = found.failed
+            if self.cancel is None:
+                commands = self._skip_below(name, "failed")
+        elif found.cancelled is not None:
+            node.become(StepStatus.CANCELLED)
+            node.reason, node.message = found.cancelled
+        elif found.skipped is not None:
+            node.become(StepStatus.SKIPPED)
+            node.reason, node.message = found.skipped
+            if self.cancel is None:
+                commands = self._skip_below(name, "was skipped")
+        else:
+            node.become(StepStatus.SUCCEEDED)
+        assert step.mapped is not None
+        # However it ended: who runs all the same gets what there is.
+        values = [self.output_of(element_of(name, index)) for index in range(found.count)]
+        self.outputs[name] = Gathered(values, step.mapped.levels - name.count(SEPARATOR))
+        ready = self._released(name, node)
+        if SEPARATOR in name:
+            # One call for each level of a map, of which there are few.
+            above, more = self._ended_with(name, node)
+            return (*commands, *above), [*ready, *more]
+        return commands, ready
+
+    def _below(self, name: str) -> Iterable[str]:
+        """Give the steps that wait for the end of this one."""
+        assert self.graph is not None
+        if not self.graph.has_maps:
+            return self.graph.dependents[name]
+        if SEPARATOR in name:
+            return self._aligned_below(name, expanded=False)
+        if name not in self.expansions:
+            return self.graph.dependents[name]
+        aligned = self.graph.aligned.get(name, frozenset())
+        return [below for below in self.graph.dependents[name] if below not in aligned]
+
+    def _aligned_below(self, name: str, *, expanded: bool) -> list[str]:
+        """Give the elements, or nodes, that wait for this element to end, or for this node to have elements."""
+        assert self.graph is not None
+        base = base_of(name)
+        suffix = name[len(base) :]
+        found: list[str] = []
+        for below in sorted(self.graph.aligned.get(base, ())):
+            other = below + suffix
+            if other not in self.steps:
+                continue
+            mapped = self.graph.steps[below].mapped
+            is_node = mapped is not None and suffix.count(SEPARATOR) < mapped.levels
+            # A node waits for the elements of a node, and for the end of what has none.
+            if is_node if expanded else not (is_node and name in self.expansions):
+                found.append(other)
+        return found
 
     def _maybe_fail_fast(self, name: str, step: Step) -> Commands:
         assert self.graph is not None
@@ -683,12 +876,24 @@ class Run:
             not self.graph.fail_fast
             or step.on_failure is not OnFailure.FAIL
             or self.cancel is not None
-            or self.open_count <= self._handlers + 1  # the step that has just failed: nothing is left to stop
+            or self._is_last(name)  # nothing is left to stop
             or ("", CancelRequested) in self.decisions
         ):
             return ()
-        event = CancelRequested(cause=CancelCause.FAIL_FAST, message=f"step {name!r} failed and fail_fast is set")
+        event = CancelRequested(
+            cause=CancelCause.FAIL_FAST, message=f"step {for_people(name)!r} failed and fail_fast is set"
+        )
         return (self._decide(event),)
+
+    def _is_last(self, name: str) -> bool:
+        """Say whether nothing is open but this step, and what ends with it."""
+        count = 1
+        while SEPARATOR in name:
+            name, _ = split_element(name)
+            if self.expansions[name].open_count > 1:
+                break
+            count += 1
+        return self.open_count <= self._handlers + count
 
     def _maybe_finish(self) -> Commands:
         """Decide on the end when all steps have ended; before it, when only the handlers are left, begin them."""
@@ -716,7 +921,9 @@ class Run:
         if self.failed:
             state = self.steps[self.failed[0]]
             more = len(self.failed) - 1
-            message = f"step {self.failed[0]!r} failed: {state.message}" + (f" (and {more} more)" if more else "")
+            message = f"step {for_people(self.failed[0])!r} failed: {state.message}" + (
+                f" (and {more} more)" if more else ""
+            )
             return Finished(status=RunStatus.FAILED, reason=state.reason, message=message)
         try:
             value = resolve(self.graph.output, self.outputs, self.parameters)

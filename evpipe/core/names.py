@@ -20,6 +20,11 @@ NEAREST_MAX = 5_000
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}\Z")
 #: Tokens of a signal's name: `orders.created` has two.
 SIGNAL_TOKENS_MAX = 8
+#: Stands before the index of an element of a mapped step, on the bus: "train=2". No name of a user has it.
+SEPARATOR = "="
+#: A step as the bus names it: a name, or an element of a mapped step at any level.
+STEP_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}(=(0|[1-9][0-9]{0,6})){0,8}\Z")
+_FOR_PEOPLE = re.compile(r"([A-Za-z0-9][A-Za-z0-9_-]{0,63})((?:\[(?:0|[1-9][0-9]{0,6})\]){1,8})\Z")
 ALLOWED = "1 to 64 letters, digits, '_' and '-', the first a letter or digit"
 
 
@@ -57,6 +62,22 @@ def check_signal_name(name: object) -> str:
         )
     assert isinstance(name, str)
     return name
+
+
+def for_people(step: str) -> str:
+    """Give the name of a step as a person writes it: "train[2]" for "train=2"."""
+    if SEPARATOR not in step:
+        return step
+    base, *indexes = step.split(SEPARATOR)
+    return base + "".join(f"[{index}]" for index in indexes)
+
+
+def from_people(step: str) -> str:
+    """Give the name that the bus has for what a person wrote: "train=2" for "train[2]"; any other text as it is."""
+    found = _FOR_PEOPLE.match(step)
+    if found is None:
+        return step
+    return found[1] + found[2].replace("[", SEPARATOR).replace("]", "")
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from evpipe.core.graph import Graph
 
 
@@ -13,7 +15,7 @@ class Readiness:
     def __init__(self, graph: Graph) -> None:
         self._dependents = graph.dependents
         self._handlers = frozenset(graph.handlers)
-        #: One key per step; 0: ready. Its sum only ever goes down.
+        #: One key per step, and per element of a mapped one once there are any; 0: ready. Its sum only ever goes down.
         self.waiting_on: dict[str, int] = {name: len(above) for name, above in graph.parents.items()}
 
     def roots(self) -> list[str]:
@@ -22,9 +24,13 @@ class Readiness:
 
     def release(self, step: str) -> list[str]:
         """Note that `step` holds nothing back any more; give the steps that became ready by it."""
+        return self.count_down(self._dependents[step])
+
+    def count_down(self, names: Iterable[str]) -> list[str]:
+        """Note that each of these is held back by one step less; give those that became ready by it."""
         waiting_on = self.waiting_on
         ready: list[str] = []
-        for below in self._dependents[step]:
+        for below in names:
             waiting_on[below] -= 1
             if waiting_on[below] == 0:
                 ready.append(below)

@@ -90,7 +90,7 @@ STEP_TRANSITIONS: dict[StepStatus, frozenset[StepStatus]] = {
     # At once to running: a wait, which nobody takes up.
     _P: frozenset({_Q, _R, StepStatus.SKIPPED, StepStatus.CANCELLED, StepStatus.FAILED}),
     _Q: frozenset({_R, _P, *STEP_VALUES, StepStatus.FAILED, StepStatus.CANCELLED}),
-    _R: frozenset({_Q, _P, *STEP_VALUES, StepStatus.FAILED, StepStatus.CANCELLED}),
+    _R: frozenset({_Q, _P, *STEP_VALUES, StepStatus.FAILED, StepStatus.SKIPPED, StepStatus.CANCELLED}),
     **{end: frozenset() for end in StepStatus if end in _ENDS},
 }
 

@@ -43,6 +43,7 @@ from evpipe.core.events import (
 )
 from evpipe.core.fingerprint import NO_FACTS
 from evpipe.core.machine import Run
+from evpipe.core.mapping import base_of
 from evpipe.core.states import Reason
 from evpipe.core.waits import WaitKind, answer_problem
 from evpipe.errors import EvpipeError, UsageError
@@ -142,7 +143,7 @@ class _DebugRun:
                         case Await():
                             open_waits.append(command)
                         case Launch():
-                            heapq.heappush(ready, (place[command.step], count, command))
+                            heapq.heappush(ready, (place[base_of(command.step)], count, command))
                         case Decide():
                             events.append(self._logged(command.event))
                         case WakeAt():

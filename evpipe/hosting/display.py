@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from contextlib import aclosing, asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING, Any, Final, TextIO
@@ -12,6 +11,7 @@ import anyio
 import structlog
 
 from evpipe.core.machine import Run, StepState
+from evpipe.core.names import for_people
 from evpipe.core.states import STEP_VALUES, RunStatus, StepStatus
 from evpipe.errors import EvpipeError
 from evpipe.hosting.terminal import shown
@@ -146,7 +146,7 @@ class Display:
         self._progress[told.step] = told
 
     def finished(self, run: Run) -> None:
-        counts = Counter(state.status for state in run.steps.values())
+        counts = run.counts()
         parts = [f"{counts[status]} {status}" for status in StepStatus if counts[status]]
         took_s = run.at_s - (run.submitted_at_s or run.at_s)
         line = f"{run.status}: {', '.join(parts) or 'no steps'} in {took_s:.2f} s"
@@ -171,16 +171,16 @@ class Display:
         run = self._run
         if run is None:
             return Text("waiting for the controller …", style="dim")
-        counts = Counter(state.status for state in run.steps.values())
+        counts = run.counts()
         caption = "  ".join(f"{counts[s]} {s}" for s in StepStatus if counts[s])
         table = Table(box=None, pad_edge=False, caption=caption, caption_justify="left")
         for column in ("step", "status", "attempt", "time", ""):
             table.add_column(column, no_wrap=True, overflow="ellipsis")
         now_s = time.time() + self._offset_s
-        for name, state in shown_rows(run.steps):
+        for name, state in shown_rows({name: run.steps[name] for name in run.in_order()}):
             status = Text(state.status, style=STYLES[state.status])
             note = state.message if state.status not in STEP_VALUES else ""
-            told = self._progress.get(name)
+            told = self._progress.get(for_people(name))
             if told is not None and told.attempt == state.attempt and not state.ended:
                 note = progress_text(told)
             if state.status is StepStatus.RUNNING and (waits_for := run.waits_for(name)):
@@ -189,7 +189,8 @@ class Display:
             elif state.due_at_s is not None:
                 note = f"again in {max(0.0, state.due_at_s - now_s):.1f} s: {state.message}"
             attempt = str(state.attempt) if state.attempt > 1 else ""
-            table.add_row(name, status, attempt, _took(state, now_s), Text(note.splitlines()[0] if note else "", "dim"))
+            first = note.splitlines()[0] if note else ""
+            table.add_row(for_people(name), status, attempt, _took(state, now_s), Text(first, "dim"))
         hidden = len(run.steps) - ROWS_MAX
         if hidden > 0:
             table.add_row(Text(f"… {hidden:,} more", style="dim"))

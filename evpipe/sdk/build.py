@@ -20,6 +20,7 @@ from evpipe.errors import LimitExceeded, UsageError
 from evpipe.sdk.condition import Branches, read_condition
 from evpipe.sdk.condition import Condition as ConditionHandle
 from evpipe.sdk.handle import ExitHandle, Handle, ParameterHandle, Placeholder
+from evpipe.sdk.mapping import Unmapped
 from evpipe.sdk.shape import Shape
 
 _LEAVES = frozenset({type(None), bool, int, float, str, bytes})
@@ -137,6 +138,10 @@ class Build:
         """Say what is read in the arguments of a step: nothing, a text is a text."""
         return _NO_READERS
 
+    def stands_for_value(self, given: object) -> bool:
+        """Say whether an argument stands for a value that is not there yet."""
+        return isinstance(given, (Placeholder, Branches))
+
     def parents(self, after: tuple[Handle | str, ...], where: str) -> tuple[str, ...]:
         """Give the names of the steps in an `after=` option, each once."""
         names = (item if isinstance(item, str) else self._own(item, f"{where}: after").step for item in after)
@@ -175,6 +180,8 @@ class Build:
             return value.tree(lambda handle: self._own(handle, where))
         if cls is ExitHandle:
             return value._ref
+        if cls is Unmapped:
+            raise UsageError(f"{where}: unmapped(...) is for arguments of .map(...)")
         if cls is ConditionHandle:
             raise UsageError(f"{where}: {value!r} is for when=…, it is no value that can be passed on")
         if not issubclass(cls, _CONTAINERS):

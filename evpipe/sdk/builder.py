@@ -25,7 +25,7 @@ from evpipe.sdk.exits import check_handlers
 from evpipe.sdk.functions import check_step_function
 from evpipe.sdk.handle import Handle, ParameterHandle, Placeholder
 from evpipe.sdk.limits import Limit
-from evpipe.sdk.options import UNSET, Executor, OnFailureName, RunIfName, Unset
+from evpipe.sdk.options import OPTION_NAMES, UNSET, Executor, OnFailureName, RunIfName, Unset
 from evpipe.sdk.parameters import make_parameter
 from evpipe.sdk.references import PIPELINE, RESULT, StepReference, is_reference, read_reference
 from evpipe.sdk.retry import Retry
@@ -69,6 +69,9 @@ class Draft(Build):
             return found
 
         return {str: read}
+
+    def stands_for_value(self, given: object) -> bool:
+        return super().stands_for_value(given) or (isinstance(given, str) and is_reference(given))
 
     def finished_steps(self) -> dict[str, GraphStep]:
         """Give the steps so far, with every reference looked up; one to a step that is not there is left to the graph.
@@ -272,9 +275,6 @@ class Pipeline(AnyPipeline[..., Any]):
             UsageError: if the name is taken, the function cannot be a step, or an argument or option is wrong.
 
         """
-        where = f"step {name!r}"
-        self._check_step_name(name)
-        source = self._source(step, name)
         given = {
             "after": after,
             "queue": queue,
@@ -291,11 +291,56 @@ class Pipeline(AnyPipeline[..., Any]):
             "limits": limits,
             "description": description,
         }
-        options: dict[str, Any] = {option: value for option, value in given.items() if value is not UNSET}
+        options = {option: value for option, value in given.items() if value is not UNSET}
+        return self._add(name, step, options, args, arguments)
+
+    def map(
+        self,
+        name: str,
+        step: Any,
+        /,
+        *,
+        args: Mapping[str, Any] | None = None,
+        product: bool = False,
+        levels: int = 1,
+        **arguments: Any,
+    ) -> Any:
+        """Add a step that runs once for each element of lists, as `step.map(...)` does; give the handle of the list.
+
+        Args:
+            name: exactly this name.
+            step: a `@step` or a plain function at module level.
+            args: arguments whose names are options too.
+            product: every element of each list with every one of the others; else the lists go in step.
+            levels: how deep the lists are that are mapped over.
+            arguments: of the function, lists and others, as those of `step`, and options of the step.
+
+        Raises:
+            UsageError: as `step`, and if there is nothing to map over.
+
+        """
+        options = {option: arguments.pop(option) for option in OPTION_NAMES if option in arguments}
+        return self._add(name, step, options, args, arguments, (product, levels))
+
+    def _add(
+        self,
+        name: str,
+        step: Any,
+        options: dict[str, Any],
+        args: Mapping[str, Any] | None,
+        arguments: dict[str, Any],
+        mapping: tuple[bool, int] | None = None,
+    ) -> Handle:
+        check_name("step", name)
+        where = f"step {name!r}"
+        if name == PIPELINE:
+            raise UsageError(f"{where} needs another name: '${{{PIPELINE}.rows}}' is the parameter 'rows'")
+        self._draft.check_free(name)
+        source = self._source(step, name)
         _refuse_ambiguous(options, args, source, where, is_plain=source is not step)
         positional, named = _split(source, _merged(args, arguments, where))
         made = source.options(name=name).options(**options)
-        handle = made._add_to(self._draft, positional, named)
+        handle = made._add_to(self._draft, positional, named, mapping)
         self._sources[name] = made
         return handle
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from enum import Enum
 from typing import Any, Final, Literal, TypeAlias
 
@@ -64,6 +64,10 @@ class StepOptions:
     priority: int | None = None
     limits: tuple[Limit, ...] = ()
     description: str = ""
+
+
+#: Options by their names.
+OPTION_NAMES: Final = tuple(field.name for field in fields(StepOptions))
 
 
 def check_options(given: Mapping[str, object], where: str, *, executors: Sequence[str]) -> dict[str, Any]:

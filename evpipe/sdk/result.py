@@ -8,12 +8,14 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar, cast
 
 from evpipe.core.events import Origin
+from evpipe.core.mapping import element_of
+from evpipe.core.names import for_people
 from evpipe.core.notes import MetricPoint, Notes, points_of
 from evpipe.core.states import RUN_ENDS, STEP_VALUES, Reason, RunStatus, StepStatus
 from evpipe.errors import RunFailed
 
 if TYPE_CHECKING:
-    from evpipe.core.machine import Run, StepState
+    from evpipe.core.machine import Run
 
 R_co = TypeVar("R_co", covariant=True)
 
@@ -55,6 +57,8 @@ class StepResult:
     waits_for: str = ""
     #: Of its last failure; may be empty.
     traceback: str = ""
+    #: Of a mapped step, those of its elements that there are, in order.
+    elements: tuple[StepResult, ...] = ()
     _value: Any = None
     _notes: Notes | None = None
     _open: Opener = _as_it_is
@@ -124,15 +128,16 @@ class StepResult:
         return f"<step {self.name!r}: {self.status}{attempts}{f', {self.error}' if self.error else ''}>"
 
     @classmethod
-    def of(cls, run: Run, name: str, state: StepState, opener: Opener) -> StepResult:
+    def of(cls, run: Run, name: str, opener: Opener, elements: tuple[StepResult, ...] = ()) -> StepResult:
         """Show the state of a step in a folded log."""
+        state = run.steps[name]
         # The state keeps the last failure through a retry; what succeeded in the end has no error to show.
         failed = state.status in _ENDED_WITHOUT_VALUE
         shows_traceback = state.status is StepStatus.FAILED and state.failure is not None
         return cls(
             run_id=run.id,
             run_status=run.status,
-            name=name,
+            name=for_people(name),
             status=state.status,
             attempts=0 if state.status is StepStatus.CACHED else state.attempt,
             cached_from=state.cached_from,
@@ -144,7 +149,8 @@ class StepResult:
             answered_by=run.answers[name].by if name in run.answers else None,
             waits_for=run.waits_for(name),
             traceback=state.failure.traceback if shows_traceback and state.failure else "",
-            _value=run.outputs.get(name),
+            elements=elements,
+            _value=run.output_of(name),
             _notes=state.notes,
             _open=opener,
         )
@@ -181,7 +187,7 @@ class RunResult(Generic[R_co]):
     #: Why it has no value, in one line; "" if it has one, or may get one.
     error: str = ""
     reason: Reason | None = None
-    #: One entry per step, in the order of the graph.
+    #: One entry per step, in the order of the graph, and one per element of a mapped step ("train[2]") after that.
     steps: Mapping[str, StepResult] = field(default_factory=dict)
     #: The step that failed the run: the first one to fail for good.
     failed_step: str | None = None
@@ -227,9 +233,10 @@ class RunResult(Generic[R_co]):
         return self._value
 
     def __repr__(self) -> str:
-        done = sum(step.status in STEP_VALUES for step in self.steps.values())
+        single = [step for step in self.steps.values() if not step.elements]
+        done = sum(step.status in STEP_VALUES for step in single)
         error = f", {self.error}" if self.error else ""
-        return f"<run {self.id} of pipeline {self.pipeline!r}: {self.status}, {done} of {len(self.steps)} steps{error}>"
+        return f"<run {self.id} of pipeline {self.pipeline!r}: {self.status}, {done} of {len(single)} steps{error}>"
 
     @classmethod
     def of(cls, run: Run, opener: Opener | None = None) -> RunResult[Any]:
@@ -245,11 +252,22 @@ class RunResult(Generic[R_co]):
             status=run.status,
             error=run.message,
             reason=run.reason,
-            steps={name: StepResult.of(run, name, state, opener) for name, state in run.steps.items()},
-            failed_step=run.failed[0] if run.failed else None,
+            steps=_steps(run, opener),
+            failed_step=for_people(run.failed[0]) if run.failed else None,
             _value=run.value,
             _open=opener,
         )
+
+
+def _steps(run: Run, opener: Opener) -> dict[str, StepResult]:
+    names = list(run.in_order())
+    made: dict[str, StepResult] = {}
+    # Elements first: their node has them.
+    for name in reversed(names):
+        count = run.expansions[name].count if name in run.expansions else 0
+        elements = tuple(made[for_people(element_of(name, index))] for index in range(count))
+        made[for_people(name)] = StepResult.of(run, name, opener, elements)
+    return {shown: made[shown] for shown in map(for_people, names)}
 
 
 def _moment(at_s: float | None) -> datetime | None:

@@ -37,6 +37,8 @@ class Shape:
     is_declared: bool = False
     #: Annotations of the parts, in order; a single one where `length` and `names` are None: it is of all parts.
     parts: tuple[Any, ...] = ()
+    #: Of a mapped step, the shape of what each element gives: a text key is taken of each, a number is an index.
+    each: Shape | None = None
     #: Where the annotations of the parts were written.
     namespace: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
@@ -55,6 +57,8 @@ class Shape:
             BindingError: if the value will have no such part.
 
         """
+        if self.each is not None:
+            return self.each.key(key, f"an element of {of}") if isinstance(key, str) else key
         if isinstance(key, str):
             if self.names is not None and key not in self.names:
                 has = ", ".join(repr(name) for name in self.names) or "none"
@@ -73,6 +77,8 @@ class Shape:
 
     def part(self, key: Key) -> Shape:
         """Give the shape of a part that `key` allowed."""
+        if self.each is not None:
+            return Shape(each=self.each.part(key)) if isinstance(key, str) else self.each
         if not self.parts:
             return Shape()
         if self.names is None and self.length is None:

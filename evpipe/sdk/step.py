@@ -25,6 +25,7 @@ from evpipe.sdk.context import plain_call
 from evpipe.sdk.functions import check_step_function, code_of, name_for
 from evpipe.sdk.handle import Handle
 from evpipe.sdk.limits import Limit
+from evpipe.sdk.mapping import Elements, read_mapped
 from evpipe.sdk.options import (
     UNSET,
     Executor,
@@ -72,6 +73,37 @@ class Step(Generic[P, R_co]):
             return cast("R_co", self._add_to(build, args, kwargs))
         refuse_handles(args, kwargs, f"step {self.name!r}")
         return self._call_plainly(*args, **kwargs)
+
+    @overload
+    def map(self, /, *args: Any, levels: int, product: bool = False, **kwargs: Any) -> Elements[Any]: ...
+    @overload
+    def map(self, /, *args: Any, product: bool = False, **kwargs: Any) -> Elements[R_co]: ...
+    def map(self, /, *args: Any, product: bool = False, levels: int = 1, **kwargs: Any) -> Any:
+        """Run it once for each element of lists, as in `train.map(depths, data=unmapped(rows))`, in a pipeline's body.
+
+        Lists and tuples are mapped over, and handles whose values turn out to be such; everything else, and what is
+        `unmapped`, is the same for every element. Each element is a step of its own: `train[2]` has its own attempts,
+        cache and state, and where it takes an element of another mapped step it waits for that one only. In `when=` a
+        list that is mapped over stands for the element.
+
+        Args:
+            product: every element of each list with every one of the others, the last list's running fastest; else the
+                lists go in step and must have one length.
+            levels: how deep the lists are that are mapped over: 2 is lists of lists.
+
+        Returns:
+            A handle of the list of the results, in order, with None for an element that was skipped. `[i]` of it is
+            the result of an element, `["score"]` the list of that part of each.
+
+        Raises:
+            UsageError: outside of a pipeline, if there is nothing to map over, or lists differ in length.
+        """
+        build = current_build()
+        if build is None:
+            raise UsageError(
+                f"step {self.name!r}: .map(...) adds steps to a pipeline; outside of one call it in a loop"
+            )
+        return self._add_to(build, args, kwargs, mapping=(product, levels))
 
     def options(
         self: StepT,
@@ -144,16 +176,31 @@ class Step(Generic[P, R_co]):
             self._shapes[declared] = output_shape(self._fn, declared, f"step {self.name!r}")
         return self._shapes[declared]
 
-    def _add_to(self, build: Build, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Handle:
+    def _add_to(
+        self,
+        build: Build,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        mapping: tuple[bool, int] | None = None,
+    ) -> Handle:
+        """Add a step to a build.
+
+        Args:
+            mapping: how it is mapped: `product` and `levels`; None: it is not.
+        """
         self._check_found_by_name()
         exact = self._exact_name
         name = build.automatic_name(self.name) if exact is None else build.check_free(exact)
         where = f"step {name!r}"
         options, shape = self._options, self._shape()
+        bound, mapped = self._bind(args, kwargs, where), None
+        if mapping is not None:
+            product, levels = mapping
+            bound, mapped = read_mapped(bound, build.stands_for_value, where, product, levels)
         step = GraphStep(
             name=name,
             code=self._code,
-            arguments=build.arguments(self._bind(args, kwargs, where), name),
+            arguments=build.arguments(bound, name),
             after=build.parents(options.after, where),
             queue=options.queue or build.queue,
             executor=options.executor,
@@ -167,8 +214,11 @@ class Step(Generic[P, R_co]):
             run_if=options.run_if,
             priority=options.priority,
             limits=options.limits,
+            mapped=mapped,
             description=options.description,
         )
+        for _ in range(mapped.levels if mapped is not None else 0):
+            shape = Shape(each=shape)
         return build.add(step, shape)
 
     def _bind(self, args: tuple[Any, ...], kwargs: dict[str, Any], where: str) -> inspect.BoundArguments:

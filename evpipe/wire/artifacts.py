@@ -33,7 +33,13 @@ class ArtifactWriter(Protocol):
         """
 
     def write_bytes(
-        self, data: bytes, *, content: str = "", length: int | None = None, nested: bool = False
+        self,
+        data: bytes,
+        *,
+        content: str = "",
+        length: int | None = None,
+        is_list: bool = False,
+        nested: bool = False,
     ) -> Artifact:
         """Store an encoded value of the protocol (kind "value")."""
 
@@ -54,6 +60,7 @@ class ArtifactReader(Protocol):
 
 def artifact_form(artifact: Artifact) -> list[Any]:
     """Give the artifact as it travels."""
+    # What only lists have stands last and only with them: digests of launches made before hold.
     return [
         artifact.kind,
         artifact.version,
@@ -65,6 +72,7 @@ def artifact_form(artifact: Artifact) -> list[Any]:
         artifact.length,
         artifact.nested,
         list(artifact.path),
+        *([True] if artifact.is_list else ()),
     ]
 
 
@@ -85,9 +93,9 @@ def artifact_of(form: Any) -> Artifact:
     Raises:
         RemoteProtocolError: if it is none.
     """
-    if not isinstance(form, list) or len(form) != 10:
+    if not isinstance(form, list) or len(form) not in {10, 11}:
         raise RemoteProtocolError("an artifact that is none")
-    kind, version, digest, size, data, meta, content, length, nested, path = form
+    kind, version, digest, size, data, meta, content, length, nested, path, *is_list = form
     if not isinstance(kind, str) or not 0 < len(kind) <= _KIND_CHARS_MAX:
         raise RemoteProtocolError("an artifact without a kind")
     if type(version) is not int or type(size) is not int or version < 0 or size < 0:
@@ -109,6 +117,7 @@ def artifact_of(form: Any) -> Artifact:
         meta=meta,
         content=content,
         length=length,
+        is_list=is_list == [True],
         nested=nested,
         path=tuple(path),
     )

@@ -9,6 +9,7 @@ from typing import Any
 from evpipe.core.conditions import DEPTH_MAX, AllOf, AnyOf, Comparison, Condition, IsTrue, Negation
 from evpipe.core.graph import Graph, Step
 from evpipe.core.limits import PRIORITY_DEFAULT, Limit, Rate, Semaphore
+from evpipe.core.mapping import Mapped
 from evpipe.core.parameters import REQUIRED, Parameter, ParameterType
 from evpipe.core.retry import RetryPolicy
 from evpipe.core.states import OnFailure, RunIf
@@ -124,6 +125,12 @@ def _step_map(step: Step, writer: ArtifactWriter | None) -> dict[str, Any]:
         found["when"] = _condition_list(step.when, f"the condition of step {step.name!r}", writer)
     if step.on_exit:
         found["on_exit"] = True
+    if step.mapped is not None:
+        found["mapped"] = {
+            "places": list(step.mapped.places),
+            **({"product": True} if step.mapped.product else {}),
+            **({"levels": step.mapped.levels} if step.mapped.levels != 1 else {}),
+        }
     if step.cache is not None:
         found["cache"] = policy_map(step.cache)
     if step.wait is not None:
@@ -215,6 +222,14 @@ def _wait(found: Fields, key: str) -> Wait:
     )
 
 
+def _mapped(found: Fields, key: str) -> Mapped:
+    fields = Fields(found.submap(key), f"{found.what}: mapped")
+    places = tuple(fields.items("places"))
+    if not all(isinstance(place, str) or type(place) is int for place in places):
+        raise RemoteProtocolError(f"{fields.what}: a place is neither the name nor the number of an argument")
+    return Mapped(places=places, product=fields.flag("product"), levels=fields.whole("levels", 1))
+
+
 def _retries(found: Fields, key: str) -> RetryPolicy:
     fields = Fields(found.submap(key), f"{found.what}: retries")
     return RetryPolicy(
@@ -261,6 +276,7 @@ _STEP_FIELDS: tuple[tuple[str, Callable[[Fields, str], Any]], ...] = (
     ("run_if", _run_if),
     ("when", lambda found, key: _condition(found.map.get(key))),
     ("on_exit", Fields.flag),
+    ("mapped", _mapped),
     ("cache", lambda found, key: policy_of(Fields(found.submap(key), f"{found.what}: cache"))),
     ("wait", _wait),
     ("pickle", Fields.flag),

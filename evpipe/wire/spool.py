@@ -17,6 +17,7 @@ import tempfile
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO, Final, cast
 
@@ -57,13 +58,26 @@ class Spool:
         return None if serializer is None else self._write(value, serializer)
 
     def write_bytes(
-        self, data: bytes, *, content: str = "", length: int | None = None, nested: bool = False
+        self,
+        data: bytes,
+        *,
+        content: str = "",
+        length: int | None = None,
+        is_list: bool = False,
+        nested: bool = False,
     ) -> Artifact:
         with _Draft(self._folder) as draft:
             draft.write(data)
             digest, size, held = draft.end(self.files)
         return Artifact(
-            kind=VALUE, digest=digest, size_bytes=size, data=held, content=content, length=length, nested=nested
+            kind=VALUE,
+            digest=digest,
+            size_bytes=size,
+            data=held,
+            content=content,
+            length=length,
+            is_list=is_list,
+            nested=nested,
         )
 
     def keep(self, artifact: Artifact) -> Artifact:
@@ -72,17 +86,7 @@ class Spool:
         with _Draft(self._folder, inline_max=-1) as draft:
             draft.write(artifact.data)
             draft.end(self.files)
-        return Artifact(
-            kind=artifact.kind,
-            version=artifact.version,
-            digest=artifact.digest,
-            size_bytes=artifact.size_bytes,
-            meta=artifact.meta,
-            content=artifact.content,
-            length=artifact.length,
-            nested=artifact.nested,
-            path=artifact.path,
-        )
+        return replace(artifact, data=None)
 
     def _write(self, value: Any, serializer: Serializer) -> Artifact:
         with _Draft(self._folder) as draft:

@@ -158,7 +158,9 @@ def store_encoded(data: bytes, value: Any, what: str, writer: ArtifactWriter, *,
     content = value_digest(opened, what, items_max=LARGE_ITEMS_MAX)
     # Those whose bytes are in these need not be fetched.
     nested = any(artifact.data is None or artifact.nested for artifact in met)
-    stored = writer.write_bytes(data, content=content, length=length, nested=nested)
+    stored = writer.write_bytes(
+        data, content=content, length=length, is_list=type(value) in (list, tuple), nested=nested
+    )
     return writer.keep(stored) if part else stored
 
 

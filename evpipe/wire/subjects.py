@@ -16,7 +16,7 @@ import functools
 import re
 from typing import NamedTuple
 
-from evpipe.core.names import NAME
+from evpipe.core.names import NAME, STEP_NAME
 from evpipe.errors import RemoteProtocolError, UsageError
 
 #: Fixed for ever: another number would move live runs and break keys.
@@ -146,7 +146,7 @@ class Subjects:
             raise RemoteProtocolError(f"{subject[:200]!r}{error}") from None
         if step == RUN:
             return EventSubject(pipeline, run, None, kind)
-        if NAME.match(step) is None:
+        if STEP_NAME.match(step) is None:
             raise RemoteProtocolError(f"{subject[:200]!r}: {step[:40]!r} is not a step name")
         return EventSubject(pipeline, run, step, kind)
 
@@ -167,7 +167,7 @@ class Subjects:
         if len(tokens) != 7 or tokens[0] != self.prefix or tokens[1] != "queue":
             raise RemoteProtocolError(f"{subject[:200]!r} is not the subject of a launch")
         _, _, queue, priority, run, step, attempt = tokens
-        legal = NAME.match(queue) and _RUN_ID.match(run) and NAME.match(step)
+        legal = NAME.match(queue) and _RUN_ID.match(run) and STEP_NAME.match(step)
         if not legal or _PRIORITY.match(priority) is None or _ATTEMPT.match(attempt) is None:
             raise RemoteProtocolError(f"{subject[:200]!r} is not the subject of a launch: a token is not allowed")
         return LaunchSubject(queue, int(priority), run, step, int(attempt))
@@ -187,7 +187,7 @@ class Subjects:
         if len(tokens) != 6 or tokens[0] != self.prefix or tokens[1] != "telemetry":
             raise RemoteProtocolError(f"{subject[:200]!r} is not the subject of telemetry")
         _, _, run, step, attempt, kind = tokens
-        legal = _RUN_ID.match(run) and NAME.match(step) and NAME.match(kind)
+        legal = _RUN_ID.match(run) and STEP_NAME.match(step) and NAME.match(kind)
         if not legal or _ATTEMPT.match(attempt) is None:
             raise RemoteProtocolError(f"{subject[:200]!r} is not the subject of telemetry: a token is not allowed")
         return TelemetrySubject(run, step, int(attempt), kind)

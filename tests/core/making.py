@@ -129,6 +129,8 @@ def snapshot(run: Run) -> dict[str, Any]:
             value = {name: step_snapshot(state) for name, state in value.items()}
         elif slot == "decisions":
             value = dict(value)
+        elif slot == "expansions":
+            value = {name: repr(expansion) for name, expansion in value.items()}
         elif slot in ("failed", "outputs", "parameters", "answers"):
             value = copy.copy(value)
         found[_SHOWN.get(slot, slot)] = value

@@ -101,7 +101,7 @@ class World:
         match turn:
             case Launch():
                 # A launch's subject is taken once; after the cancel nothing is sent that was not, but finalisers.
-                final = self.plan.graph.steps[turn.step].run_if is RunIf.ALWAYS
+                final = self.run.spec(turn.step).run_if is RunIf.ALWAYS
                 if (self.run.cancel is None or final) and (turn.step, turn.attempt) not in self.sent:
                     self.sent.add((turn.step, turn.attempt))
                     self.under_way += [Published(event) for event in self.work(turn)]
