@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import replace
 from typing import Final
 
@@ -10,7 +9,7 @@ import anyio
 
 from evpipe.bus.protocol import Bus
 from evpipe.client.fold import RunFold
-from evpipe.core.names import nearest
+from evpipe.core.names import from_people, nearest
 from evpipe.core.why import Cause, Why, why
 from evpipe.errors import NotFound, RemoteProtocolError
 from evpipe.wire.holds import Hold, HoldKind, decode_hold
@@ -30,7 +29,6 @@ _CAUSES: Final = {
 }
 #: What follows from how many workers a queue has: where there are none, that is the reason.
 _OF_WORKERS: Final = frozenset({HoldKind.WINDOW, HoldKind.QUEUE})
-_INDEX: Final = re.compile(r"\[(\d+)\]")
 
 
 async def explained(bus: Bus, fold: RunFold, step: str) -> Why:
@@ -47,7 +45,7 @@ async def explained(bus: Bus, fold: RunFold, step: str) -> Why:
         return Why(
             run=run.id, step="", status=None, cause=Cause.REJECTED, message=f"the run was refused: {run.message}"
         )
-    name = _INDEX.sub(r"=\1", step)
+    name = from_people(step)
     if name not in run.steps:
         raise NotFound(f"run {run.id} has no step {step!r}{nearest(step, run.steps)}")
     found = why(run, name)
@@ -100,11 +98,11 @@ class _Outside:
 
     async def _look_up(self, step: str) -> None:
         found = self._found[step] = []
-        hold = await self._hold(step)
+        hold = await self._hold(from_people(step))
         if hold is not None and hold.kind not in _OF_WORKERS:
             found.append(self._held(hold))
         submission = self._fold.submission
-        queue = (submission.queue if submission is not None else "") or self._fold.run.spec(step).queue
+        queue = (submission.queue if submission is not None else "") or self._fold.run.spec(from_people(step)).queue
         serving = [worker for worker in self._workers if queue in worker.queues]
         if not serving and await self._ask(self._bus.subjects.ping_worker(queue)) is None:
             # A worker that has just come has not said so yet, but answers.

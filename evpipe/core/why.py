@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Final
 from evpipe.core.bindings import BindingError, ParameterRef, resolve
 from evpipe.core.conditions import condition_references
 from evpipe.core.events import CancelCause, StepCancelled, StepFailed, StepSkipped
+from evpipe.core.mapping import element_of
+from evpipe.core.names import for_people
 from evpipe.core.states import STEP_VALUES, OnFailure, Reason, StepStatus
 
 if TYPE_CHECKING:
@@ -116,6 +118,8 @@ class _Chain:
         state = self.run.steps[name]
         if (name, StepCancelled) in self.run.decisions:
             return self._cancelled(name, state, self.run.cancel.message if self.run.cancel is not None else "", depth)
+        if name in self.run.expansions:
+            return self._node(name, state, depth)
         match state.status:
             case StepStatus.PENDING:
                 return self._pending(name, state, depth)
@@ -145,6 +149,24 @@ class _Chain:
                 return self._skipped(name, state, state.reason, state.message, depth)
             case StepStatus.CANCELLED:
                 return self._cancelled(name, state, state.message, depth)
+
+    def _node(self, name: str, state: StepState, depth: int) -> Why:
+        """Say of a mapped step what its elements are."""
+        count = self.run.expansions[name].count
+        elements = [element_of(name, index) for index in range(count)]
+        if not state.ended:
+            left = [element for element in elements if not self.run.steps[element].ended]
+            message = f"{len(left):,} of its {count:,} elements have not ended"
+            return self._one(name, state, Cause.RUNNING, message, because=self._links(left, depth))
+        bad = [element for element in elements if self.run.steps[element].status is state.status]
+        if state.status in STEP_VALUES:
+            return self._one(
+                name, state, Cause.DONE, f"has {count:,} elements, and all have ended", since_s=state.ended_at_s
+            )
+        cause = {StepStatus.FAILED: Cause.FAILED, StepStatus.SKIPPED: Cause.UPSTREAM}.get(state.status, Cause.CANCELLED)
+        message = f"{state.status.value}: {state.message}"
+        because = self._links(bad, depth)
+        return self._one(name, state, cause, message, reason=state.reason, since_s=state.ended_at_s, because=because)
 
     # ---- steps that have not begun
 
@@ -257,7 +279,7 @@ class _Chain:
 
     def _parents(self, name: str) -> Iterable[str]:
         assert self.run.graph is not None
-        return self.run.graph.parents[name]
+        return self.run.parents_of(name)
 
     def _links(self, names: Iterable[str], depth: int) -> tuple[Why, ...]:
         found: list[Why] = []
@@ -282,7 +304,7 @@ class _Chain:
     ) -> Why:
         return Why(
             run=self.run.id,
-            step=name,
+            step=for_people(name),
             status=state.status,
             cause=cause,
             message=message,
@@ -295,6 +317,6 @@ class _Chain:
 
 
 def _named(names: list[str]) -> str:
-    listed = ", ".join(repr(name) for name in names[:BREADTH_MAX])
+    listed = ", ".join(repr(for_people(name)) for name in names[:BREADTH_MAX])
     more = len(names) - BREADTH_MAX
     return ("step " if len(names) == 1 else "steps ") + listed + (f" and {more:,} more" if more > 0 else "")

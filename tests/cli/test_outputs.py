@@ -48,7 +48,7 @@ def save(spool: Spool, outputs: dict[str, Any], folder: Path) -> list[str]:
     stored = {step: unpack(encode_stored(value, "the output", spool)) for step, value in outputs.items()}
 
     async def main() -> list[str]:
-        run: Any = SimpleNamespace(outputs=stored, steps={})
+        run: Any = SimpleNamespace(expansions={}, outputs=stored, steps={})
         return [line async for line in save_outputs(Objects(spool), run, folder)]
 
     return anyio.run(main)
@@ -157,7 +157,7 @@ def test_the_rest_is_saved_if_one_is_missing(spool: Spool, tmp_path: Path) -> No
     out = tmp_path / "out"
 
     async def main() -> None:
-        run: Any = SimpleNamespace(outputs=stored, steps={})
+        run: Any = SimpleNamespace(expansions={}, outputs=stored, steps={})
         async for _ in save_outputs(Forgetful(spool), run, out):
             pass
 
