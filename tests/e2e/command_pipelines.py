@@ -28,6 +28,7 @@ shout = command(
 )
 read = command(["cat", "{files}"], outputs="lines")
 tell = command("""python -c 'import os; os.write(int(os.environ["EVPIPE_RESULT_FD"]), b"[1, {{}}]")'""", outputs="json")
+echo = command("echo {x} $EVPIPE_STEP", shell=True, name="echo", outputs="lines")
 here = command("sh -c pwd", cwd="{folder}", outputs="lines", name="here")
 names = command("""sh -c 'echo "{{\\"a\\": 1, \\"b\\": null}}" > $EVPIPE_RESULT'""", outputs=("a", "b"), name="names")
 fails = command("sh -c 'echo out; echo 1st >&2; echo why >&2; exit {code}'", name="fails")
@@ -94,6 +95,15 @@ def again() -> Any:
     """The first attempt fails, and the second does not."""
     once = Retry(1, delay_s=0.01, on=(CommandFailed,))
     return command("test $EVPIPE_ATTEMPT = 2", shell=True, name="tried", retries=once, outputs="exit_code")()
+
+
+@pipeline
+def mapped(rates: tuple[float, ...] = (0.1, 0.2)) -> Any:
+    """A command for each of what is known now, one for each of what a command gave, and one for all of them."""
+    data = text("data")
+    fits = fit.map(lr=rates, data=data)
+    words = echo.map(x=command("seq {n}", outputs="lines", name="seq")(n=3))
+    return {"scores": fits["score"], "all": read(files=fits["model"]), "words": words}
 
 
 @pipeline
