@@ -199,7 +199,8 @@ class Dispatch:
         self._held: dict[str, dict[str, Held]] = {}
         self._number = 0
         self._closed = False
-        #: Called when something is held back, and set anew by whoever wants to hear of it again.
+        #: Called when something is held back, or goes to a queue that is new here; and set anew by whoever wants to
+        #: hear of it again.
         self.crowded: Callable[[], None] | None = None
 
     def lane(self, queue: str) -> Lane:
@@ -207,6 +208,7 @@ class Dispatch:
         if lane is None:
             lane = self.lanes[queue] = Lane(queue)
             lane.sampled_at = self._now()
+            self._tell()
         return lane
 
     def hold(self, case: Case, command: Launch, step: Step, miss: Miss | None, lane: Lane, priority: int) -> None:
@@ -227,6 +229,10 @@ class Dispatch:
         if lane.flying < lane.window:
             self.serve(lane)
         if lane.held and self.crowded is not None:
+            self._tell()
+
+    def _tell(self) -> None:
+        if self.crowded is not None:
             tell, self.crowded = self.crowded, None
             tell()
 

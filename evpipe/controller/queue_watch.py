@@ -1,6 +1,6 @@
 """How many launches each queue can take: the slots of its workers, the limit that an operator has set.
 
-Looked at only while something is held back; then a worker that comes is seen within a second, and where launches that
+Looked at mostly while something is held back; then a worker that comes is seen within a second, and where launches that
 count as under way are not in the queue, as after somebody has emptied it, the rest does not wait for them.
 """
 
@@ -19,6 +19,8 @@ from evpipe.wire.presence import BUCKET, decode_worker
 log = structlog.get_logger(__name__)
 
 LOOK_EVERY_S: Final = 1.0
+#: While nothing is held back it is looked so often, for whoever asks.
+REST_S: Final = 10.0
 #: A lane in which nothing has ended for so many looks, and twice as many, …, is compared with what its queue has.
 STILL_LOOKS: Final = 3
 
@@ -37,12 +39,14 @@ class QueueWatch:
 
     async def run(self) -> None:
         while True:
-            await self._crowded.wait()
-            try:
-                await self._look()
-            except BusError as error:
-                # What was known counts on.
-                log.debug("queues_not_watched", error=str(error))
+            with anyio.move_on_after(REST_S):
+                await self._crowded.wait()
+            if any(lane.held or lane.flying for lane in self._dispatch.lanes.values()):
+                try:
+                    await self._look()
+                except BusError as error:
+                    # What was known counts on.
+                    log.debug("queues_not_watched", error=str(error))
             await anyio.sleep(LOOK_EVERY_S)
             if not any(lane.held for lane in self._dispatch.lanes.values()):
                 self._crowded = anyio.Event()

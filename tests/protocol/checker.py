@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter, defaultdict
 from typing import Any
 
 import anyio
 
+from evpipe import Rate, Semaphore
 from evpipe.bus.memory import MemoryBus
 from evpipe.bus.protocol import Record
 from evpipe.client.fold import RunFold
@@ -14,6 +16,8 @@ from evpipe.controller.look_ups import LOOK_AGAIN_S
 from evpipe.core.machine import Run
 from evpipe.core.retry import LOST_MAX
 from evpipe.wire.codec import decode_map
+from evpipe.wire.holds import BUCKET as LIMITS_BUCKET
+from evpipe.wire.holds import decode_holders
 from evpipe.wire.registry import BUCKET, decode_run_entry
 from tests.protocol.simulation import EPOCH_S, FAULTS_S, Outcomes, Plan
 from tests.protocol.steps import value_of
@@ -24,6 +28,9 @@ VALUES = ("succeeded", "cached")
 
 DISTURBING = ("lost", "silent", "ghost", "full", "blink", "pause", "crash", "forget")
 
+
+#: The one rate of limited plans.
+RATE_COUNT, RATE_S = 2, 1.5
 
 #: Time-outs that may still be running when the faults stop: a lease, an ack wait, three questions, a repetition.
 SETTLING_S = 25.0
@@ -181,14 +188,81 @@ def _check_begins(run: str, facts: Facts, seen: Outcomes) -> None:
             assert any(step == name for step, _ in per_attempt), f"{name} succeeded and no body of it began"
 
 
+def _steps_s(plan: Plan) -> float:
+    return sum(
+        (plan.retries[name] + 1 + LOST_MAX) * (plan.delays_s[name] + plan.retry_delay_s * 1.1) for name in plan.parents
+    )
+
+
+def check_limits(seen: Outcomes) -> int:
+    """Check that mutexes and semaphores were never exceeded, and that what ended holds nothing.
+
+    Returns:
+        How many bodies began while others with the same semaphore ran.
+    """
+    shared = _check_overlaps(seen)
+    for key, (entry, _) in seen.server.buckets.get(LIMITS_BUCKET, {}).items():
+        # What a controller that died had not let go is let go by whoever wants it next, and here nobody does.
+        if key.startswith("semaphore.") and not any(seen.faults[kind] for kind in ("crash", "blink", "forget")):
+            assert not decode_holders(entry.value), f"{key} is held by {decode_holders(entry.value)} in the end"
+    if not seen.faults.keys() - {"calm"}:
+        _check_rates(seen)
+    return shared
+
+
+def _check_overlaps(seen: Outcomes) -> int:
+    """Of the bodies that run at one time with one name, there are no more than any of them declares."""
+    assert seen.stage is not None
+    # Who is cut off may run on when it is known to be lost, or cancelled: as far as at least once goes.
+    cut_off = any(seen.faults[kind] for kind in ("blink", "pause", "forget"))
+    over: dict[tuple[str, str, int], float] = {}
+    for record in seen.server.records:
+        _, _, _, _, run, step, kind = record.subject.split(".")
+        if (kind == "failed" and b"lost" in record.payload) or (kind == "cancelled" and cut_off):
+            attempt = decode_map(record.payload, "event").map["attempt"]
+            over.setdefault((run, step, attempt), record.at_s - EPOCH_S)
+    bodies: dict[str, list[tuple[float, float, tuple[str, str], int]]] = {}
+    for begin in seen.stage.begins:
+        ended_at = min(begin.ended_at, over.get((begin.run, begin.step, begin.attempt), math.inf))
+        for limit in seen.plans[begin.run].limits.get(begin.step, ()):
+            if not isinstance(limit, Rate):
+                count = limit.count if isinstance(limit, Semaphore) else 1
+                bodies.setdefault(limit.name, []).append((begin.at, ended_at, (begin.run, begin.step), count))
+    shared = 0
+    for name, found in bodies.items():
+        for at, ended_at, _, _ in found:
+            if ended_at <= at:
+                # It came to life again, and was lost before: nothing stops such a one but its worker.
+                continue
+            now = {key: count for begun, until, key, count in found if begun <= at < until}
+            assert len(now) <= min(now.values()), f"seed {seen.seed}: {name} at {at:.3f}: {sorted(now)}"
+            shared += len(now) > 1
+    return shared
+
+
+def _check_rates(seen: Outcomes) -> None:
+    launched = zip(seen.server.stored_launches, seen.server.launched_at, strict=True)
+    moments: list[float] = []
+    for (subject, _), at in launched:
+        _, _, _, _, run, step, _ = subject.split(".")
+        if any(isinstance(limit, Rate) for limit in seen.plans[run].limits.get(step, ())):
+            moments.append(at)
+    for i, at in enumerate(moments):
+        within = sum(at <= other < at + RATE_S - 0.001 for other in moments[i:])
+        assert within <= RATE_COUNT, f"seed {seen.seed}: {within} launches within {RATE_S} s of {at:.3f}"
+
+
 def _check_patience(run: str, plan: Plan, seen: Outcomes) -> None:
     """No stall: when the faults have stopped, what is left takes what its steps take, one after the other."""
     # Who waits for another in vain looks again after a while, and then does it itself; in turn, if they all fail.
     turns, look_again_s = (len(seen.plans), LOOK_AGAIN_S) if plan.cached else (1, 0.0)
-    steps_s = sum(
-        (plan.retries[name] + 1 + LOST_MAX) * (plan.delays_s[name] + plan.retry_delay_s * 1.1) for name in plan.parents
-    )
+    steps_s = _steps_s(plan)
     patience_s = turns * (steps_s + len(plan.parents) * look_again_s) + SETTLING_S
+    if plan.limits:
+        # Whoever shares a limit with others may be behind all of them, and each may be looked at in vain before.
+        patience_s = SETTLING_S + sum(
+            _steps_s(other) + len(other.parents) * (LOOK_AGAIN_S + RATE_S) for other in seen.plans.values()
+        )
     assert seen.ended_at[run] < FAULTS_S + patience_s, f"{run} ended at {seen.ended_at[run]:.1f}"
 
 

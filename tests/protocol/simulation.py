@@ -20,11 +20,12 @@ import trio._core._run as trio_run
 from anyio.abc import TaskGroup
 from trio.testing import MockClock
 
-from evpipe import Client, Controller, PipelineFunction, Retry, Worker, pipeline
+from evpipe import Client, Controller, Mutex, PipelineFunction, Rate, Retry, Semaphore, Worker, pipeline
 from evpipe.bus.memory import Fault, MemoryBus, MemoryServer
 from evpipe.bus.outbox import Message
 from evpipe.bus.protocol import Outcome, Stored
 from evpipe.client.handle import RunHandle
+from evpipe.sdk.limits import Limit
 from tests.protocol.steps import Stage, stage, work
 
 #: The faults happen in this time; then everything that is left must come to its end.
@@ -49,6 +50,8 @@ class Plan:
     retry_delay_s: float
     #: Whether all its steps are cached.
     cached: bool = False
+    #: By step, what it shares with others.
+    limits: dict[str, tuple[Limit, ...]] = field(default_factory=dict)
 
     def pipeline(self) -> PipelineFunction[[], int]:
         plan = self
@@ -58,9 +61,8 @@ class Plan:
             handles: dict[str, int] = {}
             for name, above in plan.parents.items():
                 retry = Retry(plan.retries[name], delay_s=plan.retry_delay_s, factor=1.0)
-                handles[name] = work.options(name=name, retries=retry, cache=plan.cached)(
-                    name, [handles[p] for p in above]
-                )
+                step = work.options(name=name, retries=retry, cache=plan.cached, limits=plan.limits.get(name, ()))
+                handles[name] = step(name, [handles[p] for p in above])
             return handles[next(reversed(handles))]
 
         return built
@@ -79,6 +81,22 @@ def draw_plan(rng: random.Random) -> Plan:
     )
 
 
+#: What a limited step may have. One name has several counts: what is smallest counts.
+LIMITS: Final[tuple[tuple[Limit, ...], ...]] = (
+    (Mutex("m"),),
+    (Mutex("m"),),
+    (Semaphore("m", 2),),
+    (Semaphore("s", 2),),
+    (Mutex("m"), Semaphore("s", 2)),
+    (Semaphore("s", 2), Mutex("m"), Rate("r", 2, 1.5)),
+    (Rate("r", 2, 1.5),),
+)
+
+
+def draw_limits(rng: random.Random, plan: Plan) -> Plan:
+    return replace(plan, limits={name: rng.choice(LIMITS) for name in plan.parents if rng.random() < 0.8})
+
+
 class WitnessServer(MemoryServer):
     """Writes down which launches were stored, and when."""
 
@@ -86,6 +104,8 @@ class WitnessServer(MemoryServer):
         super().__init__("sim")
         # A clock that starts at a moment of its own, or no trace would be the same twice.
         self._epoch = (EPOCH_S, 0.0)
+        #: When each was stored, in virtual time.
+        self.launched_at: list[float] = []
         #: Launch subjects with the length of the log at that moment.
         self.stored_launches: list[tuple[str, int]] = []
 
@@ -93,6 +113,7 @@ class WitnessServer(MemoryServer):
         outcome = super().launch(subject, payload)
         if isinstance(outcome, Stored):
             self.stored_launches.append((subject, len(self.records)))
+            self.launched_at.append(anyio.current_time())
         return outcome
 
 
@@ -191,12 +212,16 @@ class Simulation:
         seed: everything is drawn from it.
         faults: which kinds may happen; None: all.
         cached: all runs are of one pipeline whose steps are cached, so that they meet in the cache.
+        limited: several runs, most of whose steps have mutexes, semaphores and rates in common.
     """
 
     KINDS = ("lost", "silent", "ghost", "full", "blink", "worker", "controller", "forget", "pause", "cancel", "buckets")
 
-    def __init__(self, seed: int, faults: tuple[str, ...] | None = None, *, cached: bool = False) -> None:
+    def __init__(
+        self, seed: int, faults: tuple[str, ...] | None = None, *, cached: bool = False, limited: bool = False
+    ) -> None:
         self.cached = cached
+        self.limited = limited
         self.rng = random.Random(seed)
         self.seen = Outcomes(seed)
         self.server = self.seen.server
@@ -332,6 +357,8 @@ class Simulation:
         if self.cached:
             common = replace(draw_plan(rng), cached=True)
             plans = {f"key{i}": common for i in range(rng.choice((2, 3, 5)))}
+        if self.limited:
+            plans = {f"key{i}": draw_limits(rng, draw_plan(rng)) for i in range(rng.choice((2, 3, 4)))}
         failures: dict[str, int] = {}
         delays: dict[str, float] = {}
         for i, (key, plan) in enumerate(plans.items()):
@@ -422,12 +449,15 @@ def _renamed(plan: Plan, run: str) -> Plan:
         failures={new(name): count for name, count in plan.failures.items()},
         retry_delay_s=plan.retry_delay_s,
         cached=plan.cached,
+        limits={new(name): limits for name, limits in plan.limits.items()},
     )
 
 
-def simulate(seed: int, faults: tuple[str, ...] | None = None, *, cached: bool = False) -> Outcomes:
+def simulate(
+    seed: int, faults: tuple[str, ...] | None = None, *, cached: bool = False, limited: bool = False
+) -> Outcomes:
     """Play one seed of the plain simulation."""
-    return play(seed, Simulation(seed, faults, cached=cached))
+    return play(seed, Simulation(seed, faults, cached=cached, limited=limited))
 
 
 def play(seed: int, simulation: Simulation) -> Outcomes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,7 +17,7 @@ class Trouble(Exception):
     """What a step raises when its script says so."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Begin:
     """A body that began: written down by the body itself, past everything that is tested."""
 
@@ -27,6 +28,8 @@ class Begin:
     at: float
     #: How many records the log had then.
     log_length: int
+    #: When it was over, also because its worker died.
+    ended_at: float = math.inf
 
 
 @dataclass(slots=True)
@@ -52,7 +55,10 @@ async def work(name: str, inputs: list[int]) -> int:
     run, attempt = str(bound["run_id"]), int(bound["attempt"])
     begin = Begin(run, name, attempt, str(bound["worker_id"]), anyio.current_time(), now.log_length())
     now.begins.append(begin)
-    await anyio.sleep(now.delay_s(name, attempt))
+    try:
+        await anyio.sleep(now.delay_s(name, attempt))
+    finally:
+        begin.ended_at = anyio.current_time()
     if now.failures.get(name, 0) >= attempt:
         raise Trouble(f"{name} fails its attempts up to {now.failures[name]}")
     return value_of(name, inputs)
