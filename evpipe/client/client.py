@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import re
 import secrets
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, aclosing
@@ -11,7 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
 
 import anyio
 import anyio.to_thread
@@ -56,6 +57,8 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 
 R = TypeVar("R")
+
+_INDEX: Final = re.compile(r"\[(\d{1,9})\]")
 #: A function that is called with events.
 Hook_ = TypeVar("Hook_", bound=Callable[[RunEvent], object])
 
@@ -500,6 +503,7 @@ class Client:
         """Ask the controller why a step that is `queued` is not launched.
 
         Args:
+            step: its name; of an element of a mapped step as people write it, "train[2]".
             timeout_s: seconds to wait for an answer.
 
         Returns:
@@ -507,9 +511,9 @@ class Client:
             ready), or nobody has answered.
         """
         bus = self.bus
-        answer = await bus.ask(
-            bus.subjects.held(check_run_id(run_id), check_name("step", step)), b"", timeout_s=timeout_s
-        )
+        name = _INDEX.sub(r"=\1", step)
+        check_name("step", name.partition("=")[0])
+        answer = await bus.ask(bus.subjects.held(check_run_id(run_id), name), b"", timeout_s=timeout_s)
         try:
             return decode_hold(answer) if answer is not None else None
         except RemoteProtocolError as error:

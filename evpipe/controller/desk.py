@@ -600,15 +600,13 @@ class Desk:
             self._limits.forget(held)
 
     def held_answer(self, subject: str, _: bytes) -> bytes | None:
-        """Answer why a step is not launched; None if it is, or is none of this controller's."""
+        """Answer why a step is not launched; None if its run is none of this controller's."""
         run, step = subject.split(".")[-2:]
-        hold = self._explain(run, step)
-        return None if hold is None else encode_hold(hold)
-
-    def _explain(self, run: str, step: str) -> Hold | None:
         case = self.cases.get(run)
-        if case is None:
-            return None
+        return None if case is None else encode_hold(self._explain(case, step))
+
+    def _explain(self, case: Case, step: str) -> Hold | None:
+        run = case.run.id
         leader = self._look_ups.waits.get((run, step))
         if leader is not None:
             return Hold(kind=HoldKind.CACHE, queue="", holders=((leader.run, leader.step),))

@@ -49,6 +49,7 @@ from evpipe.core.waits import WaitKind, answer_problem
 from evpipe.errors import EvpipeError, UsageError
 from evpipe.hosting.answers import BY, Answers, ask, can_ask, nobody_answers
 from evpipe.hosting.display import Display
+from evpipe.hosting.rates import keep_rates
 from evpipe.sdk.context import entered
 from evpipe.sdk.pipeline import Built
 from evpipe.sdk.result import RunResult
@@ -210,6 +211,7 @@ class _DebugRun:
                     notes=found.notes,
                 )
             )
+        keep_rates(self.run.spec(launch.step).limits)
         event = self._read(launch.step, self._call(launch))
         if fingerprint and isinstance(event, StepSucceeded):
             self._results[fingerprint] = (event, launch.step)

@@ -140,7 +140,10 @@ class Hold:
                 return f"{shown} computes the same result"
 
 
-def encode_hold(hold: Hold) -> bytes:
+def encode_hold(hold: Hold | None) -> bytes:
+    """Encode the answer of the controller that leads a run; None: the launch is not held back."""
+    if hold is None:
+        return encode_map({})
     fields: dict[str, Any] = {
         "kind": hold.kind.value,
         "queue": hold.queue,
@@ -159,13 +162,13 @@ def decode_hold(data: bytes) -> Hold | None:
     """Decode the answer of a controller.
 
     Returns:
-        None for a kind that this version does not know.
+        None if it is not held back, or for a kind that this version does not know.
 
     Raises:
         RemoteProtocolError: if it is none.
     """
     fields = decode_map(data, "the answer to why a launch is held back")
-    kind = fields.text("kind")
+    kind = fields.text("kind", "")
     if kind not in tuple(HoldKind):
         return None
     holders = [_checked(row, (str, str)) for row in fields.items("holders")]

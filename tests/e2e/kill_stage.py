@@ -25,7 +25,8 @@ CODE = ("--code", "local:tests.e2e.kill_graph")
 QUEUE = "default"
 PREFIX = "evpipe"
 WORKERS = 2
-SLOTS = 8
+#: So many that the controller lets as many launches leave as are wanted in flight.
+SLOTS = 64
 #: The kill comes up to so long after the first hundred launches are in flight; about the length of a run.
 MOMENT_MAX_S = 2.0
 #: The victim is back up to so long after that.

@@ -42,7 +42,7 @@ from tests.e2e.kill_stage import PREFIX, Moment, Queue, Stage, let_pass
 #: Launches that are in flight at every kill.
 IN_FLIGHT_MIN = 100
 #: With fewer, another run is submitted: some leave the queue before its fan is there.
-IN_FLIGHT_WANTED = 240
+IN_FLIGHT_WANTED = 150
 #: A submit shows in the queue after its first step has ended.
 SUBMIT_EVERY_S = 0.2
 #: Between two looks at the queue.
