@@ -9,6 +9,7 @@ import click
 
 from evpipe.cli.output import Command, Exit, json_text, one_line, output_option, url_option, write_data
 from evpipe.cli.runs import find_run, on_bus, run_argument
+from evpipe.core.states import STEP_ENDS
 
 if TYPE_CHECKING:
     from evpipe.client.client import Client
@@ -56,8 +57,11 @@ def _described(link: Why) -> dict[str, Any]:
 
 
 def _write(link: Why, depth: int) -> None:
-    about = f"{link.step} ({link.status}): " if link.step else ""
-    times = [f"{word} {_clock(at_s)}" for word, at_s in (("since", link.since_s), ("at", link.due_at_s)) if at_s]
+    # Of most that has ended the message says the state.
+    said = link.status is None or link.message.startswith(str(link.status))
+    about = f"{link.step}{'' if said else f' ({link.status})'}: " if link.step else ""
+    since = "at" if link.status in STEP_ENDS else "since"
+    times = [f"{word} {_clock(at_s)}" for word, at_s in ((since, link.since_s), ("until", link.due_at_s)) if at_s]
     write_data("  " * depth + about + one_line(link.message) + "".join(f", {text}" for text in times))
     for inner in link.because:
         _write(inner, depth + 1)
