@@ -91,13 +91,6 @@ def failures() -> None:
 
 
 @pipeline
-def again() -> Any:
-    """The first attempt fails, and the second does not."""
-    once = Retry(1, delay_s=0.01, on=(CommandFailed,))
-    return command("test $EVPIPE_ATTEMPT = 2", shell=True, name="tried", retries=once, outputs="exit_code")()
-
-
-@pipeline
 def mapped(rates: tuple[float, ...] = (0.1, 0.2)) -> Any:
     """A command for each of what is known now, one for each of what a command gave, and one for all of them."""
     data = text("data")
@@ -107,11 +100,9 @@ def mapped(rates: tuple[float, ...] = (0.1, 0.2)) -> Any:
 
 
 @pipeline
-def late() -> Any:
-    return command("sleep 60; echo never", shell=True, name="slow", timeout_s=0.3, on_failure="continue")()
-
-
-@pipeline
-def chatty() -> Any:
-    """Only the last lines are kept."""
-    return command("seq 5000", name="chatty")()
+def attempts() -> Any:
+    """A first attempt that fails and a second that does not, one that is late, and many lines."""
+    once = Retry(1, delay_s=0.01, on=(CommandFailed,))
+    tried = command("test $EVPIPE_ATTEMPT = 2", shell=True, name="tried", retries=once, outputs="exit_code")()
+    late = command("sleep 60; echo never", shell=True, name="slow", timeout_s=0.3, on_failure="continue")()
+    return [tried, late, command("seq 5000", name="chatty")()["lines"]]

@@ -209,6 +209,7 @@ def test_a_code_says_all_of_it() -> None:
         assert CommandLine.from_code(made._code) == made._line
 
 
+@settings(max_examples=50)
 @given(st.sampled_from(CODES), st.data())
 def test_a_broken_code_is_refused(code: dict[str, Any], data: st.DataObject) -> None:
     """What comes from elsewhere is either a command or refused; nothing else is raised."""
