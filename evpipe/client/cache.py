@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from evpipe.bus.protocol import Bus
 from evpipe.client.fingerprints import components_of
+from evpipe.client.lists import OpenLists
 from evpipe.core.bindings import BindingError, OneOf, OutputRef, references
+from evpipe.core.commands import Launch
 from evpipe.core.events import Origin
 from evpipe.core.fingerprint import Components, Difference, differences
 from evpipe.core.graph import Graph, Step
@@ -67,6 +70,7 @@ class CacheView:
 
     def __init__(self, bus: Bus) -> None:
         self._bus = bus
+        self._lists = OpenLists()
         self._bucket = bus.bucket(BUCKET)
 
     async def results(self, *, pipeline: str | None = None, step: str | None = None) -> list[CachedResult]:
@@ -167,7 +171,7 @@ class CacheView:
         if waiting:
             return told(f"its inputs are not there yet: it waits for {', '.join(waiting[:4])}")
         try:
-            arguments = run.arguments_of(step)
+            arguments = await self._opened(run, step)
             components = components_of(run.spec(step), arguments, submission.facts)
         except (BindingError, EvpipeError) as error:
             return told(f"its inputs cannot be made: {error}")
@@ -176,6 +180,16 @@ class CacheView:
                 told("nothing is known of the source of its function, so it has no fingerprint"), short="source unknown"
             )
         return await self._compared(run, step, components, submission)
+
+    async def _opened(self, run: Run, step: str) -> Mapping[str, Any]:
+        """Give a step's arguments as they were when it was looked up."""
+        launch = Launch(step, run.steps[step].attempt, run.arguments_of(step))
+        closed = self._lists.closed(launch.arguments)
+        while closed is not None:
+            data = closed.data if closed.data is not None else await self._bus.objects.get(closed.digest)
+            self._lists.open(closed, data)
+            closed = self._lists.closed(launch.arguments)
+        return self._lists.filled(launch).arguments
 
     async def _compared(self, run: Run, step: str, components: Components, submission: Submission) -> Explanation:
         state = run.steps[step]

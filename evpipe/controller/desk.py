@@ -27,6 +27,7 @@ from evpipe.client.graphs import fetch_graph
 from evpipe.controller.chores import Chores
 from evpipe.controller.dispatch import Dispatch, Held, Lane
 from evpipe.controller.limits import Limits
+from evpipe.controller.lists import ListOpener
 from evpipe.controller.look_ups import LookUps, Miss
 from evpipe.controller.queue_watch import QueueWatch
 from evpipe.controller.timers import Timers
@@ -187,6 +188,7 @@ class Desk:
         self._now_s = now_s
         self._clock_at = (now_s, anyio.current_time())
         self._dispatch = Dispatch(self._turn, loop_clock())
+        self._lists = ListOpener(bus, task_group, self._launch_opened)
         self._watch = QueueWatch(bus, self._dispatch)
         self._limits = Limits(
             bus, task_group, self.cases, self._dispatch, self._depart_held, self._wanted, self._bus_clock_s
@@ -421,12 +423,19 @@ class Desk:
             self._bus.signal(self._subjects.stop, msgpack.packb(stops[i : i + 1_000]))
 
     def _launch(self, case: Case, command: Launch) -> None:
-        graph = case.run.graph
-        assert graph is not None
+        if SEPARATOR in command.step:
+            opened = self._lists.opened(case, command)
+            if opened is None:
+                return
+            command = opened
         if case.run.spec(command.step).cache is not None and not case.no_cache:
             self._look_ups.begin(case, command)
         else:
             self._send_launch(case, command)
+
+    def _launch_opened(self, case: Case, command: Launch) -> None:
+        if self.cases.get(case.run.id) is case and not case.broken and not self._closed:
+            self._launch(case, command)
 
     def _send_launch(self, case: Case, command: Launch, miss: Miss | None = None) -> None:
         """Send a launch, or hold it back until there is room for it."""

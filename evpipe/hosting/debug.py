@@ -25,6 +25,7 @@ import anyio
 from evpipe.client.client import check_refresh, new_run_id
 from evpipe.client.command_files import command_files, commands_of
 from evpipe.client.fingerprints import components_of, facts_of_run
+from evpipe.client.lists import OpenLists
 from evpipe.client.logs import LogEntry
 from evpipe.client.loops import outside_of_any_loop
 from evpipe.client.waiting import WaitingStep, this_user
@@ -120,6 +121,7 @@ class _DebugRun:
         self.graph = decode_graph(encode_graph(built.graph, spool))
         self.run = Run(new_run_id())
         self._facts = (facts_of_run(built.graph) if caches else None) or NO_FACTS
+        self._lists = OpenLists()
         #: Results of cached steps, by fingerprint.
         self._results: dict[str, tuple[StepSucceeded, str]] = {}
         self._reader = self._shelf(with_pickle)
@@ -196,6 +198,10 @@ class _DebugRun:
 
     def _launched(self, launch: Launch) -> Event:
         """Give what follows from a launch: what the cache says, or what the call gives."""
+        while (closed := self._lists.closed(launch.arguments)) is not None:
+            file = self._folder.path / closed.digest
+            self._lists.open(closed, closed.data if closed.data is not None else file.read_bytes())
+        launch = self._lists.filled(launch)
         components = components_of(self.run.spec(launch.step), launch.arguments, self._facts)
         fingerprint = components.fingerprint() if components is not None else ""
         if fingerprint in self._results:

@@ -230,6 +230,21 @@ def cached(numbers: list[int]) -> Any:
     return squared.map(numbers)
 
 
+@step(executor="thread")
+def texts(changed: int) -> list[str]:
+    return [str(i) * 1_000 + ("!" if i == changed else "") for i in range(100)]
+
+
+@step(executor="thread", cache=True)
+def length_of(text: str) -> int:
+    return len(text)
+
+
+@pipeline
+def cached_of_stored(changed: int) -> Any:
+    return total(length_of.map(texts(changed)))
+
+
 @step(executor="inline")
 async def wait(_number: int) -> list[int]:
     await anyio.sleep_forever()

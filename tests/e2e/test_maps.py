@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
@@ -183,6 +184,16 @@ def test_each_element_is_cached_by_itself(embedded: Path) -> None:
     assert [str(element.status) for element in first.steps["squared"].elements] == ["succeeded"] * 2
     assert [str(element.status) for element in again.steps["squared"].elements] == ["cached", "succeeded", "cached"]
     assert again.value == [4, 9, 1]
+
+
+def test_an_element_of_a_stored_list_is_cached_by_itself(embedded: Path) -> None:
+    """Whatever becomes of the rest of the list, which is one object of the store."""
+    first = run(these.cached_of_stored, {"changed": -1}, mode="bus")
+    again = run(these.cached_of_stored, {"changed": 7}, mode="bus")
+    assert Counter(str(element.status) for element in first.steps["length_of"].elements) == {"succeeded": 100}
+    statuses = [str(element.status) for element in again.steps["length_of"].elements]
+    assert statuses == ["cached"] * 7 + ["succeeded"] + ["cached"] * 92
+    assert again.value == sum(map(len, map(str, range(100)))) * 1_000 + 1
 
 
 def test_a_cancel_ends_what_has_no_elements_yet_and_every_element(server: ServerProcess) -> None:
