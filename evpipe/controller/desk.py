@@ -412,7 +412,7 @@ class Desk:
                 case Decide():
                     self._decide(case, command.event)
                 case WakeAt():
-                    self.timers.add(command.at_s - self._now_s, case.run.id, command.step, command.attempt)
+                    self.timers.add(command.at_s - self._bus_clock_s(), case.run.id, command.step, command.attempt)
                 case Await():
                     self.watches.begin(case, command)
                 case StopAttempt():

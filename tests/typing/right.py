@@ -12,11 +12,14 @@ from evpipe import (
     RunStatus,
     StepResult,
     StepStatus,
+    approval,
     command,
     connect,
     pipeline,
     run,
+    sleep,
     step,
+    wait_for_event,
 )
 
 
@@ -154,3 +157,24 @@ async def built() -> None:
     async with connect() as client:
         handle = await client.submit(p, {"rows": 500}, key="k")
         assert_type(await handle.result(), RunResult[Any])
+
+
+@pipeline
+def waits(order_id: int = 7) -> list[object]:
+    ok = approval("Release?", show={"id": order_id}, timeout_s=60, default=False)
+    assert_type(ok, bool)
+    assert_type(approval("Why?", answer=str), str)
+    which: Literal["a", "b"] = approval("Which?", answer=Literal["a", "b"])
+    order = wait_for_event("orders.created", match={"id": order_id}, since="submit")
+    settled = sleep(20, after=[ok])
+    wait_for_event(pipeline="churn", step="train", kind="failed", after=[settled])
+    return [ok, which, order["total"]]
+
+
+async def answers() -> None:
+    async with connect() as client:
+        for waiting in await client.waiting(pipeline="waits"):
+            handle = await client.get_run(waiting.run)
+            await handle.approve(waiting.step, True, by="ann", message="fine")
+        assert_type(await client.send_signal("orders.created", {"id": 7}), int)
+    waits.options(mode="debug", answers={"approval": True}).run()
