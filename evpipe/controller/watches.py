@@ -11,9 +11,9 @@ same decide the same, and one of them is refused; whoever takes over looks back 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import aclosing
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import anyio
 import anyio.lowlevel
@@ -21,7 +21,7 @@ import structlog
 from anyio.abc import TaskGroup
 
 from evpipe.bus.protocol import Bus, Record
-from evpipe.client.events import RunEvent, run_event
+from evpipe.client.events import run_event
 from evpipe.core.commands import Await
 from evpipe.core.events import Decision, Failure, StepFailed, StepReceived
 from evpipe.core.states import Reason, StepStatus
@@ -45,43 +45,40 @@ AGAIN_S: Final = 0.5
 ROUNDING_S: Final = 0.001
 
 
+#: What a watch is found by: ("signal", name), or ("run" or "pipeline", which, step, kind).
+Key: TypeAlias = tuple[str, ...]
+
+
 class Watch:
     """One step that waits for an event."""
 
-    __slots__ = ("arguments", "case", "held", "kinds", "looked_back", "of", "since_s", "step", "value")
+    __slots__ = ("case", "held", "keys", "looked_back", "match", "of_signal", "since_s", "step", "value")
 
     def __init__(self, case: Case, step: str) -> None:
         spec, state = case.run.spec(step), case.run.steps[step]
         assert spec.wait is not None
-        assert state.started_at_s is not None
         arguments: Mapping[str, Any] = case.run.arguments_of(step)
-        since_s = (case.run.submitted_at_s or 0.0) if spec.wait.since_submit else state.started_at_s
         self.case = case
         self.step = step
-        self.arguments = arguments
-        #: What it is found by: the name of a signal, or a run, or a pipeline.
-        self.of: tuple[str, str] = ("signal", str(arguments.get("name")))
-        #: Kinds of events that end it; none of a signal.
-        self.kinds: tuple[str, ...] = ()
+        self.of_signal = spec.wait.kind is WaitKind.SIGNAL
+        self.match: Mapping[str, Any] = arguments.get("match") or {}
         #: What is older does not count; None: of a certain run all does.
-        self.since_s: float | None = since_s
-        if spec.wait.kind is WaitKind.RUN_EVENT:
-            kind = str(arguments["kind"])
+        self.since_s: float | None = case.run.submitted_at_s if spec.wait.since_submit else state.started_at_s
+        if self.of_signal:
+            self.keys: list[Key] = [("signal", str(arguments["name"]))]
+        else:
+            what = "run" if "run" in arguments else "pipeline"
             # What came from the cache has succeeded.
-            self.kinds = ("succeeded", "cached") if kind == "succeeded" else (kind,)
-            if "run" in arguments:
-                self.of, self.since_s = ("run", str(arguments["run"])), None
-            else:
-                self.of = ("pipeline", str(arguments["pipeline"]))
+            kinds = ("succeeded", "cached") if arguments["kind"] == "succeeded" else (str(arguments["kind"]),)
+            of_step = str(arguments.get("step") or RUN)
+            self.keys = [(what, str(arguments[what]), of_step, kind) for kind in kinds]
+            if what == "run":
+                self.since_s = None
         #: Whether all that came before it was registered has been looked at, and the first that came meanwhile.
         self.looked_back = False
         self.held: tuple[Any] | None = None
         #: What has come, while it is not in the log.
         self.value: tuple[Any] | None = None
-
-    @property
-    def of_signal(self) -> bool:
-        return self.of[0] == "signal"
 
     @property
     def waits(self) -> bool:
@@ -90,42 +87,75 @@ class Watch:
         state = run.steps.get(self.step)
         return state is not None and state.status is StepStatus.RUNNING and run.may_go_on(self.step) and not run.ended
 
-    def given(self, record: Record, payload: Any) -> tuple[Any] | None:
-        """Give what this record is to the step; None if it is not what it waits for.
-
-        Args:
-            payload: what was read of the record: of a signal its payload, of a record of the log its event.
-        """
-        if self.since_s is not None and record.at_s < self.since_s:
-            return None
-        if self.of_signal:
-            return (payload,) if matches(self.arguments.get("match") or {}, payload) else None
-        event: RunEvent = payload
-        if event.kind not in self.kinds or event.step != self.arguments.get("step"):
-            return None
-        if (event.run if self.of[0] == "run" else event.pipeline) != self.of[1]:
-            return None
-        return (
-            {
-                "run": event.run,
-                "pipeline": event.pipeline,
-                "step": event.step,
-                "kind": event.kind,
-                "attempt": event.attempt,
-                "at": record.at_s,
-                "data": dict(event.data),
-            },
-        )
+    def takes(self, record: Record, payload: Any) -> bool:
+        """Say whether this is what it waits for; it was found by one of its keys."""
+        return (self.since_s is None or record.at_s >= self.since_s) and matches(self.match, payload)
 
     def subjects(self, bus: Bus) -> list[str]:
         """Give the subjects of what it may have missed."""
         subjects = bus.subjects
         if self.of_signal:
-            return [subjects.signal(self.of[1])]
-        step = self.arguments.get("step") or RUN
-        if self.of[0] == "run":
-            return [subjects.events_of_step(self.of[1], step, kind) for kind in self.kinds]
-        return [subjects.events_like(pipeline=self.of[1], step=step, kind=kind) for kind in self.kinds]
+            return [subjects.signal(self.keys[0][1])]
+        if self.keys[0][0] == "run":
+            return [subjects.events_of_step(run, step, kind) for _, run, step, kind in self.keys]
+        return [subjects.events_like(pipeline=of, step=step, kind=kind) for _, of, step, kind in self.keys]
+
+
+class Shelf:
+    """Watches of one key, found by what a payload has: of a thousand that wait for an order each, one is looked at."""
+
+    def __init__(self, watches: Iterable[Watch] = ()) -> None:
+        #: By a part of the payload, and its value.
+        self._by_part: dict[str, dict[Any, set[Watch]]] = {}
+        self._rest: set[Watch] = set()
+        self.count = 0
+        for watch in watches:
+            self.add(watch)
+
+    def add(self, watch: Watch) -> None:
+        part = _part_of(watch.match)
+        shelf = self._rest if part is None else self._by_part.setdefault(part[0], {}).setdefault(part[1], set())
+        self.count += watch not in shelf
+        shelf.add(watch)
+
+    def remove(self, watch: Watch) -> None:
+        part = _part_of(watch.match)
+        if part is None:
+            self.count -= watch in self._rest
+            self._rest.discard(watch)
+            return
+        values = self._by_part.get(part[0], {})
+        shelf = values.get(part[1], set())
+        self.count -= watch in shelf
+        shelf.discard(watch)
+        if not shelf:
+            values.pop(part[1], None)
+
+    def candidates(self, payload: Any) -> list[Watch]:
+        """Give those that may wait for this."""
+        found = list(self._rest)
+        if isinstance(payload, dict):
+            for name, values in self._by_part.items():
+                token = _token(payload.get(name))
+                if name in payload and token is not None:
+                    found += values.get(token, ())
+        return found
+
+
+def _part_of(match: Mapping[str, Any]) -> tuple[str, Any] | None:
+    """Choose what a watch is found by: the first value that is no list and no dict."""
+    for name, value in match.items():
+        token = _token(value)
+        if token is not None:
+            return name, token
+    return None
+
+
+def _token(value: Any) -> tuple[bool, Any] | None:
+    """Give what equal values have in common; a true is no 1."""
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return isinstance(value, bool), value
+    return None
 
 
 class Watches:
@@ -144,14 +174,14 @@ class Watches:
         self._task_group = task_group
         self._decide = decide
         self._signals_after = signals_after
-        #: By run and step, steps by run, and by what they are found by.
+        #: By run and step, steps by run, and by their keys.
         self._watches: dict[tuple[str, str], Watch] = {}
         self._steps: defaultdict[str, set[str]] = defaultdict(set)
-        self._by_subject: defaultdict[tuple[str, str], dict[tuple[str, str], Watch]] = defaultdict(dict)
+        self._shelves: dict[Key, Shelf] = {}
         #: How many wait for events of runs: while there is none the log's records pass by.
         self.of_log = 0
-        #: The record that was read last, and what was read of it.
-        self._newest: tuple[Record | None, tuple[Any] | None] = (None, None)
+        #: Those that are still to look back, by their first key, one task each: all that have come look back together.
+        self._to_look_back: dict[Key, list[Watch]] = {}
         self._looking_back = anyio.CapacityLimiter(LOOKING_BACK_MAX)
 
     async def run(self) -> None:
@@ -160,14 +190,15 @@ class Watches:
         async with self._bus.signals.follow(subjects, after=self._signals_after) as feed:
             async for batch in feed:
                 for i, record in enumerate(batch):
-                    self._see(("signal", self._bus.subjects.signal_of(record.subject)), record)
+                    self._see([("signal", self._bus.subjects.signal_of(record.subject))], record)
                     if i % TURN == TURN - 1:
                         await anyio.lowlevel.checkpoint()
 
     def see(self, record: Record, subject: EventSubject) -> None:
         """Look at a record of the log."""
-        self._see(("run", subject.run), record)
-        self._see(("pipeline", subject.pipeline), record)
+        step = subject.step or RUN
+        of_run, of_pipeline = ("run", subject.run), ("pipeline", subject.pipeline)
+        self._see([(*of_run, step, subject.kind), (*of_pipeline, step, subject.kind)], record)
 
     def begin(self, case: Case, command: Await) -> None:
         """Watch for what a step waits for; nothing happens if that is done already."""
@@ -177,9 +208,15 @@ class Watches:
             return
         watch = self._watches[key] = Watch(case, command.step)
         self._steps[case.run.id].add(command.step)
-        self._by_subject[watch.of][key] = watch
+        for of in watch.keys:
+            self._shelves.setdefault(of, Shelf()).add(watch)
         self.of_log += not watch.of_signal
-        self._task_group.start_soon(self._look_back, watch)
+        together = watch.keys[0]
+        if together in self._to_look_back:
+            self._to_look_back[together].append(watch)
+        else:
+            self._to_look_back[together] = [watch]
+            self._task_group.start_soon(self._look_back, together)
 
     def step_ended(self, run: str, step: str) -> None:
         watch = self._watches.pop((run, step), None)
@@ -189,10 +226,11 @@ class Watches:
         self._steps[run].discard(step)
         if not self._steps[run]:
             del self._steps[run]
-        found = self._by_subject[watch.of]
-        found.pop((run, step), None)
-        if not found:
-            del self._by_subject[watch.of]
+        for of in watch.keys:
+            shelf = self._shelves[of]
+            shelf.remove(watch)
+            if not shelf.count:
+                del self._shelves[of]
 
     def run_ended(self, run: str) -> None:
         for step in list(self._steps.get(run, ())):
@@ -202,59 +240,84 @@ class Watches:
         """Take note that something else has the place in the log that this was to have."""
         self._task_group.start_soon(self._again, case, event)
 
-    def _see(self, of: tuple[str, str], record: Record) -> None:
-        watches = self._by_subject.get(of)
-        for watch in list(watches.values()) if watches else ():
-            # The first is kept, and what comes after it need not be read.
-            if watch.value is None and watch.held is None:
-                read = self._read(watch, record)
-                found = watch.given(record, *read) if read is not None else None
-                if found is not None and watch.looked_back:
-                    self._give(watch, found)
-                else:
-                    watch.held = found
+    def _see(self, keys: Iterable[Key], record: Record) -> None:
+        """Look at what comes, for those that are registered."""
+        for of in keys:
+            shelf = self._shelves.get(of)
+            read = self._read(of, record) if shelf is not None else None
+            if shelf is None or read is None:
+                continue
+            for watch in shelf.candidates(read[0]):
+                # The first is kept, and what comes after it need not be looked at.
+                if watch.value is None and watch.held is None and watch.takes(record, read[0]):
+                    if watch.looked_back:
+                        self._give(watch, read)
+                    else:
+                        watch.held = read
 
-    def _read(self, watch: Watch, record: Record) -> tuple[Any] | None:
-        """Read a signal or a record of the log, once for all that look at it; None if it cannot be read."""
-        if self._newest[0] is not record:
-            read: tuple[Any] | None = None
-            if watch.of_signal:
-                try:
-                    read = (decode_signal(record.payload),)
-                except RemoteProtocolError as error:
-                    log.warning("signal_ignored", sequence=record.sequence, name=watch.of[1], reason=str(error))
-            elif (event := run_event(record, self._bus.subjects)) is not None:
-                read = (event,)
-            self._newest = (record, read)
-        return self._newest[1]
+    def _read(self, of: Key, record: Record) -> tuple[Any] | None:
+        """Give what a record is to whoever waits for it; None if it cannot be read."""
+        if of[0] == "signal":
+            try:
+                return (decode_signal(record.payload),)
+            except RemoteProtocolError as error:
+                log.warning("signal_ignored", sequence=record.sequence, name=of[1], reason=str(error))
+                return None
+        event = run_event(record, self._bus.subjects)
+        if event is None:
+            return None
+        return (
+            {
+                "run": event.run,
+                "pipeline": event.pipeline,
+                "step": event.step,
+                "kind": event.kind,
+                "attempt": event.attempt,
+                "at": record.at_s,
+                "data": dict(event.data),
+            },
+        )
 
-    async def _look_back(self, watch: Watch) -> None:
-        """Look for what came before the watch was there."""
-        async with self._looking_back:
-            if not watch.waits:
-                return
-            found = await self._missed(watch)
-        watch.looked_back = True
-        found = found or watch.held
-        if found is not None:
-            self._give(watch, found)
+    async def _look_back(self, together: Key) -> None:
+        """Look for what came before the watches of a key were there, until none is left to look back."""
+        try:
+            while self._to_look_back[together]:
+                async with self._looking_back:
+                    watches = [watch for watch in self._to_look_back[together] if watch.waits]
+                    self._to_look_back[together] = []
+                    found = await self._missed(together, watches)
+                for watch in watches:
+                    watch.looked_back = True
+                    first = found.get(watch) or watch.held
+                    if first is not None:
+                        self._give(watch, first)
+        finally:
+            del self._to_look_back[together]
 
-    async def _missed(self, watch: Watch) -> tuple[Any] | None:
-        source = self._bus.signals if watch.of_signal else self._bus
+    async def _missed(self, together: Key, watches: list[Watch]) -> dict[Watch, tuple[Any]]:
+        """Give the first that each of these watches, of one key, has missed."""
+        found: dict[Watch, tuple[Any]] = {}
+        if not watches:
+            return found
+        source = self._bus.signals if watches[0].of_signal else self._bus
         last = await source.last_sequence()
-        since_s = None if watch.since_s is None else watch.since_s - ROUNDING_S
-        replay: Any = source.replay(watch.subjects(self._bus), up_to=last, since_s=since_s)
+        since_s = min((watch.since_s - ROUNDING_S for watch in watches if watch.since_s is not None), default=None)
+        shelf = Shelf(watches)
+        replay: Any = source.replay(watches[0].subjects(self._bus), up_to=last, since_s=since_s)
         # Closed here, where it is left early: the garbage collector would do it in another task.
         async with aclosing(replay):
             async for batch in replay:
                 for i, record in enumerate(batch):
-                    read = self._read(watch, record)
-                    found = watch.given(record, *read) if read is not None else None
-                    if found is not None:
-                        return found
                     if i % TURN == TURN - 1:
                         await anyio.lowlevel.checkpoint()
-        return None
+                    read = self._read(together, record)
+                    for watch in shelf.candidates(read[0]) if read is not None else ():
+                        if read is not None and watch.takes(record, read[0]):
+                            found[watch] = read
+                            shelf.remove(watch)
+                if not shelf.count:
+                    break
+        return found
 
     def _give(self, watch: Watch, found: tuple[Any]) -> None:
         if not watch.waits:

@@ -289,8 +289,8 @@ def _found(verdict: str, errors: list[str], faults: tuple[str, ...] | None = Non
 def test_who_does_not_look_back_misses_signals(monkeypatch: pytest.MonkeyPatch, errors: list[str]) -> None:
     """What was sent while nobody led is in the stream, and nobody sends it again."""
 
-    async def nothing(*_: Any) -> None:
-        return None
+    async def nothing(*_: Any) -> dict[Any, Any]:
+        return {}
 
     monkeypatch.setattr(Watches, "_missed", nothing)
     _found(r"the run has not ended after|not the first that matches", errors, ("controller",))
