@@ -10,6 +10,7 @@ import ast
 import os
 import pkgutil
 import sys
+import threading
 import warnings
 from collections.abc import Iterator
 from importlib.machinery import FrozenImporter, ModuleSpec, SourceFileLoader
@@ -21,6 +22,7 @@ from evpipe.errors import UsageError
 
 #: This package is installed at every worker, also where it is developed.
 OURS: Final = "evpipe"
+_PARSING: Final = threading.Lock()
 #: What changed since may change again and look the same: the clocks of file systems tick every few milliseconds.
 _SETTLED_S: Final = 1.0
 
@@ -141,18 +143,21 @@ def _absolute(path: str) -> str:
 
 def parsed(text: bytes) -> ast.Module | None:
     """Parse a file; None if Python does not take it: whoever imports it is told."""
-    try:
-        return ast.parse(text)
-    except SyntaxError:
-        # It may only be a warning (an escape such as "\\d"), where this process makes errors of them.
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            try:
-                return ast.parse(text)
-            except (SyntaxError, ValueError):
-                return None
-    except (ValueError, RecursionError, MemoryError):
-        return None
+    # Python 3.11 counts how deep it is in a tree once for all threads, and raises a SystemError when another came in
+    # between; nor are the filters of warnings any thread's own.
+    with _PARSING:
+        try:
+            return ast.parse(text)
+        except SyntaxError:
+            # It may only be a warning (an escape such as "\\d"), where this process makes errors of them.
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                try:
+                    return ast.parse(text)
+                except (SyntaxError, ValueError):
+                    return None
+        except (ValueError, RecursionError, MemoryError):
+            return None
 
 
 def base_of(package: str, node: ast.ImportFrom) -> str | None:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
+from evpipe.core.names import for_people
+
 if TYPE_CHECKING:
     from evpipe.core.events import Finished
     from evpipe.core.machine import Run
@@ -41,4 +43,4 @@ def summary_of(run: Run, verdict: Finished) -> dict[str, Any]:
 def _failed(run: Run, name: str) -> dict[str, Any]:
     state = run.steps[name]
     reason = state.reason.value if state.reason is not None else None
-    return {"step": name, "reason": reason, "message": state.message, "attempts": state.attempt}
+    return {"step": for_people(name), "reason": reason, "message": state.message, "attempts": state.attempt}

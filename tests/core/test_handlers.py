@@ -12,6 +12,7 @@ from evpipe.core.events import CancelCause, Event, Finished, StepSkipped
 from evpipe.core.exits import FAILED_NAMED_MAX, RUN
 from evpipe.core.graph import Graph, Step
 from evpipe.core.machine import Run
+from evpipe.core.mapping import Mapped
 from evpipe.core.states import OnFailure, Reason, RunIf, RunStatus
 from evpipe.errors import UsageError
 from tests.core.making import cancel, cancelled, due, failed, folded, graph, step, submitted, succeeded
@@ -123,3 +124,11 @@ def test_the_value_of_a_run_is_none_of_its_handlers() -> None:
     for output in (SUMMARY, OutputRef("tell")):
         with pytest.raises(UsageError, match="on_exit handler"):
             Graph.of([handler()], pipeline="demo", output=output)
+
+
+def test_elements_have_the_names_that_people_write() -> None:
+    of = graph(step("m", arguments={"x": [1, 2]}, mapped=Mapped(places=("x",))), handler())
+    run = folded(submitted(of), succeeded("m=0"))
+    told = launched(run.step(failed("m=1")))["tell"]["run"]
+    assert told["failed"][0]["step"] == "m[1]"
+    assert told["message"].startswith("step 'm[1]' failed")

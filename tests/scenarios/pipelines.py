@@ -267,6 +267,65 @@ def while_it_helps(codes: list[int], token: str, *, flag: bool) -> None:
     judged(codes, flag, token)
 
 
+# ---- A9, F5 lists
+
+
+@step
+async def add(number: int, to: int = 1) -> int:
+    return number + to
+
+
+@step
+async def times_2(number: int) -> int:
+    return number * 2
+
+
+@step
+async def total(numbers: list[int]) -> int:
+    return sum(numbers)
+
+
+@pipeline
+def loop() -> Any:
+    a = task("A")
+    b = give.options(name="B", after=[a]).map(["foo", "bar", "baz"])
+    task("C", b)
+    return b
+
+
+@pipeline
+def expanded(found: Any) -> Any:
+    """The list is known when the first step has given it."""
+    children = give.options(name="each").map(give.options(name="list")(found))
+    task("then", children)
+    return children
+
+
+@pipeline
+def sequences() -> Any:
+    """What Python has a word for is said in Python."""
+    found = {
+        "count": [*range(5)],
+        "to": [*range(100, 106)],
+        "from": [*range(200, 203)],
+        "down": [*range(5, -1, -1)],
+        "named": [f"testuser{i:02X}" for i in range(5)],
+    }
+    return {name: give.options(name=name).map(values) for name, values in found.items()}
+
+
+@pipeline
+def one_mapped(numbers: tuple[int, ...] = (1, 2, 3)) -> int:
+    found: int = total.options(name="sum")(add.options(name="add_one").map(list(numbers)))
+    return found
+
+
+@pipeline
+def two_mapped() -> Any:
+    doubled = times_2.map(give.options(name="list")([1, 2, 3]))
+    return add.options(name="add_10").map(doubled, to=10)
+
+
 # ---- A12 approval
 
 

@@ -74,9 +74,11 @@ def ended_between(least_s: float, step: str) -> Any:
     return check
 
 
-def failed_for(reason: str) -> Any:
+def says(step: str, words: str) -> Any:
+    """A check: why it has no value is said clearly."""
+
     def check(result: Result) -> None:
-        assert str(result.reason) == reason
+        assert words in result.steps[step].error
 
     return check
 
@@ -88,6 +90,12 @@ def _moment(step: StepResult, which: str) -> Any:
 
 
 SINKS: Final = "every failed step fails its run unless its on_failure says otherwise; there the sinks decide"
+ELEVEN: Final = " ".join(f"each[{i}]" for i in range(11))
+SEQUENCES: Final = " ".join(
+    f"{name}[{i}]"
+    for name, count in {"count": 5, "to": 6, "from": 3, "down": 6, "named": 5}.items()
+    for i in range(count)
+)
 INNER: Final = " ".join(f"{outer}-{inner}" for outer in "ABCD" for inner in "ABCD")
 
 ROWS: Final[list[Row]] = [
@@ -287,6 +295,55 @@ ROWS: Final[list[Row]] = [
         differs="as A8e",
         check=attempts(judged=1),
     ),
+    # ---- A9
+    Row(
+        id="A9a",
+        pipeline=these.loop,
+        theirs="A B[0] B[1] B[2] C: ok",
+        ours="A B B[0] B[1] B[2] C: succeeded",
+        value=["foo", "bar", "baz"],
+        check=both(after("B[1]", "A"), after("C", "B[0]", "B[1]", "B[2]")),
+    ),
+    Row(
+        id="A9b",
+        pipeline=these.expanded,
+        parameters={"found": [*range(20, 31)]},
+        theirs=f"list {ELEVEN} then: ok",
+        ours=f"list each {ELEVEN} then: succeeded",
+        value=[*range(20, 31)],
+    ),
+    Row(
+        id="A9b empty",
+        pipeline=these.expanded,
+        parameters={"found": []},
+        theirs="list then: ok",
+        ours="list each then: succeeded",
+        value=[],
+    ),
+    Row(
+        id="A9b no list",
+        pipeline=these.expanded,
+        parameters={"found": "20..30"},
+        theirs="list: ok, each: fail, then: omit",
+        their_run="fail",
+        ours="list: succeeded, each: failed output, then: skipped upstream",
+        our_run="failed output",
+        check=says("each", "is mapped over what is no list: value is of type str; it takes a list or a tuple"),
+    ),
+    Row(
+        id="A9c",
+        pipeline=these.sequences,
+        theirs=f"{SEQUENCES}: ok",
+        ours=f"count to from down named {SEQUENCES}: succeeded",
+        differs="sequences have no words of their own: range, a step and a format are Python's",
+        value={
+            "count": [0, 1, 2, 3, 4],
+            "to": [100, 101, 102, 103, 104, 105],
+            "from": [200, 201, 202],
+            "down": [5, 4, 3, 2, 1, 0],
+            "named": ["testuser00", "testuser01", "testuser02", "testuser03", "testuser04"],
+        },
+    ),
     # ---- A12
     Row(
         id="A12",
@@ -429,6 +486,32 @@ ROWS: Final[list[Row]] = [
         pipeline=these.skipping("any_succeeded"),
         theirs="skipper: skip, normal join final: ok",
         ours="skipper: skipped condition, normal join final: succeeded",
+    ),
+    # ---- F5
+    Row(
+        id="F5 sum",
+        pipeline=these.one_mapped,
+        theirs="add_one[0] add_one[1] add_one[2] sum: ok",
+        ours="add_one add_one[0] add_one[1] add_one[2] sum: succeeded",
+        value=9,
+    ),
+    Row(
+        id="F5",
+        pipeline=these.two_mapped,
+        theirs="list times_2[0] times_2[1] times_2[2] add_10[0] add_10[1] add_10[2]: ok",
+        ours="list times_2 times_2[0] times_2[1] times_2[2] add_10 add_10[0] add_10[1] add_10[2]: succeeded",
+        value=[12, 14, 16],
+        differs="add_10[1] begins when times_2[1] has ended, whatever its siblings do",
+        check=both(*(after(f"add_10[{i}]", f"times_2[{i}]") for i in range(3))),
+    ),
+    Row(
+        id="F5 empty",
+        pipeline=these.one_mapped,
+        parameters={"numbers": ()},
+        theirs="add_one sum: skip",
+        ours="add_one sum: succeeded",
+        value=0,
+        differs="a list without elements gives a list without elements, and what takes it runs",
     ),
     # ---- F7
     Row(id="F7", pipeline=these.one_teardown, theirs="s work t: ok", ours="s work t: succeeded"),

@@ -25,7 +25,7 @@ from tests.scenarios.table import ROWS
 PATIENCE_S: Final = 60
 #: The scenarios that there are, with their variants.
 SCENARIOS: Final = (
-    "A1a A1b A1c A1d A2 A3 A5a A5b A7a A7b A7c A8a A8b A8c A8d A8e A12 A13a A13b A13c A14a A14b F1 F3 "
+    "A1a A1b A1c A1d A2 A3 A5a A5b A7a A7b A7c A8a A8b A8c A8d A8e A9a A9b A9c A12 A13a A13b A13c A14a A14b F1 F3 F5 "
     "F7(1) F7(2) F7(3) F7(4) F7(5) F7(6) F7(7) F7(8) F11 C1"
 )
 
