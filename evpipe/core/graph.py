@@ -176,6 +176,8 @@ class Graph:
         if step.wait is not None:
             if step.retries.count or step.cache is not None:
                 raise UsageError(f"{where} waits: it is neither retried nor cached, for it runs nothing")
+            if step.mapped is not None:
+                raise UsageError(f"{where} waits: it is not mapped")
             if step.limits:
                 raise UsageError(f"{where} waits: it has no limits, for it runs nothing")
             check_wait(where, step.wait, step.arguments, step.timeout_s)

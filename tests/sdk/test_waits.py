@@ -11,6 +11,7 @@ import pytest
 from evpipe import Pipeline, UsageError, approval, pipeline, sleep, step, wait_for_event
 from evpipe.core.bindings import OutputRef
 from evpipe.core.graph import Graph, Step
+from evpipe.core.mapping import Mapped
 from evpipe.core.parameters import ParameterType
 from evpipe.core.retry import RetryPolicy
 from evpipe.core.states import OnFailure, RunIf
@@ -138,6 +139,7 @@ def test_a_graph_of_somebody_else_is_checked_likewise() -> None:
             Step(name="a", arguments={"seconds": 1}, retries=RetryPolicy(count=1), wait=sleeps),
             "neither retried nor cached",
         ),
+        (Step(name="a", arguments={"seconds": 1}, mapped=Mapped(places=("seconds",)), wait=sleeps), "it is not mapped"),
         (
             Step(name="a", arguments={"message": "?"}, wait=Wait(kind=WaitKind.APPROVAL, answer=ParameterType("path"))),
             "an answer cannot be a path",
