@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import json
 
+import pytest
+
+from evpipe import UsageError
+from evpipe.cli.signal import _read
 from tests.cli.helpers import CommandLine, finish, until_said
 
 TARGET = "tests.e2e.wait_pipelines"
 
 
-def test_waiting_and_approve(hosted_bus: CommandLine) -> None:
-    """What waits is told, listed and answered once; who answered is shown."""
+def test_waiting_approve_and_signal(hosted_bus: CommandLine) -> None:
+    """What waits is told, listed and answered once; who answered is shown. A signal has a payload in JSON."""
+    ordered = hosted_bus.start("run", f"{TARGET}:ordered", "-o", "json")
     running = hosted_bus.start("run", f"{TARGET}:released", "-o", "json")
     said = until_said(running, "note: step 'approve'")
     run_id = said.split("run: ")[1].split()[0]
@@ -30,29 +35,25 @@ def test_waiting_and_approve(hosted_bus: CommandLine) -> None:
     again = hosted_bus("runs", "approve", run_id, "approve", "false", "--by", "bob", "-o", "json")
     assert again.code == 2
     assert "was answered by ann at" in json.loads(again.out)["error"]
+    until_said(ordered, "step 'order' waits for the signal orders.created with {'id': 7}")
+    sent = hosted_bus("signal", "orders.created", '{"id": 7, "total": 2.5}', "-o", "json")
+    assert sent.json == {"name": "orders.created", "payload": {"id": 7, "total": 2.5}, "sequence": 1}
+    assert finish(ordered).json["value"] == [2.5, 0]
     done = finish(running)
     assert done.json["steps"]["approve"]["answered_by"] == "ann"
     assert done.json["value"] == "released 0.5"
 
 
-def test_signal(hosted_bus: CommandLine) -> None:
-    """A signal is sent with a payload in JSON; what is none is refused."""
-    running = hosted_bus.start("run", f"{TARGET}:ordered", "-o", "json")
-    until_said(running, "step 'order' waits for the signal orders.created with {'id': 7}")
-    sent = hosted_bus("signal", "orders.created", '{"id": 7, "total": 2.5}', "-o", "json")
-    assert sent.json == {"name": "orders.created", "payload": {"id": 7, "total": 2.5}, "sequence": 1}
-    assert finish(running).json["value"] == [2.5, 0]
-    wrong = hosted_bus("signal", "orders.created", "{id: 7}")
-    assert wrong.code == 2
-    assert "the payload '{id: 7}' is no JSON text" in wrong.err
+def test_what_is_no_payload_is_refused() -> None:
+    with pytest.raises(UsageError, match=r"the payload '\{id: 7\}' is no JSON text, such as"):
+        _read("{id: 7}")
+    with pytest.raises(UsageError, match="NaN is not JSON"):
+        _read("NaN")
 
 
 def test_answers_on_the_command_line(evpipe: CommandLine) -> None:
-    """--answer is read by the type that its step asks for; without it a run that nobody can answer is refused."""
+    """--answer is read by the type that its step asks for."""
     local = ("--mode", "local", "-q", "-o", "json")
     given = ("--answer", "which=b", "--answer", "note=yes = no", "--answer", "share=2")
     done = evpipe("run", f"{TARGET}:texts", *local, *given)
     assert done.json["value"] == ["released b", "yes = no", 2.0]
-    hanging = evpipe("run", f"{TARGET}:said_no", "--mode", "debug", "-q", "-o", "json")
-    assert hanging.code == 2
-    assert "in mode debug nobody else can give it" in hanging.json["error"]

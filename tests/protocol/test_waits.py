@@ -36,7 +36,7 @@ from tests.protocol.simulation import FAULTS_S, Outcomes, Simulation, play
 from tests.protocol.steps import value_of, work
 from tests.protocol.test_simulation import errors
 
-SEEDS = int(os.environ.get("EVPIPE_SEEDS", "150")) // 3
+SEEDS = int(os.environ.get("EVPIPE_SEEDS", "150")) // 6
 FIRST = int(os.environ.get("EVPIPE_SEED_FIRST", "1"))
 PEOPLE = ("ann", "bob", "eve")
 PATIENT_S = 3.0
