@@ -64,6 +64,19 @@ async def work(name: str, inputs: list[int]) -> int:
     return value_of(name, inputs)
 
 
+@step
+async def listed(name: str, count: int) -> list[int]:
+    """As `work`, with the list of the first numbers as its value."""
+    await work.fn(name, [])
+    return list(range(count))
+
+
+@step
+async def one(name: str, number: int, before: int = 0) -> int:
+    """As `work`, as an element of a map: named after its number."""
+    return await work.fn(f"{name}.{number}", [before])
+
+
 def value_of(name: str, inputs: list[int]) -> int:
     """The value of a step: depends on all of its inputs and on their order."""
     found = sum(map(ord, name))

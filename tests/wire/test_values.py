@@ -173,7 +173,10 @@ def test_what_has_no_encoding_is_refused_by_name(value: Any, problem: str, hint:
     ],
 )
 @pytest.mark.parametrize(
-    "bad", [object(), memoryview(b""), {1: len}, {len: 1}, "\udfff", msgpack.Timestamp(1, 2)], ids=repr
+    "bad",
+    [object(), memoryview(b""), {1: len}, {len: 1}, "\udfff", msgpack.Timestamp(1, 2)],
+    # Of its own, for an address in a name would be another in each process.
+    ids=["object", "memoryview", "value", "key", "surrogate", "timestamp"],
 )
 def test_the_place_of_the_first_bad_value_is_told(around: Any, path: str, bad: Any) -> None:
     with pytest.raises(EncodingError, match=r"cannot be encoded: .* at \[") as caught:
