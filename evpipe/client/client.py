@@ -27,12 +27,12 @@ from evpipe.client.command_files import command_files, commands_of, function_mod
 from evpipe.client.events import RunEvent
 from evpipe.client.fingerprints import facts_of_run
 from evpipe.client.garbage import Garbage, collect_garbage
-from evpipe.client.graphs import graph_bytes
+from evpipe.client.graphs import graph_bytes, store_graphs
 from evpipe.client.handle import RunHandle
 from evpipe.client.hooks import Filter, Hook, Hooks, Since, events_of
 from evpipe.client.waiting import WaitingStep, waiting_of
 from evpipe.core.fingerprint import NO_FACTS, RunFacts
-from evpipe.core.graph import Graph
+from evpipe.core.graph import Graph, found_in
 from evpipe.core.limits import check_priority
 from evpipe.core.names import check_name, check_signal_name, nearest
 from evpipe.core.states import RUN_ENDS
@@ -257,7 +257,7 @@ class Client:
             # First: what is refused for its size is not written into a graph before.
             encode = partial(packed_parameters, built.parameters, spool)
             parameters = encode() if bus.in_process else await anyio.to_thread.run_sync(encode)
-            data = await graph_bytes(built.graph, spool, here=bus.in_process)
+            data, inner = await graph_bytes(built.graph, spool, here=bus.in_process)
             submission = Submission(
                 graph=graph_digest(data),
                 parameters=built.parameters,
@@ -272,7 +272,7 @@ class Client:
             # Before the submit that names them.
             await store_all(bus, spool.files)
         run_id = new_run_id() if key is None else keyed_run_id(built.graph.pipeline, key)
-        await bus.objects.put(submission.graph, data)
+        await store_graphs(bus, {**inner, submission.graph: data})
         subject = bus.subjects.event(built.graph.pipeline, run_id, None, "submitted")
         if await bus.append_wait(subject, payload, expected=0) is Refused.SEQUENCE:
             found = await bus.last(subject)
@@ -340,15 +340,30 @@ class Client:
                     found.setdefault(subject.run, RunHandle(bus, subject.run, subject.pipeline, self.again))
         return list(found.values())
 
-    async def runs(self, *, pipeline: str | None = None, status: str | None = None) -> list[RunEntry]:
-        """List runs, the newest first, from the registry (which may be a moment behind the log)."""
+    async def runs(
+        self,
+        *,
+        pipeline: str | None = None,
+        status: str | None = None,
+        parent: str | None = None,
+        children: bool = False,
+    ) -> list[RunEntry]:
+        """List runs, the newest first, from the registry (which may be a moment behind the log).
+
+        Args:
+            pipeline: only runs of it.
+            status: only runs with it.
+            parent: only the runs that are steps of this one.
+            children: also the runs that are steps of others.
+        """
         entries: list[RunEntry] = []
         for entry in await self.bus.bucket(BUCKET).entries():
             try:
                 found = decode_run_entry(entry.value)
             except RemoteProtocolError:
                 continue
-            if pipeline in (None, found.pipeline) and status in (None, found.status):
+            listed = found.parent == parent if parent is not None else children or not found.parent
+            if listed and pipeline in (None, found.pipeline) and status in (None, found.status):
                 entries.append(found)
         return sorted(entries, key=lambda entry: entry.submitted_at_s, reverse=True)
 
@@ -587,14 +602,19 @@ def check_refresh(refresh: bool | Sequence[str], graph: Graph, *, no_cache: bool
     if isinstance(refresh, str) or not all(isinstance(name, str) for name in refresh):
         raise UsageError(f"refresh must be True or names of steps in a list, not {refresh!r}")
     for name in refresh:
-        if name not in graph.steps:
-            raise UsageError(
-                f"refresh names the step {name!r}, which pipeline {graph.pipeline!r} does not have"
-                f"{nearest(name, graph.steps)}"
-            )
-        if graph.steps[name].cache is None:
-            raise UsageError(f"refresh names the step {name!r}, which is not cached: @step(cache=True) makes it so")
+        _check_refreshed(name, graph)
     return tuple(refresh)
+
+
+def _check_refreshed(path: str, graph: Graph) -> None:
+    step, (inside, *_) = found_in(graph, path)
+    if step is None:
+        raise UsageError(
+            f"refresh names the step {path!r}, which pipeline {inside.pipeline!r} does not have"
+            f"{nearest(path.rpartition('/')[2], inside.steps)}"
+        )
+    if step.cache is None and step.child is None:
+        raise UsageError(f"refresh names the step {path!r}, which is not cached: @step(cache=True) makes it so")
 
 
 def _check_same_submit(stored: bytes, wanted: Submission, run_id: str, key: str | None) -> None:

@@ -21,7 +21,7 @@ from typing import Any, Final, NamedTuple
 from evpipe.client.bundle import modules_of_module, modules_of_script
 from evpipe.client.source import Source
 from evpipe.core.fingerprint import FunctionFacts
-from evpipe.core.graph import Graph
+from evpipe.core.graph import Graph, steps_in
 from evpipe.errors import LimitExceeded, UsageError
 from evpipe.sdk.command_line import KIND, CommandLine
 from evpipe.sdk.templates import Template, split_leniently
@@ -55,15 +55,13 @@ class _Named(NamedTuple):
 
 def commands_of(graph: Graph) -> list[Mapping[str, Any]]:
     """Give the `code` of every command of a graph, each once."""
-    found = {str(step.code.get("name")): step.code for step in graph.steps.values() if step.code.get("kind") == KIND}
+    found = {str(step.code.get("name")): step.code for step in steps_in(graph) if step.code.get("kind") == KIND}
     return list(found.values())
 
 
 def function_modules(graph: Graph) -> frozenset[str]:
     """Name the modules of a graph's functions."""
-    return frozenset(
-        str(step.code.get("module", "")) for step in graph.steps.values() if step.code.get("kind") == "path"
-    )
+    return frozenset(str(step.code.get("module", "")) for step in steps_in(graph) if step.code.get("kind") == "path")
 
 
 def command_files(codes: Iterable[Mapping[str, Any]]) -> dict[str, bytes]:

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from evpipe.core.artifact import Artifact
 from evpipe.core.fingerprint import Components, FunctionFacts, Input, RunFacts
-from evpipe.core.graph import Graph, Step
+from evpipe.core.graph import Graph, Step, steps_in
 from evpipe.sdk.command_line import KIND
 from evpipe.wire.cache import SHOWN_CHARS_MAX
 from evpipe.wire.digests import value_digest
@@ -27,8 +27,12 @@ _SHOWN.maxstring = _SHOWN.maxother = _SHOWN.maxlong = 48
 
 
 def facts_of_run(graph: Graph) -> RunFacts | None:
-    """Find out what this process knows of the functions of a graph's cached steps; None if there are none."""
-    codes = [step.code for step in graph.steps.values() if step.cache is not None]
+    """Find out what this process knows of the functions of the cached steps of a graph, and of those built into it.
+
+    Returns:
+        None if there are no such steps.
+    """
+    codes = [step.code for step in steps_in(graph) if step.cache is not None]
     if not codes:
         return None
     # Only who has cached steps pays for its import.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from evpipe.bus.protocol import Bus, Record
 from evpipe.client.graphs import fetch_graph
 from evpipe.core.events import Event, Submitted
+from evpipe.core.lineage import check_depth, check_parent
 from evpipe.core.machine import Run
 from evpipe.core.parameters import check_parameters
 from evpipe.errors import RemoteProtocolError, UsageError
@@ -48,10 +49,13 @@ class RunFold:
         return event
 
     async def _submitted(self, record: Record) -> Submitted:
+        parent = None
         try:
             submission = self.submission = decode_submission(record.payload)
+            parent = check_parent(submission.parent, self.run.id)
+            check_depth(parent, self._pipeline)
             graph = await fetch_graph(self._bus, submission.graph)
             parameters = check_parameters(graph.parameters, submission.parameters, of=graph.pipeline)
         except (UsageError, RemoteProtocolError) as error:
-            return Submitted(at_s=record.at_s, graph=None, parameters={}, rejection=str(error))
-        return Submitted(at_s=record.at_s, graph=graph, parameters=parameters)
+            return Submitted(at_s=record.at_s, graph=None, parameters={}, rejection=str(error), parent=parent)
+        return Submitted(at_s=record.at_s, graph=graph, parameters=parameters, parent=submission.parent)

@@ -19,7 +19,7 @@ from evpipe.client.fingerprints import components_of, facts_of_run
 from evpipe.core.bindings import BindingError, resolve
 from evpipe.core.events import StepSucceeded
 from evpipe.core.fingerprint import NO_FACTS
-from evpipe.core.graph import Graph, Step
+from evpipe.core.graph import Graph, Step, steps_in
 from evpipe.core.waits import WaitKind
 from evpipe.errors import EvpipeError, RemoteProtocolError
 from evpipe.sdk.annotations import evaluate, return_annotation
@@ -76,6 +76,8 @@ async def foresee(bus: Bus | None, built: Built, *, no_cache: bool, refresh: tup
         step = graph.steps[name]
         if step.wait is not None:
             found[name] = Foreseen(name, "waits", f"for {WAITS_FOR[step.wait.kind]}")
+        elif step.child is not None:
+            found[name] = Foreseen(name, "runs", "a run of its own")
         elif step.cache is None or no_cache:
             found[name] = Foreseen(name, "runs", "not cached" if step.cache is None else "no_cache")
         elif name in refresh or "*" in refresh:
@@ -137,7 +139,7 @@ def missing_serializers(graph: Graph) -> list[str]:
     """Say of which steps the return annotation names a class that nothing here can write; a sentence for each."""
     found: list[str] = []
     seen: set[tuple[str, str]] = set()
-    for step in graph.steps.values():
+    for step in steps_in(graph):
         module, name = str(step.code.get("module")), str(step.code.get("name"))
         if (module, name) in seen or step.pickle or step.wait is not None:
             continue

@@ -14,6 +14,7 @@ from evpipe.core.bindings import BindingError
 from evpipe.errors import RemoteProtocolError
 from evpipe.wire.artifacts import VALUE
 from evpipe.wire.cache import BUCKET, CacheEntry, decode_entry, is_entry_key
+from evpipe.wire.graphs import children_in
 from evpipe.wire.presence import BUCKET as WORKERS
 from evpipe.wire.storing import artifacts_in
 from evpipe.wire.values import unpack
@@ -155,6 +156,7 @@ class _References:
                     continue
                 if digest in self._graphs:
                     self.add(data)
+                    self._graphs |= children_in(data)
                 else:
                     self._add_value(data)
         return self._digests

@@ -8,24 +8,24 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import anyio
 
-from evpipe.bus.protocol import Bus, Refused
+from evpipe.bus.protocol import Bus
 from evpipe.client.artifact_store import ArtifactStore
+from evpipe.client.cancelling import request_cancel
 from evpipe.client.events import RunEvent, run_event
 from evpipe.client.fold import RunFold
 from evpipe.client.logs import LogEntry, check_choice, read_logs
 from evpipe.client.notes import follow_progress, read_metrics, read_notes, read_progress
-from evpipe.client.values import opener_of
+from evpipe.client.values import look_of, opener_of
 from evpipe.client.waiting import WaitingStep, answer_step, waiting_steps
 from evpipe.client.why import explained
-from evpipe.core.events import CancelCause, CancelRequested, Event
+from evpipe.core.events import CancelCause, CancelRequested
 from evpipe.core.machine import Run
 from evpipe.core.names import for_people, from_people, nearest
 from evpipe.core.notes import MetricPoint
 from evpipe.core.states import RunStatus
 from evpipe.core.why import Why
-from evpipe.errors import NotFound, RemoteProtocolError, WaitTimeout
+from evpipe.errors import NotFound, WaitTimeout
 from evpipe.sdk.result import RunResult
-from evpipe.wire.messages import decode_event, encode_event
 from evpipe.wire.notes import Progress
 
 if TYPE_CHECKING:
@@ -66,7 +66,8 @@ class RunHandle(Generic[R_co]):
     def result_of(self, run: Run, *, allow_pickle: bool = False) -> RunResult[Any]:
         """Give the result that a folded log shows; its values may be read after the client is gone."""
         opener = None if self._connect is None else opener_of(self._connect, allow_pickle=allow_pickle)
-        return RunResult.of(run, opener)
+        look = None if self._connect is None else look_of(self._connect, allow_pickle=allow_pickle)
+        return RunResult.of(run, opener, look)
 
     async def value(self, step: str | None = None, *, allow_pickle: bool = False) -> Any:
         """Give what the run, or one of its steps, gave, with all that is stored beside the log.
@@ -230,15 +231,7 @@ class RunHandle(Generic[R_co]):
             message: shown as the reason of what is cancelled.
         """
         event = CancelRequested(cause=CancelCause.REQUEST, message=message or "cancelled on request")
-        step, kind, payload = encode_event(event)
-        subject = self._bus.subjects.event(self.pipeline, self.id, step, kind)
-        # What is there and cannot be read is no cancel and no end: nobody who folds the run takes it for one.
-        while (await self._readable("finished"))[0] is None:
-            found, sequence = await self._readable(kind)
-            if found is not None:
-                return
-            if await self._bus.append_wait(subject, payload, expected=sequence) is not Refused.SEQUENCE:
-                return
+        await request_cancel(self._bus, self.pipeline, self.id, event)
 
     async def approve(self, step: str, answer: Any = True, *, by: str | None = None, message: str = "") -> None:
         """Answer a step that waits for a person; the first answer counts, and is its value.
@@ -261,17 +254,6 @@ class RunHandle(Generic[R_co]):
         """Give the steps of the run that wait now: for an answer, an event, or a moment."""
         run = await self.state()
         return [] if run.ended else waiting_steps(run)
-
-    async def _readable(self, kind: str) -> tuple[Event | None, int]:
-        """Give the run's newest event of a kind, if it can be read, and the last sequence of its subject."""
-        record = await self._bus.last(self._bus.subjects.event(self.pipeline, self.id, None, kind))
-        if record is None:
-            return None, 0
-        try:
-            event = decode_event(self._bus.subjects.parse_event(record.subject), record.payload, record.at_s)
-        except RemoteProtocolError:
-            event = None
-        return event, record.sequence
 
     def __repr__(self) -> str:
         return f"<run {self.id} of pipeline {self.pipeline!r}>"

@@ -10,14 +10,16 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from evpipe.core.artifact import Artifact
 from evpipe.core.bindings import OutputRef, select
-from evpipe.core.commands import Launch
+from evpipe.core.commands import Launch, SubmitRun
 from evpipe.core.mapping import POSITIONAL
 from evpipe.errors import EvpipeError
 from evpipe.wire.storing import open_stored
+
+BeginT = TypeVar("BeginT", Launch, SubmitRun)
 
 #: Larger lists stay closed: their elements are large, too, or very many.
 LIST_BYTES_MAX: Final = 32 * 1024 * 1024
@@ -55,7 +57,7 @@ class OpenLists:
             _, (_, size) = self._lists.popitem(last=False)
             self._bytes -= size
 
-    def filled(self, command: Launch) -> Launch:
+    def filled(self, command: BeginT) -> BeginT:
         """Give a launch with the elements of open lists in the places of what stood for them."""
         arguments = command.arguments
         if next(_elements(arguments), None) is None:

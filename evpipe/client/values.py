@@ -18,7 +18,7 @@ from anyio.abc import TaskGroup, TaskStatus
 
 from evpipe.client.artifact_store import ArtifactStore
 from evpipe.client.loops import outside_of_any_loop
-from evpipe.sdk.result import Opener
+from evpipe.sdk.result import Look, Opener, RunResult
 from evpipe.wire.storing import artifacts_of
 
 if TYPE_CHECKING:
@@ -44,6 +44,31 @@ def opener_of(connect: Callable[[], Client], *, allow_pickle: bool = False) -> O
         return outside_of_any_loop(lambda: anyio.run(load))
 
     return opened
+
+
+def look_of(connect: Callable[[], Client], *, allow_pickle: bool = False) -> Look:
+    """Give what finds the results of the runs that steps are from any thread, connecting each time.
+
+    Args:
+        connect: makes a client of the installation.
+        allow_pickle: whether pickles among their values may be read, which runs what is in them.
+    """
+
+    def look(run_id: str, pipeline: str) -> RunResult[Any] | None:
+        # Here, for a handle has values.
+        from evpipe.client.handle import RunHandle
+
+        async def read() -> RunResult[Any] | None:
+            async with connect() as client:
+                handle: RunHandle[Any] = RunHandle(client.bus, run_id, pipeline, connect)
+                run = await handle.state()
+                if run.submitted_at_s is None:
+                    return None
+                return handle.result_of(run, allow_pickle=allow_pickle)
+
+        return outside_of_any_loop(lambda: anyio.run(read))
+
+    return look
 
 
 class _LateObjects:

@@ -22,6 +22,7 @@ from evpipe.controller.chores import Chores
 from evpipe.controller.desk import Desk, LiveRun, end_of_run
 from evpipe.controller.lease import Lease
 from evpipe.errors import RemoteProtocolError
+from evpipe.wire.messages import parent_in
 from evpipe.wire.registry import RunEntry
 
 log = structlog.get_logger(__name__)
@@ -58,10 +59,15 @@ class Controller:
         await self._stack.__aexit__(None, None, None)
 
     def live_runs(self) -> list[tuple[str, str, str]]:
-        """Give id, pipeline and own queue ("" if none) of the runs that go on; none while another leads."""
+        """Give id, pipeline and own queue ("" if none) of the runs that go on; none while another leads.
+
+        Those that are steps of others go on and end with them, and are left out.
+        """
         if self._desk is None:
             return []
-        return [(case.run.id, case.pipeline, case.queue) for case in self._desk.cases.values()]
+        return [
+            (case.run.id, case.pipeline, case.queue) for case in self._desk.cases.values() if case.run.parent is None
+        ]
 
     async def _run(self, bus: Bus) -> None:
         lease = Lease(bus, self.id)
@@ -90,21 +96,24 @@ class Controller:
         async with AsyncExitStack() as stack, anyio.create_task_group() as task_group:
             chores = Chores(bus)
             desk = self._desk = Desk(bus, task_group, chores, now_s, signals_end)
-            stack.callback(desk.close)
-            task_group.start_soon(chores.run)
-            for records in live.values():
-                await desk.adopt(records)
-            task_group.start_soon(desk.run)
-            await stack.enter_async_context(bus.listen(bus.subjects.all_held, desk.held_answer))
-            task_group.start_soon(truncate_launches, bus, list(live), queue_end)
-            task_group.start_soon(chores.restore, ended)
-            log.info("controller_leads", controller=self.id, sequence=last, live_runs=len(live))
-            async with bus.follow([bus.subjects.all_events], after=last) as feed:
-                async for batch in feed:
-                    for i, record in enumerate(batch):
-                        desk.fold(record)
-                        if i % TURN == TURN - 1:
-                            await anyio.lowlevel.checkpoint()
+            try:
+                task_group.start_soon(chores.run)
+                for records in live.values():
+                    await desk.adopt(records)
+                task_group.start_soon(desk.run)
+                await stack.enter_async_context(bus.listen(bus.subjects.all_held, desk.held_answer))
+                task_group.start_soon(truncate_launches, bus, list(live), queue_end)
+                task_group.start_soon(chores.restore, ended)
+                log.info("controller_leads", controller=self.id, sequence=last, live_runs=len(live))
+                async with bus.follow([bus.subjects.all_events], after=last) as feed:
+                    async for batch in feed:
+                        for i, record in enumerate(batch):
+                            desk.fold(record)
+                            if i % TURN == TURN - 1:
+                                await anyio.lowlevel.checkpoint()
+            finally:
+                # Before its tasks are waited for: some have something to bring to its end.
+                desk.close()
 
 
 async def read_runs(bus: Bus, last: int) -> tuple[dict[str, LiveRun], list[RunEntry]]:
@@ -132,6 +141,7 @@ async def read_runs(bus: Bus, last: int) -> tuple[dict[str, LiveRun], list[RunEn
             if end is None:
                 records.append((record, subject))
                 continue
+            parent = parent_in(records[0][0].payload)
             ended[subject.run] = RunEntry(
                 run=subject.run,
                 pipeline=subject.pipeline,
@@ -139,6 +149,8 @@ async def read_runs(bus: Bus, last: int) -> tuple[dict[str, LiveRun], list[RunEn
                 submitted_at_s=records[0][0].at_s,
                 ended_at_s=record.at_s,
                 message=end.message,
+                parent=parent.run if parent is not None else "",
+                root=parent.root if parent is not None else "",
                 sequence=record.sequence,
             )
             del live[subject.run]

@@ -24,6 +24,7 @@ from evpipe.bus.clock import loop_clock
 from evpipe.bus.protocol import Bus, Outcome, Record, Refused, Sending
 from evpipe.client.artifact_store import store_all
 from evpipe.client.graphs import fetch_graph
+from evpipe.controller.children import Children
 from evpipe.controller.chores import Chores
 from evpipe.controller.dispatch import Dispatch, Held, Lane
 from evpipe.controller.limits import Limits
@@ -32,7 +33,7 @@ from evpipe.controller.look_ups import LookUps, Miss
 from evpipe.controller.queue_watch import QueueWatch
 from evpipe.controller.timers import Timers
 from evpipe.controller.watches import Watches
-from evpipe.core.commands import Await, Command, Decide, Launch, Quarantine, StopAttempt, WakeAt
+from evpipe.core.commands import Await, CancelRun, Command, Decide, Launch, Quarantine, StopAttempt, SubmitRun, WakeAt
 from evpipe.core.events import (
     CancelRequested,
     Decision,
@@ -51,6 +52,7 @@ from evpipe.core.events import (
 from evpipe.core.fingerprint import NO_FACTS, RunFacts
 from evpipe.core.graph import Graph, Step
 from evpipe.core.limits import PRIORITY_DEFAULT
+from evpipe.core.lineage import Parent, check_depth, check_parent
 from evpipe.core.machine import Run
 from evpipe.core.mapping import base_of
 from evpipe.core.names import SEPARATOR
@@ -120,6 +122,7 @@ class Case:
         "shown",
         "sizes",
         "source",
+        "submission",
         "waiting",
     )
 
@@ -128,6 +131,8 @@ class Case:
         self.pipeline = pipeline
         #: The queue of all its launches; "" for those of its steps.
         self.queue = ""
+        #: Its submit, if it could be read.
+        self.submission: Submission | None = None
         #: Where the code of its steps is, as its submit says.
         self.source: Mapping[str, Any] = {}
         #: What its submit says of the cache.
@@ -195,6 +200,7 @@ class Desk:
         )
         self.watches = Watches(bus, task_group, self._decide, signals_after)
         self._look_ups = LookUps(bus, task_group, self.cases, self._send_launch, self._decide, lambda: self._now_s)
+        self._children = Children(bus, task_group, self._append)
         self._graphs: OrderedDict[str, Graph] = OrderedDict()
         #: Another may lead by now: nothing is begun here any more.
         self._closed = False
@@ -206,6 +212,7 @@ class Desk:
         self._closed = True
         self._dispatch.close()
         self._limits.close()
+        self._children.close()
         for case in self.cases.values():
             _drop_unanswered(case)
 
@@ -345,7 +352,8 @@ class Desk:
             # A launch that has not left must not leave any more: its attempt is about to be ended by decree.
             self._hold_back(case)
             # Finalisers run all the same.
-            commands = (*commands, *(found for found in case.run.outstanding() if isinstance(found, Launch)))
+            finalisers = (found for found in case.run.outstanding() if isinstance(found, (Launch, SubmitRun)))
+            commands = (*commands, *finalisers)
         if len(commands) > MANY:
             # Others get their turns meanwhile: the lease has to be renewed.
             case.waiting = []
@@ -376,8 +384,11 @@ class Desk:
 
     async def _submitted(self, case: Case, record: Record) -> Submitted:
         """Make the run's first event: fetch its graph and check what the submitter may not have checked."""
+        parent: Parent | None = None
         try:
-            submission = decode_submission(record.payload)
+            submission = case.submission = decode_submission(record.payload)
+            parent = check_parent(submission.parent, case.run.id)
+            check_depth(parent, case.pipeline)
             case.queue, case.source, case.facts = submission.queue, submission.source, submission.facts
             case.no_cache, case.refresh = submission.no_cache, frozenset(submission.refresh)
             graph = await self._graph(case, submission)
@@ -386,8 +397,8 @@ class Desk:
             parameters = check_parameters(graph.parameters, submission.parameters, of=graph.pipeline)
         except (UsageError, RemoteProtocolError) as error:
             log.info("run_rejected", run_id=case.run.id, reason=str(error))
-            return Submitted(at_s=record.at_s, graph=None, parameters={}, rejection=str(error))
-        return Submitted(at_s=record.at_s, graph=graph, parameters=parameters)
+            return Submitted(at_s=record.at_s, graph=None, parameters={}, rejection=str(error), parent=parent)
+        return Submitted(at_s=record.at_s, graph=graph, parameters=parameters, parent=parent)
 
     async def _graph(self, case: Case, submission: Submission) -> Graph:
         graph = self._graphs.get(submission.graph)
@@ -409,6 +420,10 @@ class Desk:
             match command:
                 case Launch():
                     self._launch(case, command)
+                case SubmitRun():
+                    self._submit(case, command)
+                case CancelRun():
+                    self._task_group.start_soon(self._children.cancel, case, command)
                 case Decide():
                     self._decide(case, command.event)
                 case WakeAt():
@@ -433,9 +448,20 @@ class Desk:
         else:
             self._send_launch(case, command)
 
-    def _launch_opened(self, case: Case, command: Launch) -> None:
+    def _submit(self, case: Case, command: SubmitRun) -> None:
+        if SEPARATOR in command.step:
+            opened = self._lists.opened(case, command)
+            if opened is None:
+                return
+            command = opened
+        self._children.submit(case, command)
+
+    def _launch_opened(self, case: Case, command: Launch | SubmitRun) -> None:
         if self.cases.get(case.run.id) is case and not case.broken and not self._closed:
-            self._launch(case, command)
+            if isinstance(command, Launch):
+                self._launch(case, command)
+            else:
+                self._submit(case, command)
 
     def _send_launch(self, case: Case, command: Launch, miss: Miss | None = None) -> None:
         """Send a launch, or hold it back until there is room for it."""
@@ -545,6 +571,12 @@ class Desk:
         case.launches[key] = self._bus.launch(subject, payload, done=sent)
 
     def _decide(self, case: Case, event: Decision) -> None:
+        if isinstance(event, Finished) and case.run.parent is not None:
+            self._task_group.start_soon(self._children.finish, case, event)
+        else:
+            self._append(case, event)
+
+    def _append(self, case: Case, event: Decision) -> None:
         step, kind, payload = encode_event(event)
         subject = self._subjects.event(case.pipeline, case.run.id, step, kind)
 
@@ -598,6 +630,8 @@ class Desk:
                 submitted_at_s=run.submitted_at_s or 0.0,
                 ended_at_s=run.at_s if run.ended else None,
                 message=run.message,
+                parent=run.parent.run if run.parent is not None else "",
+                root=run.parent.root if run.parent is not None else "",
                 sequence=case.sequence,
             )
         )

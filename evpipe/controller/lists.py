@@ -11,9 +11,9 @@ import structlog
 from anyio.abc import TaskGroup
 
 from evpipe.bus.protocol import Bus
-from evpipe.client.lists import OpenLists
+from evpipe.client.lists import BeginT, OpenLists
 from evpipe.core.artifact import Artifact
-from evpipe.core.commands import Launch
+from evpipe.core.commands import Launch, SubmitRun
 from evpipe.errors import EvpipeError
 
 if TYPE_CHECKING:
@@ -32,15 +32,15 @@ class ListOpener:
         launch: is called with each of them when it is open.
     """
 
-    def __init__(self, bus: Bus, task_group: TaskGroup, launch: Callable[[Case, Launch], None]) -> None:
+    def __init__(self, bus: Bus, task_group: TaskGroup, launch: Callable[[Case, Launch | SubmitRun], None]) -> None:
         self._bus = bus
         self._task_group = task_group
         self._launch = launch
         self._lists = OpenLists()
         #: What waits for a list, by its digest.
-        self._waiting: dict[str, list[tuple[Case, Launch]]] = {}
+        self._waiting: dict[str, list[tuple[Case, Launch | SubmitRun]]] = {}
 
-    def opened(self, case: Case, command: Launch) -> Launch | None:
+    def opened(self, case: Case, command: BeginT) -> BeginT | None:
         """Give the launch with its elements; None: it comes when its list is open."""
         closed = self._lists.closed(command.arguments)
         if closed is None:

@@ -7,6 +7,11 @@ The order that the shell must keep:
   expected last sequence of its subject, a wake-up by the `Due` event that it becomes, a stop because
   it is best effort. So after a crash the log is replayed, the commands of the replay are dropped, and
   `Run.outstanding()` gives all that may be undone; publishing what was already there changes nothing.
+- What ends a run that is a step of another goes into the log of that one first: the step's end, until it is answered,
+  then `Finished`. A controller that dies between the two leaves a run that has not finished, and whoever takes it over
+  does both again.
+- A run that is a step is cancelled in its own log, after its submit (which is sent again first) was answered there. Its
+  end is the step's: so no run outlives the one that it is a step of.
 - The commands of one event may be carried out in any order and at the same time, but a launch that was
   not sent yet when a `CancelRequested` is folded must not be sent any more.
 """
@@ -31,6 +36,24 @@ class Launch:
     step: str
     attempt: int
     arguments: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class SubmitRun:
+    """Submit the run that an attempt is, under the id that `child_run_id` gives."""
+
+    step: str
+    attempt: int
+    #: Values of its parameters.
+    arguments: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class CancelRun:
+    """Ask for the end of the run that an attempt is. The step has ended when that run says so."""
+
+    step: str
+    attempt: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,4 +98,4 @@ class Quarantine:
     reason: str
 
 
-Command: TypeAlias = Launch | StopAttempt | WakeAt | Await | Decide | Quarantine
+Command: TypeAlias = Launch | SubmitRun | CancelRun | StopAttempt | WakeAt | Await | Decide | Quarantine

@@ -12,6 +12,7 @@ from enum import StrEnum
 from typing import Any, TypeAlias
 
 from evpipe.core.graph import Graph
+from evpipe.core.lineage import Parent
 from evpipe.core.notes import Notes
 from evpipe.core.states import Reason, RunStatus
 
@@ -44,6 +45,8 @@ class Submitted:  # client
     parameters: Mapping[str, Any]
     #: The sentence that refuses the run, or "".
     rejection: str = ""
+    #: The step of another run that this one is; None: it is nobody's.
+    parent: Parent | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,6 +54,8 @@ class CancelRequested:  # client, controller
     at_s: float = 0.0
     cause: CancelCause = CancelCause.REQUEST
     message: str = ""
+    #: It comes from the run that this one is a step of, which has been cancelled.
+    by_parent: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,7 +85,7 @@ class StepStarted:  # worker; of a wait the controller, for whoever wants to kno
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class StepSucceeded:  # worker
+class StepSucceeded:  # worker; controller, of a step that is a run
     at_s: float = 0.0
     step: str
     attempt: int
@@ -140,7 +145,7 @@ class StepReceived:  # controller
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class StepFailed:  # worker; controller, where a step cannot be launched at all
+class StepFailed:  # worker; controller, of a step that cannot be launched at all, or is a run
     at_s: float = 0.0
     step: str
     attempt: int

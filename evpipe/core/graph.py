@@ -8,7 +8,7 @@ decoded). Everything that grows with the graph is computed here, once; the machi
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,6 +18,7 @@ from evpipe.core.conditions import Condition, condition_trees
 from evpipe.core.exits import RUN
 from evpipe.core.fingerprint import CachePolicy
 from evpipe.core.limits import PRIORITY_DEFAULT, Limit, check_limits, check_priority
+from evpipe.core.lineage import NESTING_MAX, Child
 from evpipe.core.mapping import Mapped, aligned_with
 from evpipe.core.names import check_name, nearest
 from evpipe.core.parameters import Parameter, check_parameter_names
@@ -67,6 +68,8 @@ class Step:
     priority: int | None = None
     #: What it shares with steps of other runs, and must have before it begins.
     limits: tuple[Limit, ...] = ()
+    #: The pipeline that it runs, as a run of its own; None: it is executed by a worker.
+    child: Child | None = None
     description: str = ""
 
 
@@ -187,6 +190,8 @@ class Graph:
             check_limits(where, step.limits)
         if step.mapped is not None:
             step.mapped.check(step)
+        if step.child is not None:
+            _check_child(where, step, step.child)
         above: dict[str, None] = {}
         of_branches: dict[str, None] = {}
         trees = [step.arguments] if step.when is None else [step.arguments, *condition_trees(step.when)]
@@ -259,6 +264,78 @@ def _without_indexes(path: tuple[Key, ...], levels: int) -> tuple[Key, ...]:
     while count < min(levels, len(path)) and isinstance(path[count], int):
         count += 1
     return path[count:]
+
+
+def _check_child(where: str, step: Step, child: Child) -> None:
+    check_name(f"{where}: pipeline", child.pipeline)
+    if child.queue:
+        check_name(f"{where}: queue", child.queue)
+    if step.wait is not None:
+        raise UsageError(f"{where} cannot both wait and be a pipeline")
+    if step.limits:
+        raise UsageError(f"{where} is a pipeline, which holds nothing: its steps may have limits")
+    if step.cache is not None:
+        raise UsageError(f"{where} is a pipeline, and what is cached is the steps of it")
+    if child.up is not None and not 0 <= child.up <= NESTING_MAX:
+        raise UsageError(f"{where}: its pipeline is {child.up} levels up: at most {NESTING_MAX} are allowed")
+    if child.graph is not None and child.graph.pipeline != child.pipeline:
+        raise UsageError(f"{where} runs pipeline {child.pipeline!r}, but its graph is that of {child.graph.pipeline!r}")
+
+
+def graphs_in(graph: Graph) -> Iterator[Graph]:
+    """Give a graph and those that are built into it, each once, it first."""
+    seen = {id(graph)}
+    todo = [graph]
+    while todo:
+        found = todo.pop()
+        yield found
+        for step in found.steps.values():
+            inner = step.child.graph if step.child is not None else None
+            if inner is not None and id(inner) not in seen:
+                seen.add(id(inner))
+                todo.append(inner)
+
+
+def found_in(graph: Graph, path: str) -> tuple[Step | None, tuple[Graph, ...]]:
+    """Find a step in a graph and those that are built into it.
+
+    Args:
+        graph: built here, with all its graphs.
+        path: "train", or "inner/train" of a step that is a run.
+
+    Returns:
+        The step, None if there is none; and the graph that it would be in, with those around it, the next one first.
+    """
+    *above, name = path.split("/")
+    around: tuple[Graph, ...] = (graph,)
+    for outer in above:
+        step = around[0].steps.get(outer)
+        if step is None or step.child is None:
+            return None, around
+        around = graphs_below(step.child, around)
+    return around[0].steps.get(name), around
+
+
+def graphs_below(child: Child, around: tuple[Graph, ...]) -> tuple[Graph, ...]:
+    """Give the graph of a child, and those around it; `around` are those of its step."""
+    if child.graph is not None:
+        return (child.graph, *around)
+    assert child.up is not None, "a graph that was built here has all its graphs"
+    return around[child.up :]
+
+
+def steps_in(graph: Graph) -> Iterator[Step]:
+    """Give the steps of a graph, and of those that are built into it, that workers execute."""
+    for found in graphs_in(graph):
+        for step in found.steps.values():
+            if step.child is None and step.wait is None:
+                yield step
+
+
+def queues_of(graph: Graph) -> set[str]:
+    """Give the queues that the steps of a graph, and of those built into it, go to where no run says otherwise."""
+    queues = {step.child.queue for found in graphs_in(graph) for step in found.steps.values() if step.child}
+    return (queues - {""}) | {step.queue for step in steps_in(graph)}
 
 
 def check_seconds(what: str, value: float | None) -> None:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias, assert_never
 
 from evpipe.core.bindings import BindingError, Gathered, Tree, resolve
-from evpipe.core.commands import Await, Command, Decide, Launch, Quarantine, StopAttempt, WakeAt
+from evpipe.core.commands import Await, CancelRun, Command, Decide, Launch, Quarantine, StopAttempt, SubmitRun, WakeAt
 from evpipe.core.events import (
     CancelCause,
     CancelRequested,
@@ -40,6 +40,7 @@ from evpipe.core.events import (
 )
 from evpipe.core.exits import RUN, summary_of
 from evpipe.core.graph import STEPS_MAX, Graph, Step
+from evpipe.core.lineage import Parent
 from evpipe.core.mapping import Expansion, arguments_at, base_of, element_of, expand, split_element
 from evpipe.core.names import SEPARATOR, for_people
 from evpipe.core.notes import Notes
@@ -61,6 +62,8 @@ from evpipe.core.waits import EARLY_S, WaitKind, answer_problem, check_begun, sh
 
 Commands: TypeAlias = tuple[Command, ...]
 
+#: Of failures that no further attempt follows.
+_FINAL_REASONS = frozenset({Reason.OUTPUT, Reason.REJECTED, Reason.REQUEST})
 _REASON_OF_CAUSE = {
     CancelCause.REQUEST: Reason.REQUEST,
     CancelCause.DEADLINE: Reason.DEADLINE,
@@ -122,6 +125,7 @@ class Run:
         "open_count",
         "outputs",
         "parameters",
+        "parent",
         "reason",
         "status",
         "steps",
@@ -140,6 +144,8 @@ class Run:
         self.submitted_at_s: float | None = None
         self.graph: Graph | None = None
         self.parameters: Mapping[str, Any] = {}
+        #: The step of another run that this one is; None: it is nobody's.
+        self.parent: Parent | None = None
         #: One entry per step of the graph, in the graph's order, then one per element of mapped steps, as they came.
         self.steps: dict[str, StepState] = {}
         #: Mapped steps whose elements are known; those of more than one level have elements that are in here, too.
@@ -266,7 +272,7 @@ class Run:
                 continue  # its elements say what there is to do
             if self.cancel is not None and not self._is_final(name):
                 if under_way and self.spec(name).wait is None:
-                    commands.append(StopAttempt(name, state.attempt))
+                    commands.append(self._stop(name, state))
             elif under_way:
                 commands.extend(self._work(name, state))
             elif state.due_at_s is not None and not state.ended:
@@ -313,6 +319,7 @@ class Run:
     def _submitted(self, event: Submitted) -> Commands:
         self.submitted_at_s = self.at_s
         self.parameters = event.parameters
+        self.parent = event.parent
         if event.graph is None:
             return (self._decide(Finished(status=RunStatus.FAILED, reason=Reason.REJECTED, message=event.rejection)),)
         self.graph = event.graph
@@ -426,8 +433,7 @@ class Run:
                 return (Quarantine("the run's deadline is due, but it has none"),)
             if self.cancel is not None or self._closing() or ("", CancelRequested) in self.decisions:
                 return ()
-            assert self.graph is not None
-            message = f"the run was not done {self.graph.deadline_s:g} s after its submit"
+            message = f"the run was not done {self.deadline_s:g} s after its submit"
             return (self._decide(CancelRequested(cause=CancelCause.DEADLINE, message=message)),)
         state = self.steps.get(event.step)
         if state is None:
@@ -458,7 +464,9 @@ class Run:
                 self.decisions.pop((name, kind), None)
             launched = state.status is not StepStatus.PENDING
             if launched and self.spec(name).wait is None:
-                commands.append(StopAttempt(name, state.attempt))
+                commands.append(stop := self._stop(name, state))
+                if isinstance(stop, CancelRun):
+                    continue
             attempt = state.attempt if launched else 0
             commands.append(
                 self._decide(StepCancelled(step=name, attempt=attempt, reason=reason, message=event.message))
@@ -592,7 +600,8 @@ class Run:
     def _again(self, event: StepFailed, state: StepState) -> Commands | None:
         """Decide whether another attempt follows a failed one; None: the step has failed."""
         cancelled = self.cancel is not None and not self._is_final(event.step)
-        if cancelled or event.reason is Reason.OUTPUT or state.status is StepStatus.PENDING:
+        if cancelled or event.reason in _FINAL_REASONS or state.status is StepStatus.PENDING:
+            # What was refused is refused again, and what somebody has ended is not begun again by itself.
             # Pending: its arguments cannot be made, so no further attempt could be launched either.
             return None
         if event.reason is Reason.LOST:
@@ -631,11 +640,17 @@ class Run:
             state.become(StepStatus.QUEUED)
         state.started_at_s = None
         state.due_at_s = None
+        if type(commands[0]) is SubmitRun:
+            # It is nobody's turn to begin: its run goes on by itself from the moment that it is asked for.
+            state.become(StepStatus.RUNNING)
+            state.started_at_s = self.at_s
         return commands
 
     def _work(self, name: str, state: StepState) -> Commands:
         """Give what has to be done, once or again, for the current attempt to go on."""
         step = self.spec(name)
+        if step.child is not None:
+            return (SubmitRun(name, state.attempt, self.arguments_of(name)),)
         if step.wait is None:
             return (Launch(name, state.attempt, resolve(self.trees_of(name), self.outputs, self.parameters)),)
         sleeps = step.wait.kind is WaitKind.SLEEP
@@ -650,6 +665,16 @@ class Run:
         """
         found: dict[str, Any] = resolve(self.trees_of(name), self.outputs, self.parameters)
         return found
+
+    def _stop(self, name: str, state: StepState) -> StopAttempt | CancelRun:
+        """Give what ends the current attempt, which is under way, from outside."""
+        return (StopAttempt if self.spec(name).child is None else CancelRun)(name, state.attempt)
+
+    def submit_again(self, name: str) -> SubmitRun:
+        """Give the submit of the run that the current attempt of a step is, as it was given when it began."""
+        command = self._work(name, self.steps[name])[0]
+        assert isinstance(command, SubmitRun), "only of steps that are runs"
+        return command
 
     def _launch(self, ready: list[str]) -> Commands:
         """Launch the first attempt of steps that became ready, or decide that they are skipped."""
@@ -937,10 +962,17 @@ class Run:
             return ()
         return (WakeAt(at_s, None, 0),)
 
+    @property
+    def deadline_s(self) -> float | None:
+        """Seconds from its submit to its end: what its graph says, or the step that it is; None: no limit."""
+        own = None if self.graph is None else self.graph.deadline_s
+        given = None if self.parent is None else self.parent.deadline_s
+        return given if own is None else own if given is None else min(own, given)
+
     def _deadline_at_s(self) -> float | None:
-        if self.graph is None or self.graph.deadline_s is None or self.submitted_at_s is None:
+        if self.graph is None or self.submitted_at_s is None or self.deadline_s is None:
             return None
-        return self.submitted_at_s + self.graph.deadline_s
+        return self.submitted_at_s + self.deadline_s
 
     def _decide(self, event: Decision) -> Decide:
         self.decisions[getattr(event, "step", None) or "", type(event)] = event

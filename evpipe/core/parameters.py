@@ -6,7 +6,7 @@ the controller checks a raw submit with the same code and the same sentence as t
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
@@ -24,6 +24,8 @@ _SCALARS: dict[str, tuple[type, ...]] = {
     "bytes": (bytes,),
     "none": (type(None),),
 }
+#: Kinds of artifacts that may be of any type.
+_UNOPENED = ("value", "pickle")
 KINDS = (*_SCALARS, "path", "any", "list", "tuple", "dict", "union", "literal")
 
 
@@ -59,6 +61,9 @@ class ParameterType:
         """Say what is wrong with a value, or None. `at` names where it stands."""
         if depth > TREE_DEPTH_MAX:
             return f"{at} is nested deeper than {TREE_DEPTH_MAX} levels"
+        if isinstance(value, Artifact) and value.kind in _UNOPENED:
+            # What a step gave, and was large: nobody opens it to see, so it is taken.
+            return None
         if not self._takes(value, at, depth):
             return f"{at} must be {self}, not {_shown(value)}"
         if self.inner and self.kind in ("list", "tuple", "dict"):
@@ -74,6 +79,8 @@ class ParameterType:
         An int becomes the float, and a list the tuple, that was declared: both are what other languages, and JSON,
         write for it. Of alternatives the one counts that takes the value as it is.
         """
+        if isinstance(value, Artifact):
+            return value
         if self.kind == "float":
             return float(value) if isinstance(value, int) else value
         if self.kind == "union":
@@ -162,11 +169,7 @@ def check_parameters(parameters: Sequence[Parameter], given: Mapping[str, Any], 
         UsageError: if one is unknown (the nearest name is suggested), missing or of the wrong type.
 
     """
-    known = {p.name: p for p in parameters}
-    for name in given:
-        if name not in known:
-            has = f"it has {', '.join(known)}" if known else "it has none"
-            raise UsageError(f"pipeline {of!r} has no parameter {str(name)!r}{nearest(str(name), known)} ({has})")
+    check_known(parameters, given, of=of)
     values: dict[str, Any] = {}
     for parameter in parameters:
         value = given.get(parameter.name, parameter.default)
@@ -177,6 +180,15 @@ def check_parameters(parameters: Sequence[Parameter], given: Mapping[str, Any], 
             raise UsageError(problem)
         values[parameter.name] = parameter.type.taken(value)
     return values
+
+
+def check_known(parameters: Sequence[Parameter], given: Iterable[str], *, of: str) -> None:
+    """Refuse values for parameters that there are not; suggests the nearest name."""
+    known = {p.name: p for p in parameters}
+    for name in given:
+        if name not in known:
+            has = f"it has {', '.join(known)}" if known else "it has none"
+            raise UsageError(f"pipeline {of!r} has no parameter {str(name)!r}{nearest(str(name), known)} ({has})")
 
 
 def check_parameter_names(parameters: Sequence[Parameter]) -> None:

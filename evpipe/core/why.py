@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 from evpipe.core.bindings import BindingError, ParameterRef, resolve
 from evpipe.core.conditions import condition_references
 from evpipe.core.events import CancelCause, StepCancelled, StepFailed, StepSkipped
+from evpipe.core.lineage import child_run_id
 from evpipe.core.mapping import element_of
 from evpipe.core.names import for_people
 from evpipe.core.states import STEP_VALUES, OnFailure, Reason, StepStatus
@@ -131,6 +132,11 @@ class _Chain:
                 message = self.run.waits_for(name)
                 since_s, due_at_s = state.started_at_s, state.due_at_s
                 return self._one(name, state, Cause.WAIT, message, since_s=since_s, due_at_s=due_at_s)
+            case StepStatus.RUNNING if (child := self.run.spec(name).child) is not None:
+                again = f", attempt {state.attempt}" if state.attempt > 1 else ""
+                child_run = child_run_id(self.run.id, name, state.attempt)
+                message = f"runs as run {child_run} of pipeline {child.pipeline!r}{again}"
+                return self._one(name, state, Cause.RUNNING, message, since_s=state.started_at_s)
             case StepStatus.RUNNING:
                 again = f", attempt {state.attempt}" if state.attempt > 1 else ""
                 on = f" on worker {state.worker}" if state.worker else ""

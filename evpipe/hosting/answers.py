@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import copy
 import sys
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 import anyio
 import anyio.to_thread
+from anyio.abc import TaskGroup
 
 from evpipe.bus.protocol import Bus
 from evpipe.client.handle import RunHandle
 from evpipe.client.waiting import WaitingStep, give_event, waiting_steps
-from evpipe.core.graph import Graph
+from evpipe.core.graph import Graph, Step, found_in, graphs_below, graphs_in
+from evpipe.core.lineage import child_run_id
 from evpipe.core.names import nearest
+from evpipe.core.states import StepStatus
 from evpipe.core.waits import WaitKind, answer_problem
 from evpipe.errors import AlreadyAnswered, NotWaiting, UsageError
 from evpipe.sdk.parameters import parse_value
@@ -36,8 +40,25 @@ class Answers:
         if given is not None and not isinstance(given, Mapping):
             raise UsageError(f"answers must be a dict of answers by step, not {given!r}")
         self._given = dict(given or {})
+        #: The graph whose steps they are for, and those around it.
+        self._around: tuple[Graph, ...] = (graph,)
         for name, answer in self._given.items():
-            self._check(name, answer, graph)
+            self._check(str(name), answer, graph)
+
+    def inside(self, step: str) -> Answers:
+        """Give the answers to the steps of the run that a step is: what is given for "inner/ok", for its "ok"."""
+        found = copy.copy(self)
+        child = self._around[0].steps[step.partition("=")[0]].child
+        assert child is not None, "only of steps that are runs"
+        found._around = graphs_below(child, self._around)
+        paths = {str(name).partition("/"): answer for name, answer in self._given.items()}
+        found._given = {rest: answer for (outer, _, rest), answer in paths.items() if outer == step and rest}
+        return found
+
+    def may_wait(self) -> bool:
+        """Say whether there is a step in the graph, or in one of those built into it, that waits for somebody."""
+        graphs = [*graphs_in(self._around[0]), *self._around[1:]]
+        return any(waits_for_somebody(step) for found in graphs for step in found.steps.values())
 
     def __contains__(self, step: object) -> bool:
         return self._key(str(step)) in self._given
@@ -52,18 +73,24 @@ class Answers:
         return step if step in self._given else step.partition("=")[0]
 
     def _check(self, name: str, answer: Any, graph: Graph) -> None:
-        waits = {step.name: step.wait for step in graph.steps.values() if step.wait is not None}
-        wait = waits.get(str(name).partition("=")[0])
+        step, (inside, *_) = found_in(graph, name.partition("=")[0])
+        wait = None if step is None else step.wait
         if wait is None or wait.kind is WaitKind.SLEEP:
-            has = ", ".join(key for key, found in waits.items() if found.kind is not WaitKind.SLEEP)
+            waits = [found.name for found in inside.steps.values() if waits_for_somebody(found)]
+            has = ", ".join(waits)
             raise UsageError(
-                f"answers has {str(name)!r}, which is no approval and no wait for an event{nearest(str(name), waits)} "
+                f"answers has {name!r}, which is no approval and no wait for an event{nearest(name, waits)} "
                 f"({f'there are {has}' if has else 'there are none'})"
             )
         if wait.kind is WaitKind.APPROVAL and not callable(answer):
             problem = answer_problem(wait, answer)
             if problem:
                 raise UsageError(f"answers: step {name!r}: {problem}")
+
+
+def waits_for_somebody(step: Step) -> bool:
+    """Say whether a step waits for a person or an event."""
+    return step.wait is not None and step.wait.kind is not WaitKind.SLEEP
 
 
 def nobody_answers(waiting: WaitingStep, mode: str) -> UsageError:
@@ -112,8 +139,31 @@ async def answer_waits(
         UsageError: if a step would wait for ever; the run is cancelled then.
         Exception: what a function of the user's raises; likewise.
     """
+    async with anyio.create_task_group() as task_group:
+        await _answer_waits(bus, handle, answers, mode, note, task_group)
+
+
+async def _answer_waits(
+    bus: Bus,
+    handle: RunHandle[Any],
+    answers: Answers,
+    mode: str,
+    note: Callable[[str], None],
+    task_group: TaskGroup,
+) -> None:
     seen: set[str] = set()
+    children: set[tuple[str, int]] = set()
     async for run in handle.watch():
+        for name, state in run.steps.items() if not run.ended else ():
+            # Of runs that are steps only those in which somebody is waited for are followed.
+            child = run.spec(name).child if state.status is StepStatus.RUNNING else None
+            if child is None or (name, state.attempt) in children:
+                continue
+            children.add((name, state.attempt))
+            inner = answers.inside(name)
+            if inner.may_wait():
+                inside: RunHandle[Any] = RunHandle(bus, child_run_id(run.id, name, state.attempt), child.pipeline)
+                task_group.start_soon(_answer_waits, bus, inside, inner, mode, note, task_group)
         for waiting in waiting_steps(run) if not run.ended else ():
             if waiting.step in seen or waiting.kind == WaitKind.SLEEP:
                 continue

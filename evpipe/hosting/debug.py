@@ -29,12 +29,15 @@ from evpipe.client.lists import OpenLists
 from evpipe.client.logs import LogEntry
 from evpipe.client.loops import outside_of_any_loop
 from evpipe.client.waiting import WaitingStep, this_user
-from evpipe.core.commands import Await, Decide, Launch, WakeAt
+from evpipe.core.artifact import Artifact
+from evpipe.core.children import end_of_step
+from evpipe.core.commands import Await, Decide, Launch, SubmitRun, WakeAt
 from evpipe.core.events import (
     Decision,
     Due,
     Event,
     Failure,
+    Finished,
     Origin,
     StepApproved,
     StepCached,
@@ -43,8 +46,11 @@ from evpipe.core.events import (
     Submitted,
 )
 from evpipe.core.fingerprint import NO_FACTS
+from evpipe.core.graph import Graph, steps_in
+from evpipe.core.lineage import check_depth, child_run_id
 from evpipe.core.machine import Run
 from evpipe.core.mapping import base_of
+from evpipe.core.parameters import check_parameters
 from evpipe.core.states import Reason
 from evpipe.core.waits import WaitKind, answer_problem
 from evpipe.errors import EvpipeError, UsageError
@@ -54,7 +60,14 @@ from evpipe.hosting.rates import keep_rates
 from evpipe.sdk.context import entered
 from evpipe.sdk.pipeline import Built
 from evpipe.sdk.result import RunResult
-from evpipe.wire.graphs import decode_graph, encode_graph
+from evpipe.wire.children import (
+    encode_child,
+    encode_end_of_step,
+    refusal_of_child,
+    submission_of_child,
+    unstorable,
+)
+from evpipe.wire.graphs import decode_graph, encode_graph, graph_digest
 from evpipe.wire.messages import (
     LaunchOrder,
     Submission,
@@ -103,38 +116,98 @@ def run_debug(
     check_refresh(refresh, built.graph, no_cache=no_cache)
     if display is not None:
         display.bus("none, plain calls in this thread (mode debug)")
-    return _DebugRun(built, prepared, display, caches=not no_cache and not refresh).to_end()
+    store = _Store(built.graph, display, caches=not no_cache and not refresh)
+    data = encode_graph(built.graph, store.writer, store.graphs)
+    digest = graph_digest(data)
+    store.graphs[digest] = data
+    payload = encode_submission(Submission(graph=digest, parameters=built.parameters), store.writer)
+    run = _DebugRun(new_run_id(), decode_submission(payload), built.graph.pipeline, store, prepared).to_end()
+    if display is not None:
+        display.finished(run)
+    return store.result_of(run)
+
+
+class _Store:
+    """What a debug run and the runs that its steps are have in common: what they have stored, and computed."""
+
+    def __init__(self, graph: Graph, display: Display | None, *, caches: bool) -> None:
+        self.display = display
+        # For as long as its values may be asked for.
+        self.base = TemporaryFolder("debug")
+        #: Encoded graphs, by digest.
+        self.graphs: dict[str, bytes] = {}
+        #: Results of cached steps, by fingerprint: the event, its pipeline, run and step.
+        self.results: dict[str, tuple[StepSucceeded, str, str, str]] = {}
+        self.facts = (facts_of_run(graph) if caches else None) or NO_FACTS
+        self.lists = OpenLists()
+        #: By id, all runs that have begun.
+        self.runs: dict[str, Run] = {}
+        with_pickle = any(step.pickle for step in steps_in(graph))
+        self.writer = self.spool(with_pickle)
+        self.reader = self.shelf(with_pickle)
+        #: Where the files of its commands are, as of when it began; "": they have none.
+        self.commands = self._put(command_files(commands_of(graph)))
+
+    def spool(self, pickles: bool) -> Spool:
+        return Spool(lambda: self.base.path, pickles=pickles)
+
+    def shelf(self, pickles: bool) -> Shelf:
+        def find(digest: str) -> Path | None:
+            file = self.base.path / digest
+            return file if file.is_file() else None
+
+        return Shelf(find, lambda: Path(tempfile.mkdtemp(dir=self.base.path)), pickles=pickles)
+
+    def result_of(self, run: Run) -> RunResult[Any]:
+        # The method holds this object, and so the folder, for as long as the result lives.
+        return RunResult.of(run, self._opened, self._child)
+
+    def open(self, closed: Artifact) -> None:
+        """Open a list of which elements are arguments."""
+        file = self.base.path / closed.digest
+        self.lists.open(closed, closed.data if closed.data is not None else file.read_bytes())
+
+    def folder(self) -> str:
+        return tempfile.mkdtemp(dir=self.base.path)
+
+    def _opened(self, value: Any) -> Any:
+        return loaded(value, self.reader) if artifacts_of(value) else value
+
+    def _child(self, run: str, _pipeline: str) -> RunResult[Any] | None:
+        return self.result_of(self.runs[run]) if run in self.runs else None
+
+    def _put(self, files: Mapping[str, bytes]) -> str:
+        folder = self.base.path / "commands" if files else None
+        for inside, content in files.items():
+            assert folder is not None
+            (folder / inside).parent.mkdir(parents=True, exist_ok=True)
+            (folder / inside).write_bytes(content)
+        return "" if folder is None else str(folder)
 
 
 class _DebugRun:
-    """One run: its fold, and what it has stored."""
+    """One run: its fold.
 
-    def __init__(self, built: Built, answers: Answers, display: Display | None, *, caches: bool) -> None:
+    Args:
+        submission: as it was encoded and decoded.
+        pipeline: its graph's, if it can be read.
+        answers: of its steps that wait.
+    """
+
+    def __init__(self, run_id: str, submission: Submission, pipeline: str, store: _Store, answers: Answers) -> None:
+        self.run = store.runs[run_id] = Run(run_id)
+        self._submission = submission
+        self._pipeline = pipeline
+        self._store = store
         self._answers = answers
-        self._display = display
-        # For as long as its values may be asked for.
-        self._folder = TemporaryFolder("debug")
-        with_pickle = any(step.pickle for step in built.graph.steps.values())
-        spool = self._spool(with_pickle)
-        submission = Submission(graph="0" * 64, parameters=built.parameters)
-        self._parameters = decode_submission(encode_submission(submission, spool)).parameters
-        self.graph = decode_graph(encode_graph(built.graph, spool))
-        self.run = Run(new_run_id())
-        self._facts = (facts_of_run(built.graph) if caches else None) or NO_FACTS
-        self._lists = OpenLists()
-        #: Results of cached steps, by fingerprint.
-        self._results: dict[str, tuple[StepSucceeded, str]] = {}
-        self._reader = self._shelf(with_pickle)
-        #: Where the files of its commands are, as of when it began; "": they have none.
-        self._commands = self._put(command_files(commands_of(built.graph)))
 
-    def to_end(self) -> RunResult[Any]:
-        run, graph = self.run, self.graph
-        place = {name: i for i, name in enumerate(graph.order)}
+    def to_end(self) -> Run:
+        run = self.run
+        submitted = self._submitted()
+        place = {} if submitted.graph is None else {name: i for i, name in enumerate(submitted.graph.order)}
         #: What is to be folded next; before it is empty nothing is called.
-        submitted = Submitted(at_s=time.time(), graph=graph, parameters=self._parameters)
         events: deque[Event] = deque([submitted])
-        ready: list[tuple[int, int, Launch]] = []
+        ready: list[tuple[int, int, Launch | SubmitRun]] = []
         waits: list[tuple[float, int, WakeAt]] = []
         open_waits: deque[Await] = deque()
         count = 0
@@ -145,7 +218,7 @@ class _DebugRun:
                     match command:
                         case Await():
                             open_waits.append(command)
-                        case Launch():
+                        case Launch() | SubmitRun():
                             heapq.heappush(ready, (place[base_of(command.step)], count, command))
                         case Decide():
                             events.append(self._logged(command.event))
@@ -163,14 +236,11 @@ class _DebugRun:
                     time.sleep(max(0.0, at_s - time.time()))
                 events.append(Due(at_s=time.time(), step=wake.step, attempt=wake.attempt))
             else:
-                launch = heapq.heappop(ready)[2]
-                state = run.steps[launch.step]
-                if not state.ended and state.attempt == launch.attempt:
-                    events.append(self._launched(launch))
-        if self._display is not None:
-            self._display.finished(run)
-        # The method holds this object, and so the folder, for as long as the result lives.
-        return RunResult.of(run, self._opened)
+                command = heapq.heappop(ready)[2]
+                state = run.steps[command.step]
+                if not state.ended and state.attempt == command.attempt:
+                    events.append(self._launched(command) if isinstance(command, Launch) else self._child_run(command))
+        return run
 
     def _answered(self, step: str) -> list[Event]:
         """Give what comes of a wait for a person or an event: nothing, if only its time ends it."""
@@ -193,20 +263,52 @@ class _DebugRun:
             raise UsageError(f"answers: step {step!r}: {problem}")
         return [self._logged(StepApproved(step=step, answer=answer, by=by))]
 
-    def _opened(self, value: Any) -> Any:
-        return loaded(value, self._reader) if artifacts_of(value) else value
+    def _submitted(self) -> Submitted:
+        submission = self._submission
+        try:
+            check_depth(submission.parent, self._pipeline)
+            graph = decode_graph(self._store.graphs[submission.graph])
+            parameters = check_parameters(graph.parameters, submission.parameters, of=graph.pipeline)
+        except UsageError as error:
+            rejection, parent = str(error), submission.parent
+            return Submitted(at_s=time.time(), graph=None, parameters={}, rejection=rejection, parent=parent)
+        return Submitted(at_s=time.time(), graph=graph, parameters=parameters, parent=submission.parent)
+
+    def _child_run(self, command: SubmitRun) -> Event:
+        """Run the run that a step is to its end; gives the end of the step."""
+        while (closed := self._store.lists.closed(command.arguments)) is not None:
+            self._store.open(closed)
+        command = self._store.lists.filled(command)
+        run, step, attempt = self.run, self.run.spec(command.step), command.attempt
+        assert step.child is not None
+        try:
+            submission = submission_of_child(
+                self._submission, step, run=run.id, pipeline=self._pipeline, name=command.step, attempt=attempt
+            )
+            payload = encode_child(submission, command.arguments, f"step {command.step!r}", self._store.writer)
+        except EvpipeError as error:
+            return self._logged(refusal_of_child(command.step, attempt, error))
+        child_id = child_run_id(run.id, command.step, attempt)
+        child = _DebugRun(
+            child_id, decode_submission(payload), step.child.pipeline, self._store, self._answers.inside(step.name)
+        ).to_end()
+        end = Finished(status=child.status, reason=child.reason, message=child.message, value=child.value)
+        try:
+            kind, payload = encode_end_of_step(end_of_step(child, end), self._store.writer)
+        except EvpipeError as error:
+            return self._logged(unstorable(child, error))
+        return self._read(command.step, Conclusion(kind, payload))
 
     def _launched(self, launch: Launch) -> Event:
         """Give what follows from a launch: what the cache says, or what the call gives."""
-        while (closed := self._lists.closed(launch.arguments)) is not None:
-            file = self._folder.path / closed.digest
-            self._lists.open(closed, closed.data if closed.data is not None else file.read_bytes())
-        launch = self._lists.filled(launch)
-        components = components_of(self.run.spec(launch.step), launch.arguments, self._facts)
+        while (closed := self._store.lists.closed(launch.arguments)) is not None:
+            self._store.open(closed)
+        launch = self._store.lists.filled(launch)
+        components = components_of(self.run.spec(launch.step), launch.arguments, self._store.facts)
         fingerprint = components.fingerprint() if components is not None else ""
-        if fingerprint in self._results:
-            found, step = self._results[fingerprint]
-            origin = Origin(pipeline=self.graph.pipeline, run=self.run.id, step=step, at_s=found.at_s)
+        if fingerprint in self._store.results:
+            found, pipeline, run, step = self._store.results[fingerprint]
+            origin = Origin(pipeline=pipeline, run=run, step=step, at_s=found.at_s)
             return self._logged(
                 StepCached(
                     step=launch.step,
@@ -220,7 +322,7 @@ class _DebugRun:
         keep_rates(self.run.spec(launch.step).limits)
         event = self._read(launch.step, self._call(launch))
         if fingerprint and isinstance(event, StepSucceeded):
-            self._results[fingerprint] = (event, launch.step)
+            self._store.results[fingerprint] = (event, self._pipeline, self.run.id, launch.step)
         return event
 
     def _logged(self, event: Decision | StepApproved) -> Event:
@@ -229,29 +331,19 @@ class _DebugRun:
         return self._read(step, Conclusion(kind, payload))
 
     def _read(self, step: str | None, written: Conclusion) -> Event:
-        subject = EventSubject(self.graph.pipeline, self.run.id, step, written.kind)
+        subject = EventSubject(self._pipeline, self.run.id, step, written.kind)
         found = decode_event(subject, written.payload, time.time())
         assert found is not None, "this version knows what it writes"
         return found
 
     def _files(self) -> AttemptFiles:
-        return AttemptFiles(self._shelf, self._spool, allow_pickle=True)
-
-    def _spool(self, pickles: bool) -> Spool:
-        return Spool(lambda: self._folder.path, pickles=pickles)
-
-    def _shelf(self, pickles: bool) -> Shelf:
-        def find(digest: str) -> Path | None:
-            file = self._folder.path / digest
-            return file if file.is_file() else None
-
-        return Shelf(find, lambda: Path(tempfile.mkdtemp(dir=self._folder.path)), pickles=pickles)
+        return AttemptFiles(self._store.shelf, self._store.spool, allow_pickle=True)
 
     def _call(self, launch: Launch) -> Conclusion:
         """Run one attempt to its end."""
         step = self.run.spec(launch.step)
         subject = LaunchSubject(step.queue, DEFAULT_PRIORITY, self.run.id, launch.step, launch.attempt)
-        order = order_of(step, launch.arguments, pipeline=self.graph.pipeline)
+        order = order_of(step, launch.arguments, pipeline=self._pipeline)
         files = self._files()
         began_s = time.time()
         try:
@@ -260,8 +352,8 @@ class _DebugRun:
             order = decode_launch(data)
         except EvpipeError as error:
             return conclude_failure(subject, Failure(message=str(error)), began_s, Reason.OUTPUT)
-        kept = _Kept(subject, self._display)
-        recorder = _Recorder(subject, order, kept, files, self._folder)
+        kept = _Kept(subject, self._store.display)
+        recorder = _Recorder(subject, order, kept, files, self._store.base)
         try:
             with entered(recorder, of_process=True):
                 conclusion = self._called(subject, order, data, files, began_s)
@@ -269,7 +361,7 @@ class _DebugRun:
             recorder.end()
         if not kept.any:
             return conclusion
-        packed, _ = kept.packed(lambda: self._folder.path)
+        packed, _ = kept.packed(lambda: self._store.base.path)
         return conclusion._replace(payload=with_notes(conclusion.payload, packed))
 
     def _called(
@@ -295,23 +387,15 @@ class _DebugRun:
         return conclude_value(subject, order, value, began_s, files)
 
     def _command(self, launch: LaunchSubject, order: LaunchOrder, files: AttemptFiles) -> Conclusion:
-        folder = tempfile.mkdtemp(dir=self._folder.path)
+        folder = self._store.folder()
         shown = _Shown()
         try:
-            place = Place(folder, self._commands, os.environ)
+            place = Place(folder, self._store.commands, os.environ)
             # A program is another process: it can be killed when its time is over.
             return conclude_command(launch, order, place, files, shown, timeout_s=order.timeout_s)
         finally:
             shown.end()
             shutil.rmtree(folder, ignore_errors=True)
-
-    def _put(self, files: Mapping[str, bytes]) -> str:
-        folder = self._folder.path / "commands" if files else None
-        for inside, content in files.items():
-            assert folder is not None
-            (folder / inside).parent.mkdir(parents=True, exist_ok=True)
-            (folder / inside).write_bytes(content)
-        return "" if folder is None else str(folder)
 
 
 class _Shown:

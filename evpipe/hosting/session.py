@@ -22,6 +22,7 @@ from evpipe.client.cache import cache_line
 from evpipe.client.client import Client, check_refresh
 from evpipe.client.handle import RunHandle
 from evpipe.controller.controller import Controller
+from evpipe.core.graph import queues_of, steps_in
 from evpipe.core.machine import Run
 from evpipe.errors import EvpipeError, WaitTimeout
 from evpipe.hosting.answers import Answers, answer_waits
@@ -138,7 +139,7 @@ class Session:
                 if not self._hosts:
                     task_group.start_soon(self._say_who_is_missing, client, handle)
                 task_group.start_soon(self._on_interrupt, handle, task_group.cancel_scope)
-                if any(step.wait is not None for step in self._built.graph.steps.values()):
+                if self._answers.may_wait():
                     answering = partial(answer_waits, mode=self._mode, note=self._display.note)
                     task_group.start_soon(answering, client.bus, handle, self._answers)
                 shown = anyio.Event()
@@ -156,7 +157,7 @@ class Session:
             self._display.finished(run)
             await self._say_what_was_cached(client, run)
             # Those of its own steps. Of others' workers whoever reads them says so, to `RunHandle.result`.
-            pickles = self._hosts and any(step.pickle for step in self._built.graph.steps.values())
+            pickles = self._hosts and any(step.pickle for step in steps_in(self._built.graph))
             return handle.result_of(run, allow_pickle=pickles)
 
     @asynccontextmanager
@@ -297,9 +298,7 @@ class Session:
 
     async def _say_who_is_missing(self, client: Client, handle: RunHandle[Any]) -> None:
         """Say within 5 s if nobody is there to run it."""
-        run = await handle.state()
-        launched = (step for step in run.graph.steps.values() if step.wait is None) if run.graph else ()
-        queues = sorted({step.queue for step in launched})
+        queues = sorted(queues_of(self._built.graph))
         async with anyio.create_task_group() as task_group:
             task_group.start_soon(self._say_if_no_controller, client)
             for queue in queues[:16]:

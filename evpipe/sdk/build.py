@@ -10,18 +10,23 @@ from collections.abc import Callable, Mapping
 from contextvars import ContextVar, Token
 from inspect import BoundArguments, Parameter
 from types import TracebackType
-from typing import Any, ClassVar, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 from evpipe.core.bindings import TREE_DEPTH_MAX, OutputRef, Tree
 from evpipe.core.conditions import Condition
 from evpipe.core.graph import STEPS_MAX, Step
+from evpipe.core.lineage import Child
 from evpipe.core.names import NAME_LENGTH_MAX
 from evpipe.errors import LimitExceeded, UsageError
+from evpipe.sdk.children import child_of, count_steps
 from evpipe.sdk.condition import Branches, read_condition
 from evpipe.sdk.condition import Condition as ConditionHandle
 from evpipe.sdk.handle import ExitHandle, Handle, ParameterHandle, Placeholder
 from evpipe.sdk.mapping import Unmapped
 from evpipe.sdk.shape import Shape
+
+if TYPE_CHECKING:
+    from evpipe.sdk.definition import AnyPipeline
 
 _LEAVES = frozenset({type(None), bool, int, float, str, bytes})
 _CONTAINERS = (list, tuple, dict, set, frozenset)
@@ -105,6 +110,7 @@ class Build:
                 found=len(self.steps) + 1,
                 allowed=STEPS_MAX,
             )
+        count_steps(self.pipeline)
         self.steps[step.name] = step
         return Handle(self, OutputRef(step.name), shape)
 
@@ -133,6 +139,10 @@ class Build:
             else:
                 named[name] = tree
         return {"*": positional, **named} if positional else named
+
+    def child(self, pipeline: AnyPipeline[..., Any], arguments: Mapping[str, Tree], _step: str) -> Child:
+        """Give a pipeline as the child of a step, with these arguments."""
+        return child_of(pipeline, arguments)
 
     def argument_readers(self, _step: str) -> Readers:
         """Say what is read in the arguments of a step: nothing, a text is a text."""

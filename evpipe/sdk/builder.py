@@ -7,20 +7,23 @@ parameters of the graph, so one graph serves all their values. Steps, handles an
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any, ClassVar, NoReturn, TypeVar, overload
 
 from evpipe.core.bindings import BindingError, OutputRef, ParameterRef, Tree
+from evpipe.core.graph import Graph
 from evpipe.core.graph import Step as GraphStep
 from evpipe.core.limits import PRIORITY_DEFAULT
+from evpipe.core.lineage import Child
 from evpipe.core.names import check_name
 from evpipe.core.parameters import REQUIRED, Parameter, check_parameter_names, check_parameters
 from evpipe.errors import UsageError
-from evpipe.sdk.build import Build, Readers
+from evpipe.sdk.build import Build, Readers, current_build
 from evpipe.sdk.cache import Cache
-from evpipe.sdk.definition import QUEUE_DEFAULT, AnyPipeline, Built, PipelineOptions
+from evpipe.sdk.children import Frame, child_of, count_steps
+from evpipe.sdk.definition import QUEUE_DEFAULT, AnyPipeline, Built, PipelineOptions, PipelineRun
 from evpipe.sdk.exits import check_handlers
 from evpipe.sdk.functions import check_step_function
 from evpipe.sdk.handle import Handle, ParameterHandle, Placeholder
@@ -51,11 +54,18 @@ class Draft(Build):
         self._shapes: dict[str, Shape] = {}
         #: Steps whose arguments hold a `StepReference`.
         self._unresolved: set[str] = set()
+        #: Pipelines that are steps.
+        self._pipelines: dict[str, AnyPipeline[..., Any]] = {}
 
     def add(self, step: GraphStep, shape: Shape) -> Handle:
         handle = super().add(step, shape)
         self._shapes[step.name] = shape
         return handle
+
+    def child(self, pipeline: AnyPipeline[..., Any], _arguments: Mapping[str, Tree], step: str) -> Child:
+        # Its graph is made when this one is: either may get more steps until then, and they may be the same.
+        self._pipelines[step] = pipeline
+        return Child(pipeline=pipeline.name)
 
     def argument_readers(self, step: str) -> Readers:
         def read(text: str, where: str) -> Tree:
@@ -76,6 +86,8 @@ class Draft(Build):
     def finished_steps(self) -> dict[str, GraphStep]:
         """Give the steps so far, with every reference looked up; one to a step that is not there is left to the graph.
 
+        Pipelines among them have their graphs.
+
         Raises:
             UsageError: if a step that was added later has no such output.
 
@@ -85,6 +97,14 @@ class Draft(Build):
             step = steps[name]
             arguments = self.tree(step.arguments, f"arguments of step {name!r}", {StepReference: self._resolved})
             steps[name] = replace(step, arguments=arguments)
+        for name, pipeline in self._pipelines.items():
+            if name not in steps:
+                continue  # one that was refused in the end
+            step = steps[name]
+            assert step.child is not None
+            child = replace(child_of(pipeline, step.arguments), queue=step.child.queue)
+            steps[name] = replace(step, child=child)
+        count_steps(self.pipeline, len(steps))
         return steps
 
     def foreign(self, handle: Placeholder) -> str:
@@ -266,7 +286,7 @@ class Pipeline(AnyPipeline[..., Any]):
 
         Args:
             name: exactly this name.
-            step: a `@step` or a plain function at module level.
+            step: a `@step`, a plain function at module level, or a pipeline: then its run is the step.
             args: arguments whose names are options too; by keyword such a name is refused.
             after: handles or names of steps, also of ones that are added later; the other options are those of `@step`.
             arguments: of the function; values, handles, parameters, and texts such as `"${train.score}"`.
@@ -309,7 +329,7 @@ class Pipeline(AnyPipeline[..., Any]):
 
         Args:
             name: exactly this name.
-            step: a `@step` or a plain function at module level.
+            step: as of `step`.
             args: arguments whose names are options too.
             product: every element of each list with every one of the others; else the lists go in step.
             levels: how deep the lists are that are mapped over.
@@ -336,8 +356,13 @@ class Pipeline(AnyPipeline[..., Any]):
         if name == PIPELINE:
             raise UsageError(f"{where} needs another name: '${{{PIPELINE}.rows}}' is the parameter 'rows'")
         self._draft.check_free(name)
+        if isinstance(step, (AnyPipeline, PipelineRun)):
+            return self._add_pipeline(name, step, options, args, arguments, mapping)
         source = self._source(step, name)
-        _refuse_ambiguous(options, args, source, where, is_plain=source is not step)
+        takes = {
+            p.name for p in source._signature.parameters.values() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
+        }
+        _refuse_ambiguous(options, args, takes, source.__name__, where, is_plain=source is not step)
         positional, named = _split(source, _merged(args, arguments, where))
         made = source.options(name=name).options(**options)
         handle = made._add_to(self._draft, positional, named, mapping)
@@ -403,6 +428,25 @@ class Pipeline(AnyPipeline[..., Any]):
         given = {"after": after, "when": when, "run_if": run_if, "on_failure": on_failure, "description": description}
         return add_sleep(self._adding, seconds, name, given)
 
+    def _add_pipeline(
+        self,
+        name: str,
+        step: AnyPipeline[..., Any] | PipelineRun[..., Any],
+        options: Mapping[str, Any],
+        args: Mapping[str, Any] | None,
+        arguments: dict[str, Any],
+        mapping: tuple[bool, int] | None,
+    ) -> Handle:
+        where = f"step {name!r}"
+        found, before = (step.pipeline, step._of_step()) if isinstance(step, PipelineRun) else (step, {})
+        for option in ("executor", "outputs", "cache", "limits", "pickle"):
+            if option in options:
+                raise UsageError(f"{where} is pipeline {found.name!r}: {option} is an option of the steps in it")
+        takes = {parameter.name for parameter in found.parameters}
+        _refuse_ambiguous(options, args, takes, found.name, where, is_plain=False)
+        given = {**before, **options, "name": name}
+        return found._add_to(self._draft, (), _merged(args, arguments, where), given, mapping)
+
     def output(self, tree: Any) -> None:
         """Say what the value of a run is: handles and parameters, also inside lists, tuples and dicts.
 
@@ -429,9 +473,37 @@ class Pipeline(AnyPipeline[..., Any]):
         """
         given = {name: self._value(name, value) for name, value in values.items()}
         parameters = check_parameters(self._parameters, given, of=self.name)
+        with Frame(self, parameters):
+            return Built(self._child_graph(parameters), parameters)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Add it as a step, in the body of a `@pipeline`; gives the handle of its value.
+
+        Raises:
+            UsageError: if no body is running here, or an argument is wrong.
+
+        """
+        build = current_build()
+        return self._call_plainly(args, kwargs) if build is None else self._add_to(build, args, kwargs)
+
+    @property
+    def _by_constants(self) -> bool:
+        return False
+
+    @property
+    def _shape(self) -> Shape:
+        return Shape()
+
+    def _child_graph(self, _arguments: Mapping[str, Tree]) -> Graph:
         for source in self._sources.values():
             source._check_found_by_name()
-        return Built(self._graph(self._draft, self._draft.finished_steps(), self._output), parameters)
+        return self._graph(self._draft, self._draft.finished_steps(), self._output)
+
+    def _call_plainly(self, _args: tuple[Any, ...], _kwargs: dict[str, Any]) -> Any:
+        raise UsageError(
+            f"pipeline {self.name!r} has no body to call: outside of a pipeline run(...) runs it; as a step of a "
+            f"Pipeline it is given to step(...)"
+        )
 
     def __repr__(self) -> str:
         count = len(self._draft.steps)
@@ -459,10 +531,6 @@ class Pipeline(AnyPipeline[..., Any]):
         """Give the `@step` that was passed, or make one of a plain function."""
         if isinstance(found, Step):
             return found
-        if isinstance(found, AnyPipeline):
-            raise UsageError(
-                f"step {name!r} cannot be pipeline {found.name!r}: a pipeline cannot be a step; add its steps"
-            )
         if not callable(found):
             raise UsageError(f"step {name!r} must be a function or a @step, not {found!r}")
         function = check_step_function(found, f"step {name!r} cannot be")
@@ -481,11 +549,15 @@ class Pipeline(AnyPipeline[..., Any]):
 
 
 def _refuse_ambiguous(
-    options: Mapping[str, Any], args: Mapping[str, Any] | None, source: Step[..., Any], where: str, *, is_plain: bool
+    options: Mapping[str, Any],
+    args: Mapping[str, Any] | None,
+    takes: Collection[str],
+    function: str,
+    where: str,
+    *,
+    is_plain: bool,
 ) -> None:
     """Refuse a keyword that could be meant for the function and for the step."""
-    takes = {p.name for p in source._signature.parameters.values() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
-    function = source.__name__
     for option in options:
         if option in takes:
             shown = f"step({function})" if is_plain else function

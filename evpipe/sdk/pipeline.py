@@ -5,16 +5,22 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Any, ParamSpec, Protocol, TypeVar, overload
+from typing import Any, ParamSpec, Protocol, TypeVar, cast, overload
 
+from evpipe.core.bindings import ParameterRef, Tree
+from evpipe.core.graph import Graph
 from evpipe.core.limits import PRIORITY_DEFAULT
 from evpipe.core.parameters import Parameter, check_parameters
 from evpipe.errors import UsageError
 from evpipe.sdk.build import Build, current_build, refuse_handles
+from evpipe.sdk.children import Frame, is_open
 from evpipe.sdk.definition import QUEUE_DEFAULT, AnyPipeline, Built, PipelineOptions
 from evpipe.sdk.exits import check_handlers
 from evpipe.sdk.functions import check_pipeline_function, name_for
+from evpipe.sdk.handle import ParameterHandle
+from evpipe.sdk.mapping import Elements
 from evpipe.sdk.parameters import parameters_of
+from evpipe.sdk.shape import Shape, output_shape
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -59,15 +65,22 @@ class PipelineFunction(AnyPipeline[P, R_co]):
         return parameters_of(self._fn, self._signature, self.name)
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R_co:
-        """Call the body with plain functions."""
+        """Call the body with plain functions; in the body of a pipeline, add it as a step."""
         build = current_build()
         if build is not None:
-            raise UsageError(
-                f"pipeline {self.name!r} is called in pipeline {build.pipeline!r}, and a pipeline cannot be a step: "
-                "put the steps that both need into a function that each of them calls"
-            )
-        refuse_handles(args, kwargs, f"pipeline {self.name!r}")
-        return self._fn(*args, **kwargs)
+            return cast("R_co", self._add_to(build, args, kwargs))
+        return cast("R_co", self._call_plainly(args, kwargs))
+
+    @overload
+    def map(self, /, *args: Any, levels: int, product: bool = False, **kwargs: Any) -> Elements[Any]: ...
+    @overload
+    def map(self, /, *args: Any, product: bool = False, **kwargs: Any) -> Elements[R_co]: ...
+    def map(self, /, *args: Any, product: bool = False, levels: int = 1, **kwargs: Any) -> Any:
+        """Run it once for each element of lists, in the body of a pipeline; each element is a run of its own.
+
+        Args and errors are those of `map` of a step.
+        """
+        return self._map(args, kwargs, {}, (product, levels))
 
     def build(self, values: Mapping[str, Any]) -> Built:
         """Call the body with these values and give the graph of the steps that it called.
@@ -81,16 +94,35 @@ class PipelineFunction(AnyPipeline[P, R_co]):
 
         """
         parameters = check_parameters(self.parameters, values, of=self.name)
+        with Frame(self, parameters):
+            return Built(self._child_graph(parameters), parameters)
+
+    @property
+    def _by_constants(self) -> bool:
+        return True
+
+    def _child_graph(self, arguments: Mapping[str, Tree]) -> Graph:
         with Build(self.name, self._options.queue) as build:
-            # The body may change a list that it was given; what was asked for stays, and so does the default.
-            copies = {
-                name: build.tree(value, f"parameter {name!r} of pipeline {self.name!r}")
-                for name, value in parameters.items()
-            }
-            args, kwargs = self._arguments(copies)
+            values: dict[str, Any] = {}
+            for name, tree in arguments.items():
+                if is_open(tree):
+                    values[name] = ParameterHandle(build, ParameterRef(name))
+                else:
+                    # The body may change a list that it was given; what was asked for stays, and so does the default.
+                    values[name] = build.tree(tree, f"parameter {name!r} of pipeline {self.name!r}")
+            args, kwargs = self._arguments(values)
             returned = self._fn(*args, **kwargs)
             output = build.tree(returned, f"the value returned by pipeline {self.name!r}")
-        return Built(self._graph(build, build.steps, output), parameters)
+        return self._graph(build, build.steps, output)
+
+    def _call_plainly(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        refuse_handles(args, kwargs, f"pipeline {self.name!r}")
+        return self._fn(*args, **kwargs)
+
+    @functools.cached_property
+    def _shape(self) -> Shape:
+        # Not when decorated: the classes that the annotation names may be written further down in the module.
+        return output_shape(self._fn, None, f"pipeline {self.name!r}")
 
     def __repr__(self) -> str:
         return f"<{self._titled()}: {self._fn.__module__}.{self._fn.__qualname__}>"

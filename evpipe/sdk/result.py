@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar, cast
 
 from evpipe.core.events import Origin
+from evpipe.core.lineage import child_run_id
 from evpipe.core.mapping import element_of
 from evpipe.core.names import for_people
 from evpipe.core.notes import MetricPoint, Notes, points_of
@@ -25,6 +27,8 @@ _ENDED_WITHOUT_VALUE = frozenset({StepStatus.FAILED, StepStatus.SKIPPED, StepSta
 
 #: Gives a value with everything in the place of its artifacts.
 Opener: TypeAlias = Callable[[Any], Any]
+#: Gives the result of a run by its id and pipeline, if there is such a run.
+Look: TypeAlias = "Callable[[str, str], RunResult[Any] | None]"
 
 
 def _as_it_is(value: Any) -> Any:
@@ -59,9 +63,23 @@ class StepResult:
     traceback: str = ""
     #: Of a mapped step, those of its elements that there are, in order.
     elements: tuple[StepResult, ...] = ()
+    #: The run that its last attempt is, of a pipeline that is a step; None: it is none, or was never begun.
+    run: str | None = None
     _value: Any = None
     _notes: Notes | None = None
     _open: Opener = _as_it_is
+    _child: Callable[[], RunResult[Any] | None] | None = None
+
+    @property
+    def result(self) -> RunResult[Any] | None:
+        """What the log says of the run that it is; None if there is none. Fetched whenever this is read."""
+        return None if self._child is None else self._child()
+
+    @property
+    def steps(self) -> Mapping[str, StepResult]:
+        """The steps of the run that it is, none if it is no run. Fetched whenever this is read."""
+        found = self.result
+        return {} if found is None else found.steps
 
     @property
     def metrics(self) -> list[MetricPoint]:
@@ -128,11 +146,23 @@ class StepResult:
         return f"<step {self.name!r}: {self.status}{attempts}{f', {self.error}' if self.error else ''}>"
 
     @classmethod
-    def of(cls, run: Run, name: str, opener: Opener, elements: tuple[StepResult, ...] = ()) -> StepResult:
+    def of(
+        cls,
+        run: Run,
+        name: str,
+        opener: Opener,
+        look: Look | None = None,
+        elements: tuple[StepResult, ...] = (),
+    ) -> StepResult:
         """Show the state of a step in a folded log."""
         state = run.steps[name]
         # The state keeps the last failure through a retry; what succeeded in the end has no error to show.
         failed = state.status in _ENDED_WITHOUT_VALUE
+        child, attempt = run.spec(name).child, state.attempt
+        child_run, find = None, None
+        if child is not None and attempt:
+            child_run = child_run_id(run.id, name, attempt)
+            find = None if look is None else partial(look, child_run, child.pipeline)
         shows_traceback = state.status is StepStatus.FAILED and state.failure is not None
         return cls(
             run_id=run.id,
@@ -150,9 +180,11 @@ class StepResult:
             waits_for=run.waits_for(name),
             traceback=state.failure.traceback if shows_traceback and state.failure else "",
             elements=elements,
+            run=child_run,
             _value=run.output_of(name),
             _notes=state.notes,
             _open=opener,
+            _child=find,
         )
 
 
@@ -239,11 +271,12 @@ class RunResult(Generic[R_co]):
         return f"<run {self.id} of pipeline {self.pipeline!r}: {self.status}, {done} of {len(single)} steps{error}>"
 
     @classmethod
-    def of(cls, run: Run, opener: Opener | None = None) -> RunResult[Any]:
+    def of(cls, run: Run, opener: Opener | None = None, look: Look | None = None) -> RunResult[Any]:
         """Show a folded log; the run need not have ended.
 
         Args:
             opener: gives values with everything in the place of their artifacts; None: they stay artifacts.
+            look: gives the results of the runs that its steps are; None: they have none.
         """
         opener = opener or _as_it_is
         return RunResult(
@@ -252,21 +285,21 @@ class RunResult(Generic[R_co]):
             status=run.status,
             error=run.message,
             reason=run.reason,
-            steps=_steps(run, opener),
+            steps=_steps(run, opener, look),
             failed_step=for_people(run.failed[0]) if run.failed else None,
             _value=run.value,
             _open=opener,
         )
 
 
-def _steps(run: Run, opener: Opener) -> dict[str, StepResult]:
+def _steps(run: Run, opener: Opener, look: Look | None) -> dict[str, StepResult]:
     names = list(run.in_order())
     made: dict[str, StepResult] = {}
     # Elements first: their node has them.
     for name in reversed(names):
         count = run.expansions[name].count if name in run.expansions else 0
         elements = tuple(made[for_people(element_of(name, index))] for index in range(count))
-        made[for_people(name)] = StepResult.of(run, name, opener, elements)
+        made[for_people(name)] = StepResult.of(run, name, opener, look, elements)
     return {shown: made[shown] for shown in map(for_people, names)}
 
 

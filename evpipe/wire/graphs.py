@@ -9,33 +9,51 @@ from typing import Any
 from evpipe.core.conditions import DEPTH_MAX, AllOf, AnyOf, Comparison, Condition, IsTrue, Negation
 from evpipe.core.graph import Graph, Step
 from evpipe.core.limits import PRIORITY_DEFAULT, Limit, Rate, Semaphore
+from evpipe.core.lineage import Child
 from evpipe.core.mapping import Mapped
 from evpipe.core.parameters import REQUIRED, Parameter, ParameterType
 from evpipe.core.retry import RetryPolicy
 from evpipe.core.states import OnFailure, RunIf
 from evpipe.core.waits import Wait, WaitKind
 from evpipe.errors import LimitExceeded, RemoteProtocolError, UsageError
-from evpipe.wire.artifacts import ArtifactWriter
+from evpipe.wire.artifacts import ArtifactWriter, is_digest
 from evpipe.wire.cache import policy_map, policy_of
 from evpipe.wire.codec import Fields, decode_map, encode_map
 from evpipe.wire.limits import GRAPH_BYTES_MAX
 from evpipe.wire.values import packable
 
 _RETRIES_DEFAULT = RetryPolicy()
+#: As it is in an encoded graph; other texts may be the same.
+_CHILD_FIELD = b"\xa5child"
 
 
-def encode_graph(graph: Graph, writer: ArtifactWriter | None = None) -> bytes:
+def encode_graph(graph: Graph, writer: ArtifactWriter | None = None, graphs: dict[str, bytes] | None = None) -> bytes:
     """Encode a graph. Equal graphs give equal bytes.
 
     Args:
         writer: stores constants that are large or have a serializer; None: those are refused.
+        graphs: takes the bytes of the graphs that are built into it, by digest, inner ones first: they have to be in
+            the store before it. None: they are not wanted.
 
     Raises:
         EncodingError: if a constant among its arguments has no encoding; names the step and the argument.
         LimitExceeded: if it is larger than `GRAPH_BYTES_MAX`.
 
     """
-    steps = [_step_map(step, writer) for step in graph.steps.values()]
+    return _encoded(graph, writer, {} if graphs is None else graphs, {})
+
+
+def _encoded(graph: Graph, writer: ArtifactWriter | None, graphs: dict[str, bytes], digests: dict[int, str]) -> bytes:
+    """Encode a graph; `digests` has those of the graphs inside that are done, by identity."""
+
+    def digest_of(inner: Graph) -> str:
+        if id(inner) not in digests:
+            data = _encoded(inner, writer, graphs, digests)
+            digests[id(inner)] = graph_digest(data)
+            graphs[digests[id(inner)]] = data
+        return digests[id(inner)]
+
+    steps = [_step_map(step, writer, digest_of) for step in graph.steps.values()]
     output = packable(graph.output, "the pipeline's output", writer)
     # What a graph says since later versions is left out at its default: its digest stays what it was.
     later = {} if graph.priority == PRIORITY_DEFAULT else {"priority": graph.priority}
@@ -89,7 +107,7 @@ def decode_graph(data: bytes) -> Graph:
     )
 
 
-def _step_map(step: Step, writer: ArtifactWriter | None) -> dict[str, Any]:
+def _step_map(step: Step, writer: ArtifactWriter | None, digest_of: Callable[[Graph], str]) -> dict[str, Any]:
     found: dict[str, Any] = {
         "name": step.name,
         "code": packable(dict(step.code), f"the code of step {step.name!r}"),
@@ -141,9 +159,44 @@ def _step_map(step: Step, writer: ArtifactWriter | None) -> dict[str, Any]:
         found["priority"] = step.priority
     if step.limits:
         found["limits"] = [_limit_map(limit) for limit in step.limits]
+    if step.child is not None:
+        found["child"] = _child_map(step.child, digest_of)
     if step.description:
         found["description"] = step.description
     return found
+
+
+def _child_map(child: Child, digest_of: Callable[[Graph], str]) -> dict[str, Any]:
+    found: dict[str, Any] = {"pipeline": child.pipeline}
+    if child.up is not None:
+        found["up"] = child.up
+    else:
+        found["graph"] = child.digest if child.graph is None else digest_of(child.graph)
+    if child.queue:
+        found["queue"] = child.queue
+    return found
+
+
+def _child(found: Fields, key: str) -> Child:
+    fields = Fields(found.submap(key), f"{found.what}: field {key!r}")
+    up = fields.whole("up") if "up" in fields.map else None
+    digest = fields.text("graph", "")
+    if up is None and not is_digest(digest):
+        raise RemoteProtocolError(f"{fields.what}: {digest[:80]!r} is not the digest of a graph (64 hex digits)")
+    return Child(
+        pipeline=fields.text("pipeline"), digest="" if up is not None else digest, up=up, queue=fields.text("queue", "")
+    )
+
+
+def children_in(data: bytes) -> set[str]:
+    """Give the digests of the graphs that are built into an encoded one; none if it is no graph that can be read."""
+    if _CHILD_FIELD not in data:
+        return set()
+    try:
+        graph = decode_graph(data)
+    except (RemoteProtocolError, UsageError):
+        return set()
+    return {step.child.digest for step in graph.steps.values() if step.child is not None and step.child.digest}
 
 
 def _step(fields: Fields) -> Step:
@@ -282,6 +335,7 @@ _STEP_FIELDS: tuple[tuple[str, Callable[[Fields, str], Any]], ...] = (
     ("pickle", Fields.flag),
     ("priority", Fields.whole),
     ("limits", _limits),
+    ("child", _child),
     ("description", Fields.text),
 )
 

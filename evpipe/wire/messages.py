@@ -37,6 +37,7 @@ from evpipe.core.events import (
 from evpipe.core.fingerprint import NO_FACTS, RunFacts
 from evpipe.core.graph import Step
 from evpipe.core.limits import check_priority
+from evpipe.core.lineage import NESTING_MAX, Parent
 from evpipe.core.names import check_name
 from evpipe.core.states import Reason, RunIf, RunStatus
 from evpipe.errors import LimitExceeded, RemoteProtocolError, UsageError
@@ -56,11 +57,13 @@ from evpipe.wire.limits import (
 from evpipe.wire.notes import FIELD as NOTES
 from evpipe.wire.notes import notes_map, notes_of
 from evpipe.wire.storing import store_encoded
-from evpipe.wire.subjects import EventSubject
+from evpipe.wire.subjects import EventSubject, check_run_id, is_step_token
 from evpipe.wire.values import check_size, encode_value, pack, pack_unchecked, packable
 
 #: Kinds of launches of one run that are remembered.
 HEADS_MAX: Final = 256
+#: As it is in an encoded submit; other texts may be the same.
+_PARENT_FIELD = b"\xa6parent"
 
 # ---- submit
 
@@ -80,10 +83,17 @@ class Submission:
     facts: RunFacts = NO_FACTS
     #: Nothing is looked up in the cache and nothing is recorded.
     no_cache: bool = False
-    #: Steps that are not looked up, but recorded; "*" is all of them.
+    #: Steps that are not looked up, but recorded; "*" is all of them, "inner/train" one of a step that is a run.
     refresh: tuple[str, ...] = ()
     #: Of its steps that have none of their own; None: its pipeline's.
     priority: int | None = None
+    #: The step of another run that this one is; None: it is nobody's.
+    parent: Parent | None = None
+
+    @property
+    def graphs(self) -> tuple[str, ...]:
+        """Digests of its graph, and of those around it."""
+        return (self.graph, *(self.parent.enclosing if self.parent is not None else ()))
 
 
 def encode_submission(
@@ -111,6 +121,8 @@ def encode_submission(
         fields["no_cache"] = True
     if submission.refresh:
         fields["refresh"] = list(submission.refresh)
+    if submission.parent is not None:
+        fields["parent"] = _parent_map(submission.parent)
     if submission.priority is not None:
         fields["priority"] = submission.priority
     return encode_map_with(fields, "parameters", parameters)
@@ -142,6 +154,58 @@ def decode_submission(data: bytes) -> Submission:
         no_cache=fields.flag("no_cache"),
         refresh=fields.texts("refresh"),
         priority=check_priority("the submit: priority", fields.map["priority"]) if "priority" in fields.map else None,
+        parent=_parent(Fields(fields.submap("parent"), "the submit: its parent")) if "parent" in fields.map else None,
+    )
+
+
+def parent_in(data: bytes) -> Parent | None:
+    """Give the parent that a submit names; None if it has none, or cannot be read."""
+    # Of many submits few have one: those are not decoded.
+    if _PARENT_FIELD not in data:
+        return None
+    try:
+        return decode_submission(data).parent
+    except (RemoteProtocolError, UsageError):
+        return None
+
+
+def _parent_map(parent: Parent) -> dict[str, Any]:
+    found: dict[str, Any] = {
+        "run": parent.run,
+        "pipeline": parent.pipeline,
+        "step": parent.step,
+        "attempt": parent.attempt,
+        "root": parent.root,
+        "depth": parent.depth,
+    }
+    if parent.enclosing:
+        found["enclosing"] = list(parent.enclosing)
+    if parent.deadline_s is not None:
+        found["deadline_s"] = float(parent.deadline_s)
+    return found
+
+
+def _parent(fields: Fields) -> Parent:
+    enclosing = fields.texts("enclosing")
+    deadline_s = fields.maybe_number("deadline_s")
+    step, depth = fields.text("step"), fields.whole("depth")
+    if len(enclosing) > NESTING_MAX or not all(is_digest(digest) for digest in enclosing):
+        raise RemoteProtocolError(f"{fields.what}: field 'enclosing' must be at most {NESTING_MAX} digests of graphs")
+    if not is_step_token(step):
+        raise RemoteProtocolError(f"{fields.what}: {step[:40]!r} is not the name of a step")
+    if deadline_s is not None and not deadline_s > 0:
+        raise RemoteProtocolError(f"{fields.what}: field 'deadline_s' is {deadline_s}, it must be above 0")
+    if depth < 1:
+        raise RemoteProtocolError(f"{fields.what}: field 'depth' is {depth}, it must be 1 or more")
+    return Parent(
+        run=check_run_id(fields.text("run")),
+        pipeline=check_name("pipeline", fields.text("pipeline")),
+        step=step,
+        attempt=fields.whole("attempt"),
+        root=check_run_id(fields.text("root")),
+        depth=depth,
+        enclosing=enclosing,
+        deadline_s=deadline_s,
     )
 
 
@@ -214,6 +278,8 @@ def encode_event(event: Decision | StepSucceeded | StepApproved) -> tuple[str | 
             return event.step, "due", encode_map({"attempt": event.attempt})
         case CancelRequested():
             fields = {"cause": event.cause.value, "message": _cut(event.message)}
+            if event.by_parent:
+                fields["by_parent"] = True
             return None, "cancel-requested", encode_map(fields)
         case Finished():
             return None, "finished", _encode_finished(event)
@@ -325,7 +391,12 @@ def _cancel_requested(fields: Fields, step: str, at_s: float) -> Event:
     cause = fields.text("cause", CancelCause.REQUEST.value)
     if cause not in tuple(CancelCause):
         raise RemoteProtocolError(f"{fields.what}: cause {cause[:40]!r} is none of {', '.join(CancelCause)}")
-    return CancelRequested(at_s=at_s, cause=CancelCause(cause), message=fields.text("message", ""))
+    return CancelRequested(
+        at_s=at_s,
+        cause=CancelCause(cause),
+        message=fields.text("message", ""),
+        by_parent=fields.flag("by_parent"),
+    )
 
 
 def _finished(fields: Fields, step: str, at_s: float) -> Event:

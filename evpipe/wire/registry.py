@@ -22,13 +22,18 @@ class RunEntry:
     submitted_at_s: float
     ended_at_s: float | None = None
     message: str = ""
+    #: The run that it is a step of, and the one at the top; "" if it is nobody's.
+    parent: str = ""
+    root: str = ""
     #: Sequence of the event that it shows the run after: an entry is only replaced by a later one.
     sequence: int = 0
 
 
 def encode_run_entry(entry: RunEntry) -> bytes:
+    lineage = {"parent": entry.parent, "root": entry.root} if entry.parent else {}
     return encode_map(
         {
+            **lineage,
             "run": entry.run,
             "pipeline": entry.pipeline,
             "status": entry.status.value,
@@ -53,5 +58,7 @@ def decode_run_entry(data: bytes) -> RunEntry:
         submitted_at_s=fields.number("submitted_at"),
         ended_at_s=fields.maybe_number("ended_at"),
         message=fields.text("message", ""),
+        parent=fields.text("parent", ""),
+        root=fields.text("root", ""),
         sequence=fields.whole("sequence", 0),
     )

@@ -68,6 +68,11 @@ def check_run_id(run_id: str) -> str:
     return run_id
 
 
+def is_step_token(text: str) -> bool:
+    """Say whether a text may be the step's token of a subject."""
+    return STEP_NAME.match(text) is not None
+
+
 class EventSubject(NamedTuple):
     """What the subject of an event says."""
 

@@ -11,6 +11,7 @@ from evpipe.core.bindings import OneOf, OutputRef, Tree
 from evpipe.core.conditions import AllOf, AnyOf, Comparison, Condition, IsTrue, Negation
 from evpipe.core.exits import RUN
 from evpipe.core.graph import Graph, Step
+from evpipe.core.lineage import Child
 from evpipe.core.parameters import ParameterType
 from evpipe.core.retry import RetryPolicy
 from evpipe.core.states import OnFailure, RunIf
@@ -22,6 +23,8 @@ OUTCOMES: tuple[Outcome, ...] = ("ok", "error", "odd", "timeout", "lost", "outpu
 ERROR_TYPES = {"error": ("m.Error", "builtins.Exception"), "odd": ("m.Odd", "builtins.Exception")}
 #: The key that the output of every step has, and one that none has.
 KEY, NO_KEY = "value", "missing"
+#: What some steps run: to the core it is no more than that.
+CHILD = Child(pipeline="inner", digest="0" * 64)
 
 
 @dataclass(frozen=True)
@@ -33,7 +36,9 @@ class Plan:
 
     def outcome(self, step: str, attempt: int) -> Outcome:
         script = self.scripts[step]
-        return script[attempt - 1] if attempt <= len(script) else "ok"
+        outcome = script[attempt - 1] if attempt <= len(script) else "ok"
+        # A run is lost by nobody: whoever leads it next goes on with it.
+        return "error" if outcome == "lost" and self.graph.steps[step].child is not None else outcome
 
 
 @st.composite
@@ -98,6 +103,7 @@ def graphs(draw: st.DrawFn, steps_max: int = 8, *, order_free: bool = False) -> 
                 when=when,
                 run_if=draw(st.sampled_from([RunIf.ALL_SUCCEEDED] * 6 + [*RunIf])),
                 on_failure=draw(st.sampled_from(OnFailure)),
+                child=draw(st.sampled_from([None, None, None, CHILD])),
             )
         )
     for i in range(draw(st.sampled_from([0, 0, 1, 2]))):

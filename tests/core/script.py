@@ -36,7 +36,7 @@ from enum import Enum
 from typing import Any
 
 from evpipe.core.bindings import OutputRef
-from evpipe.core.commands import Await, Command, Decide, Launch, Quarantine, StopAttempt, WakeAt
+from evpipe.core.commands import Await, CancelRun, Command, Decide, Launch, Quarantine, StopAttempt, SubmitRun, WakeAt
 from evpipe.core.events import CancelCause, Event, Failure, StepFailed
 from evpipe.core.graph import Graph, Step
 from evpipe.core.machine import Run
@@ -186,6 +186,10 @@ def command_text(command: Command) -> str:
     match command:
         case Launch(step=step, attempt=attempt, arguments=arguments):
             return f"-> launch {step} {attempt} {json.dumps(arguments)}"
+        case SubmitRun(step=step, attempt=attempt, arguments=arguments):
+            return f"-> submit the run of {step} {attempt} {json.dumps(arguments)}"
+        case CancelRun(step=step, attempt=attempt):
+            return f"-> cancel the run of {step} {attempt}"
         case StopAttempt(step=step, attempt=attempt):
             return f"-> stop {step} {attempt}"
         case WakeAt(at_s=at_s, step=step, attempt=attempt):
@@ -196,7 +200,7 @@ def command_text(command: Command) -> str:
             shown = ", ".join(
                 f"{field.name} {value_text(getattr(event, field.name))}"
                 for field in fields(event)
-                if field.name != "at_s" and getattr(event, field.name) not in (None, "")
+                if field.name != "at_s" and not _is_nothing(getattr(event, field.name))
             )
             return f"-> decide {type(event).__name__}: {shown}"
         case Quarantine(reason=reason):
@@ -234,3 +238,7 @@ def value_text(value: Any) -> str:
     if isinstance(value, Failure):
         return repr(value.message)
     return f"{value:g}" if isinstance(value, float) else repr(value)
+
+
+def _is_nothing(value: object) -> bool:
+    return value is None or value is False or value == ""

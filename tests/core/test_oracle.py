@@ -7,7 +7,7 @@ from dataclasses import replace
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evpipe.core.commands import Await, Decide, Launch, WakeAt
+from evpipe.core.commands import Await, CancelRun, Decide, Launch, SubmitRun, WakeAt
 from evpipe.core.events import (
     CancelCause,
     CancelRequested,
@@ -76,7 +76,7 @@ def test_each_attempt_gets_the_arguments_that_its_parents_made(plan: Plan, seed:
     world.play()
     ends = interpret(plan)
     for _, command in world.emitted:
-        if isinstance(command, Launch):
+        if isinstance(command, (Launch, SubmitRun)):
             assert command.arguments == filled(dict(plan.graph.steps[command.step].arguments), ends)
 
 
@@ -138,7 +138,8 @@ def test_at_every_prefix_of_the_log_the_rules_hold(plan: Plan, seed: int, cancel
         commands = run.step(event)
         released = {name for name, state in run.steps.items() if state.ended}
         for command in commands:
-            if isinstance(command, Launch):
+            if isinstance(command, (Launch, SubmitRun)):
+                assert isinstance(command, SubmitRun) is (graph.steps[command.step].child is not None)
                 if graph.steps[command.step].on_exit:
                     assert released >= {name for name, step in graph.steps.items() if not step.on_exit}
                 assert needed[command.step] <= released
@@ -172,7 +173,7 @@ def test_a_replay_gives_the_same_state_and_everything_that_is_undone(plan: Plan,
             break
         outstanding = replayed.outstanding()
         for at, command in world.emitted:
-            if at <= length and isinstance(command, (Launch, Decide, WakeAt, Await)):
+            if at <= length and isinstance(command, (Launch, SubmitRun, CancelRun, Decide, WakeAt, Await)):
                 done = settled(command, world.log[:length], replayed.open_count <= len(plan.graph.handlers))
                 assert done or command in outstanding, f"{command} was forgotten after {event}"
     assert replayed.outstanding() == ()
@@ -181,11 +182,15 @@ def test_a_replay_gives_the_same_state_and_everything_that_is_undone(plan: Plan,
     assert snapshot(replayed) == snapshot(world.run)
 
 
-def settled(command: Launch | Decide | WakeAt | Await, log: list[Event], everything_ended: bool) -> bool:
+def settled(
+    command: Launch | SubmitRun | CancelRun | Decide | WakeAt | Await, log: list[Event], everything_ended: bool
+) -> bool:
     """Say from the log whether a command has been carried out, or has nothing left to do."""
     cancelled = any(isinstance(e, CancelRequested) for e in log)
     match command:
-        case Launch(step=step, attempt=attempt):
+        case CancelRun(step=step, attempt=attempt):
+            return ended_in(log, step, attempt)
+        case Launch(step=step, attempt=attempt) | SubmitRun(step=step, attempt=attempt):
             return cancelled or ended_in(log, step, attempt)
         case WakeAt(step=None):
             return cancelled or everything_ended

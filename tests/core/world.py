@@ -12,8 +12,9 @@ import random
 from dataclasses import dataclass, field, replace
 from typing import TypeAlias
 
-from evpipe.core.commands import Await, Command, Decide, Launch, Quarantine, StopAttempt, WakeAt
+from evpipe.core.commands import Await, CancelRun, Command, Decide, Launch, Quarantine, StopAttempt, SubmitRun, WakeAt
 from evpipe.core.events import (
+    CancelCause,
     CancelRequested,
     Decision,
     Due,
@@ -21,6 +22,7 @@ from evpipe.core.events import (
     Failure,
     Finished,
     StepApproved,
+    StepCancelled,
     StepFailed,
     StepReceived,
     StepStarted,
@@ -53,7 +55,7 @@ class Published:
     event: Event
 
 
-UnderWay: TypeAlias = Launch | Decide | WakeAt | Await | Published
+UnderWay: TypeAlias = Launch | SubmitRun | CancelRun | Decide | WakeAt | Await | Published
 
 
 def subject_of(event: Decision) -> Subject:
@@ -99,7 +101,9 @@ class World:
 
     def carry_out(self, turn: UnderWay) -> None:
         match turn:
-            case Launch():
+            case CancelRun():
+                self.cancel_child(turn)
+            case Launch() | SubmitRun():
                 # A launch's subject is taken once; after the cancel nothing is sent that was not, but finalisers.
                 final = self.run.spec(turn.step).run_if is RunIf.ALWAYS
                 if (self.run.cancel is None or final) and (turn.step, turn.attempt) not in self.sent:
@@ -125,11 +129,30 @@ class World:
             return Published(StepApproved(step=step, answer=output_of(step), by="ann"))
         return Decide(StepReceived(step=step, value=output_of(step)))
 
-    def work(self, launch: Launch) -> list[Event]:
+    def cancel_child(self, turn: CancelRun) -> None:
+        """The run that a step is ends for the cancel, unless it has ended before it was asked to."""
+        key = (turn.step, turn.attempt)
+
+        def is_its_end(event: Event) -> bool:
+            ends = (StepSucceeded, StepFailed, StepCancelled)
+            return isinstance(event, ends) and (event.step, event.attempt) == key
+
+        said = [found.event for found in self.under_way if isinstance(found, Published)]
+        if any(is_its_end(event) for event in (*said, *self.log)):
+            return
+        assert self.run.cancel is not None
+        self.sent.add(key)
+        reason = {CancelCause.REQUEST: Reason.REQUEST, CancelCause.DEADLINE: Reason.DEADLINE}.get(
+            self.run.cancel.cause, Reason.UPSTREAM
+        )
+        self.under_way.append(Published(StepCancelled(step=turn.step, attempt=turn.attempt, reason=reason)))
+
+    def work(self, launch: Launch | SubmitRun) -> list[Event]:
         """The events of one attempt: `started`, maybe, its end, and of a lost one maybe a result that comes late."""
         outcome = self.plan.outcome(launch.step, launch.attempt)
         ok = StepSucceeded(step=launch.step, attempt=launch.attempt, value=output_of(launch.step))
-        events: list[Event] = [StepStarted(step=launch.step, attempt=launch.attempt)] if self.chance(0.5) else []
+        starts = isinstance(launch, Launch) and self.chance(0.5)
+        events: list[Event] = [StepStarted(step=launch.step, attempt=launch.attempt)] if starts else []
         if outcome == "ok":
             return [*events, ok]
         failure = Failure(message=f"{outcome} of {launch.step}", types=ERROR_TYPES.get(outcome, ()))

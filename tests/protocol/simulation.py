@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Final
 
 import anyio
@@ -52,24 +53,47 @@ class Plan:
     cached: bool = False
     #: By step, what it shares with others.
     limits: dict[str, tuple[Limit, ...]] = field(default_factory=dict)
+    #: Those of its steps that are pipelines.
+    children: dict[str, Plan] = field(default_factory=dict)
 
-    def pipeline(self) -> PipelineFunction[[], int]:
+    def pipeline(self, name: str = "plan") -> PipelineFunction[[list[int]], int]:
         plan = self
 
-        @pipeline(name="plan")
-        def built() -> int:
+        @pipeline(name=name)
+        def built(inputs: list[int] = []) -> int:  # noqa: B006 - a pipeline's default is copied
             handles: dict[str, int] = {}
             for name, above in plan.parents.items():
                 retry = Retry(plan.retries[name], delay_s=plan.retry_delay_s, factor=1.0)
+                taken = [handles[p] for p in above] if above else inputs
+                if name in plan.children:
+                    child = plan.children[name].pipeline("inner")
+                    handles[name] = child.options(name=name, retries=retry)(taken)
+                    continue
                 step = work.options(name=name, retries=retry, cache=plan.cached, limits=plan.limits.get(name, ()))
-                handles[name] = step(name, [handles[p] for p in above])
+                handles[name] = step(name, taken)
             return handles[next(reversed(handles))]
 
         return built
 
+    def all(self) -> list[Plan]:
+        """This plan, and those inside of it."""
+        return [self, *(inner for child in self.children.values() for inner in child.all())]
 
-def draw_plan(rng: random.Random) -> Plan:
-    names = [f"s{i}" for i in range(rng.randint(1, 6))]
+
+def draw_family(rng: random.Random, generations: int = 2) -> Plan:
+    """Draw a plan of which one or two steps are pipelines."""
+    plan = draw_plan(rng, 4 if generations == 2 else 3)
+    if not generations:
+        return plan
+    count = rng.choice((1, 1, 2)) if generations == 2 else rng.choice((0, 0, 1))
+    names = rng.sample(list(plan.parents), min(count, len(plan.parents)))
+    # A run fails as its steps do: once is enough.
+    failures = {name: n for name, n in plan.failures.items() if name not in names}
+    return replace(plan, failures=failures, children={name: draw_family(rng, generations - 1) for name in names})
+
+
+def draw_plan(rng: random.Random, steps_max: int = 6) -> Plan:
+    names = [f"s{i}" for i in range(rng.randint(1, steps_max))]
     parents = {name: [p for p in names[:i] if rng.random() < 0.45] for i, name in enumerate(names)}
     failures = {name: rng.choice((0, 0, 0, 0, 1, 2)) for name in names}
     return Plan(
@@ -163,6 +187,8 @@ class Outcomes:
 
     seed: int
     plans: dict[str, Plan] = field(default_factory=dict)
+    #: Runs that are steps of others and were cancelled by somebody.
+    cancelled_children: set[str] = field(default_factory=set)
     cancelled: set[str] = field(default_factory=set)
     faults: Counter[str] = field(default_factory=Counter)
     server: WitnessServer = field(default_factory=WitnessServer)
@@ -213,22 +239,33 @@ class Simulation:
         faults: which kinds may happen; None: all.
         cached: all runs are of one pipeline whose steps are cached, so that they meet in the cache.
         limited: several runs, most of whose steps have mutexes, semaphores and rates in common.
+        families: runs have steps that are runs.
     """
 
+    #: Of families, too: a controller dies between two of its messages; a run that is a step is cancelled by somebody.
+    FAMILY_KINDS = ("between", "between", "child")
     KINDS = ("lost", "silent", "ghost", "full", "blink", "worker", "controller", "forget", "pause", "cancel", "buckets")
 
     def __init__(
-        self, seed: int, faults: tuple[str, ...] | None = None, *, cached: bool = False, limited: bool = False
+        self,
+        seed: int,
+        faults: tuple[str, ...] | None = None,
+        *,
+        cached: bool = False,
+        limited: bool = False,
+        families: bool = False,
     ) -> None:
         self.cached = cached
         self.limited = limited
+        self.families = families
         self.rng = random.Random(seed)
         self.seen = Outcomes(seed)
         self.server = self.seen.server
         self.kinds = self.KINDS if faults is None else faults
         # A seed uses some of the kinds: with all of them at once each hides what the others do.
         if faults is None:
-            self.kinds = tuple(kind for kind in self.KINDS if self.rng.random() < 0.4)
+            all_kinds = (*self.KINDS, *self.FAMILY_KINDS) if families else self.KINDS
+            self.kinds = tuple(kind for kind in all_kinds if self.rng.random() < 0.4)
         self.intensity = self.rng.choice((0.02, 0.08, 0.2))
         self.calm = False
         self.full_until = 0.0
@@ -257,6 +294,23 @@ class Simulation:
             return Fault.STORED_SILENTLY
         return None
 
+    def _fault_of_controller(self, node: Node, message: Message) -> Fault | None:
+        """Let a controller die when what it has sent is stored, and before anything else leaves it."""
+        found = self._fault(message)
+        if found is not None or self.calm or node not in self.controllers or self.rng.random() > self.intensity:
+            return found
+        self._note("crash", f"{getattr(node.hosted, 'id', '?')} after {message.subject}")
+        self.controllers.remove(node)
+        node.bus.disconnect()
+        assert self._task_group is not None
+        self._task_group.start_soon(self._replace, node, self._start_controller)
+        return Fault.STORED_SILENTLY
+
+    async def _replace(self, node: Node, start: Callable[[], None]) -> None:
+        node.kill()
+        await anyio.sleep(self.rng.choice((0.0, 0.5, 3.0)))
+        start()
+
     def _ghost(self, message: Message) -> float | None:
         if self.calm or "ghost" not in self.kinds or self.rng.random() > self.intensity / 2:
             return None
@@ -277,6 +331,8 @@ class Simulation:
     def _start(self, nodes: list[Node], host: Callable[[Client], AbstractAsyncContextManager[Any]]) -> None:
         node = Node(self._bus(), host)
         nodes.append(node)
+        if "between" in self.kinds and host is Controller:
+            node.bus.fault = partial(self._fault_of_controller, node)
         assert self._task_group is not None
         self._task_group.start_soon(node.run)
 
@@ -324,6 +380,8 @@ class Simulation:
         self._note(f"{kind} ends")
 
     async def _crash(self, nodes: list[Node], start: Callable[[], None]) -> None:
+        if not nodes:
+            return  # dead, all of them, and their successors are on their way
         node = self.rng.choice(nodes)
         self._note("crash", getattr(node.hosted, "id", "?"))
         nodes.remove(node)
@@ -359,14 +417,17 @@ class Simulation:
             plans = {f"key{i}": common for i in range(rng.choice((2, 3, 5)))}
         if self.limited:
             plans = {f"key{i}": draw_limits(rng, draw_plan(rng)) for i in range(rng.choice((2, 3, 4)))}
+        if self.families:
+            plans = {f"key{i}": draw_family(rng) for i in range(rng.choice((1, 1, 2)))}
         failures: dict[str, int] = {}
         delays: dict[str, float] = {}
         for i, (key, plan) in enumerate(plans.items()):
             # Steps of different runs have different names on the stage.
             renamed = _renamed(plan, "r" if self.cached else f"r{i}")
             plans[key] = renamed
-            failures |= renamed.failures
-            delays |= renamed.delays_s
+            for inner in renamed.all():
+                failures |= inner.failures
+                delays |= inner.delays_s
         await self._on_stage(plans, delays, failures)
 
     async def _on_stage(self, plans: dict[str, Any], delays: dict[str, float], failures: dict[str, int]) -> None:
@@ -425,6 +486,8 @@ class Simulation:
         async with anyio.create_task_group() as task_group:
             if "cancel" in self.kinds:
                 task_group.start_soon(self._cancel_later, handle)
+            if "child" in self.kinds and self.families:
+                task_group.start_soon(self._cancel_child_later, client)
             result = await handle.result()
             task_group.cancel_scope.cancel()
         del self._open[key]
@@ -436,6 +499,16 @@ class Simulation:
         self._note("cancel", handle.id)
         self.seen.cancelled.add(handle.id)
         await handle.cancel()
+
+    async def _cancel_child_later(self, client: Client) -> None:
+        await anyio.sleep(self.rng.random() * 8)
+        subjects = [client.bus.subjects.parse_event(record.subject) for record in self.server.records]
+        runs = {subject.run: subject.pipeline for subject in subjects if subject.pipeline == "inner"}
+        if runs:
+            run = self.rng.choice(list(runs))
+            self._note("child", run)
+            self.seen.cancelled_children.add(run)
+            await RunHandle[int](client.bus, run, runs[run]).cancel("by somebody")
 
 
 def _renamed(plan: Plan, run: str) -> Plan:
@@ -450,14 +523,20 @@ def _renamed(plan: Plan, run: str) -> Plan:
         retry_delay_s=plan.retry_delay_s,
         cached=plan.cached,
         limits={new(name): limits for name, limits in plan.limits.items()},
+        children={new(name): _renamed(child, new(name)) for name, child in plan.children.items()},
     )
 
 
 def simulate(
-    seed: int, faults: tuple[str, ...] | None = None, *, cached: bool = False, limited: bool = False
+    seed: int,
+    faults: tuple[str, ...] | None = None,
+    *,
+    cached: bool = False,
+    limited: bool = False,
+    families: bool = False,
 ) -> Outcomes:
     """Play one seed of the plain simulation."""
-    return play(seed, Simulation(seed, faults, cached=cached, limited=limited))
+    return play(seed, Simulation(seed, faults, cached=cached, limited=limited, families=families))
 
 
 def play(seed: int, simulation: Simulation) -> Outcomes:

@@ -360,7 +360,11 @@ REFUSED: list[tuple[Callable[[Any], Any], str]] = [
         "step name 'a.b' is not allowed: allowed are 1 to 64 letters, digits, '_' and '-', the first a letter or digit",
     ),
     (lambda p: p.step("s", 3), "step 's' must be a function or a @step, not 3"),
-    (lambda p: p.step("s", OTHER), "step 's' cannot be pipeline 'other': a pipeline cannot be a step; add its steps"),
+    (
+        lambda p: p.step("s", OTHER, cache=True),
+        "step 's' is pipeline 'other': cache is an option of the steps in it",
+    ),
+    (lambda p: p.step("s", OTHER, depth=1), "pipeline 'other' has no parameter 'depth' (it has rows)"),
     (
         lambda p: p.step("s", lambda: 1),
         f"step 's' cannot be a lambda ({__name__}.<lambda>.<locals>.<lambda>): "

@@ -42,16 +42,6 @@ def test_outside_a_pipeline_it_is_its_body_with_plain_functions() -> None:
     assert (churn.name, churn.version, churn.fn(1, (1,))) == ("churn", "1.0.0", [1.0])
 
 
-def test_a_pipeline_in_a_pipeline_is_refused() -> None:
-    """Sub-pipelines are not in this release, and must not be inlined by accident."""
-    with pytest.raises(UsageError) as caught:
-        pipeline(name="outer")(lambda: churn(1)).build({})
-    assert str(caught.value) == (
-        "pipeline 'churn' is called in pipeline 'outer', and a pipeline cannot be a step: "
-        "put the steps that both need into a function that each of them calls"
-    )
-
-
 def test_a_body_that_changes_its_argument_changes_neither_default_nor_record() -> None:
     """What was asked for is what is recorded, and the next build starts from the same default."""
     for _ in range(2):
