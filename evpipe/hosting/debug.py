@@ -455,8 +455,6 @@ class _Kept(Kept):
 class _Recorder(AttemptRecorder):
     """As where a worker runs it, with a folder below the run's."""
 
-    __slots__ = ("_base", "_made")
-
     def __init__(
         self, launch: LaunchSubject, order: LaunchOrder, kept: _Kept, files: AttemptFiles, base: TemporaryFolder
     ) -> None:

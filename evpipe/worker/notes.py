@@ -9,7 +9,6 @@ What is kept is here, and not where the step runs, because a process may be kill
 from __future__ import annotations
 
 import hashlib
-import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -79,39 +78,24 @@ class Kept:
 class AttemptNotes:
     """The notes of one attempt of this worker. Attempts in its process call from their threads, too."""
 
-    __slots__ = (
-        "_book",
-        "_closed",
-        "_launch",
-        "_lines",
-        "_live",
-        "_live_left_out",
-        "_live_total",
-        "_lock",
-        "_log",
-        "_missed",
-        "_progress",
-        "_waiting",
-        "kept",
-    )
+    # Most attempts say nothing: these are set by those that do, and one that is quick pays for two attributes.
+    _closed = False
+    _waiting = False
+    _log: AttemptLog | None = None
+    #: None: it has recorded nothing.
+    kept: Kept | None = None
+    _progress: tuple[float, str, float] | None = None
+    #: Points on their way to telemetry: rows, and how many.
+    _live: list[tuple[bytes, int]] | None = None
+    _live_left_out = 0
+    _live_total = 0
+    #: Lines of other threads, and how many there was no room for.
+    _lines: list[LogLine] | None = None
+    _missed = 0
 
     def __init__(self, book: LogBook, launch: LaunchSubject) -> None:
         self._book = book
         self._launch = launch
-        self._lock = threading.Lock()
-        self._closed = False
-        self._waiting = False
-        self._log: AttemptLog | None = None
-        #: None: it has recorded nothing.
-        self.kept: Kept | None = None
-        self._progress: tuple[float, str, float] | None = None
-        #: Points on their way to telemetry: rows, and how many.
-        self._live: list[tuple[bytes, int]] | None = None
-        self._live_left_out = 0
-        self._live_total = 0
-        #: Lines of other threads, and how many there was no room for.
-        self._lines: list[LogLine] | None = None
-        self._missed = 0
 
     @property
     def log(self) -> AttemptLog:
@@ -123,13 +107,13 @@ class AttemptNotes:
     # ---- from the attempt
 
     def progress(self, fraction: float, message: str, at_s: float) -> None:
-        with self._lock:
+        with self._book.lock:
             self._progress = (fraction, message, at_s)
             self._wake()
 
     def points(self, rows: bytes, count: int, left_out: int = 0) -> None:
         """Take points, as rows one after the other."""
-        with self._lock:
+        with self._book.lock:
             if self._closed:
                 return
             if self._keep().add_rows(rows, count, left_out) and count:
@@ -139,7 +123,7 @@ class AttemptNotes:
                 self._wake()
 
     def artifact(self, name: str, packed: bytes) -> None:
-        with self._lock:
+        with self._book.lock:
             if not self._closed:
                 self._keep().artifacts[name] = packed
 
@@ -149,7 +133,7 @@ class AttemptNotes:
             if not self._closed:
                 self.log.take((line,))
             return
-        with self._lock:
+        with self._book.lock:
             if self._lines is None:
                 self._lines = []
             if len(self._lines) < LINES_WAITING_MAX:
@@ -176,7 +160,7 @@ class AttemptNotes:
 
     def flush(self) -> None:
         """Tell what has gathered."""
-        with self._lock:
+        with self._book.lock:
             self._waiting = False
             progress, self._progress = self._progress, None
             live, self._live = self._live, None
@@ -193,9 +177,14 @@ class AttemptNotes:
 
     def end(self) -> None:
         """Tell the rest: the attempt has ended, and what it goes on to say is nobody's."""
-        with self._lock:
+        if self._closed:
+            return
+        if self.kept is None and self._progress is None and self._lines is None:
             self._closed = True
-        self.flush()
+        else:
+            with self._book.lock:
+                self._closed = True
+            self.flush()
         if self._log is not None:
             self._log.end()
 

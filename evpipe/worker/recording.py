@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Protocol
 
 from evpipe.wire.limits import LINE_CHARS_MAX, METRIC_POINTS_MAX
@@ -37,34 +38,32 @@ class AttemptRecorder:
         folder: gives the folder that the attempt has on this machine, which need not exist.
     """
 
-    __slots__ = (
-        "_artifact_bytes",
-        "_count",
-        "_files",
-        "_folder",
-        "_order",
-        "_sink",
-        "_work",
-        "attempt",
-        "cancelled",
-        "closed",
-        "run",
-        "step",
-    )
+    cancelled = False
+    #: The attempt has ended; a thread of it may go on.
+    closed = False
+    _work: Path | None = None
+    _count = 0
+    #: Of artifacts, as they travel, by name.
+    _artifact_bytes: Mapping[str, int] = MappingProxyType({})
 
     def __init__(self, launch: LaunchSubject, order: LaunchOrder, sink: Sink, files: AttemptFiles, folder: str) -> None:
-        self.run, self.step, self.attempt = launch.run, launch.step, launch.attempt
-        self.cancelled = False
-        #: The attempt has ended; a thread of it may go on.
-        self.closed = False
+        self._launch = launch
         self._order = order
         self._sink = sink
         self._files = files
         self._folder = folder
-        self._work: Path | None = None
-        self._count = 0
-        #: Of artifacts, as they travel, by name; None while there are none.
-        self._artifact_bytes: dict[str, int] | None = None
+
+    @property
+    def run(self) -> str:
+        return self._launch.run
+
+    @property
+    def step(self) -> str:
+        return self._launch.step
+
+    @property
+    def attempt(self) -> int:
+        return self._launch.attempt
 
     def progress(self, fraction: float, message: str, at_s: float) -> None:
         if not self.closed:
@@ -86,9 +85,9 @@ class AttemptRecorder:
         if self.closed:
             return
         packed = encode_artifact(value, name, self.step, self._files.writer(self._order))
-        sizes = self._artifact_bytes if self._artifact_bytes is not None else {}
-        check_room(sum({**sizes, name: len(packed) + len(name)}.values()), name, self.step)
-        self._artifact_bytes = {**sizes, name: len(packed) + len(name)}
+        sizes = {**self._artifact_bytes, name: len(packed) + len(name)}
+        check_room(sum(sizes.values()), name, self.step)
+        self._artifact_bytes = sizes
         self._sink.artifact(name, packed)
 
     def line(self, level: str, text: str, fields: Mapping[str, Any], at_s: float) -> None:

@@ -50,6 +50,8 @@ class LogBook:
         self._bus = bus
         self._waiting: set[Gathered] = set()
         self._wake = anyio.Event()
+        #: Held while something is taken from an attempt, or what it said is looked at.
+        self.lock = threading.Lock()
         self._thread = 0
         self._token: EventLoopToken | None = None
         self._loop: asyncio.AbstractEventLoop | None = None

@@ -93,6 +93,7 @@ def check(seen: Outcomes) -> None:
         _check_launches(run, facts, seen)
         folded = _folded(seen, run, by_run[run])
         _check_fold(run, facts, folded, seen)
+        _check_notes(run, facts, folded)
         _check_registry(run, facts, folded, seen)
         _check_patience(run, plan, seen)
     assert not seen.errors, seen.errors
@@ -154,6 +155,31 @@ def _check_origin(record: Record, seen: Outcomes) -> None:
     assert seen.stage is not None
     begun = any((b.run, b.step) == (origin["run"], origin["step"]) for b in seen.stage.begins)
     assert begun, f"{record.subject} comes from {origin}, which never began"
+
+
+def _check_notes(run: str, facts: Facts, folded: Run) -> None:
+    """What an attempt said is with its end, all of it and nobody else's; the fold has that of the end that counts."""
+    for (step, kind), records in facts.kinds.items():
+        for record in records if kind in ("succeeded", "failed", "cached") else ():
+            fields = decode_map(record.payload, "event").map
+            if kind == "failed" and fields["reason"] != "error":
+                # Nobody is left who heard it.
+                continue
+            notes = fields["notes"]
+            who_run, who_step, number = str(notes["artifacts"]["who"]).split()
+            if kind == "cached":
+                assert (who_run, who_step) == (fields["from"]["run"], fields["from"]["step"])
+            else:
+                assert (who_run, who_step, int(number)) == (run, step, fields["attempt"])
+            assert [row[:2] for row in notes["metrics"]] == [["began", float(number)], ["woke", float(number)]]
+    for name, (kind, sequence, _) in facts.ends.items():
+        kept = folded.steps[name].notes
+        if kind in VALUES:
+            (record,) = (record for record in facts.records if record.sequence == sequence)
+            assert kept is not None
+            assert dict(kept.artifacts) == decode_map(record.payload, "event").map["notes"]["artifacts"]
+        elif kind in ("skipped", "cancelled"):
+            assert kept is None
 
 
 def _check_begins(run: str, facts: Facts, seen: Outcomes) -> None:

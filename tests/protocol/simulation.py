@@ -280,7 +280,8 @@ class Simulation:
     # ---- the faults of single messages
 
     def _fault(self, message: Message) -> Fault | None:
-        if self.calm:
+        # Telemetry is for whoever looks: nothing follows from it.
+        if self.calm or message.subject.startswith(f"{self.server.subjects.prefix}.telemetry."):
             return None
         if anyio.current_time() < self.full_until:
             self._note("full", message.subject)

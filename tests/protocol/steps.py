@@ -10,7 +10,7 @@ from typing import Any
 import anyio
 from structlog.contextvars import get_contextvars
 
-from evpipe import step
+from evpipe import current, step
 
 
 class Trouble(Exception):
@@ -55,10 +55,14 @@ async def work(name: str, inputs: list[int]) -> int:
     run, attempt = str(bound["run_id"]), int(bound["attempt"])
     begin = Begin(run, name, attempt, str(bound["worker_id"]), anyio.current_time(), now.log_length())
     now.begins.append(begin)
+    context = current()
+    context.metric("began", attempt)
+    context.artifact("who", f"{context.run} {context.step} {context.attempt}")
     try:
         await anyio.sleep(now.delay_s(name, attempt))
     finally:
         begin.ended_at = anyio.current_time()
+    context.metric("woke", attempt)
     if now.failures.get(name, 0) >= attempt:
         raise Trouble(f"{name} fails its attempts up to {now.failures[name]}")
     return value_of(name, inputs)

@@ -40,6 +40,7 @@ class Book:
         self.lines: list[LogLine] = []
         self.left_out = 0
         self.gathered: list[Any] = []
+        self.lock = threading.Lock()
         self._thread = threading.get_ident()
 
     @property

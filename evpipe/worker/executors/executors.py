@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -163,7 +164,8 @@ class Executors:
                 packed, wrote = await anyio.to_thread.run_sync(kept.packed, out)
             else:
                 packed, wrote = kept.packed(out)
-            if wrote or kept.artifacts or conclusion.has_artifacts:
+            # One look takes less than a thread, and small artifacts are in what was sent.
+            if wrote or conclusion.has_artifacts or (kept.artifacts and os.path.isdir(f"{folder}/{OUT}")):  # noqa: ASYNC240, PTH112
                 await self._store(folder)
         except (BusError, OSError, BaseExceptionGroup) as error:
             if conclusion.kind == "succeeded":
@@ -250,8 +252,6 @@ class Executors:
 
 def _files(folder: Path) -> dict[str, Path]:
     """Give the files that an attempt left for its output and its artifacts, by their digests."""
-    if not folder.is_dir():
-        return {}
     found = (file for file in folder.iterdir() if is_digest(file.name))
     # What a step has put there itself may be anything.
     return {file.name: file for file in found if file.is_file() and not file.is_symlink()}
