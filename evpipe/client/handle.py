@@ -189,9 +189,14 @@ class RunHandle(Generic[R_co]):
             ArtifactUnreadable: if one is missing, damaged, or cannot be read in this process.
         """
         await check_choice(self._bus, self.id, step, attempt)
-        step = from_people(step)
-        kept = await read_notes(self._bus, self.id, self.pipeline, step)
-        notes = kept.get((step, attempt)) if attempt is not None else (await self.state()).steps[step].notes
+        name = from_people(step)
+        if attempt is not None:
+            notes = (await read_notes(self._bus, self.id, self.pipeline, name)).get((name, attempt))
+        else:
+            steps = (await self.state()).steps
+            if name not in steps:
+                raise NotFound(f"run {self.id} has no step {step!r}")
+            notes = steps[name].notes
         store = ArtifactStore(self._bus.objects)
         stored = {} if notes is None else notes.artifacts
         return {name: await store.load(value, pickles=allow_pickle) for name, value in stored.items()}

@@ -50,6 +50,7 @@ from evpipe.core.graph import Graph, steps_in
 from evpipe.core.lineage import check_depth, child_run_id
 from evpipe.core.machine import Run
 from evpipe.core.mapping import base_of
+from evpipe.core.names import for_people
 from evpipe.core.parameters import check_parameters
 from evpipe.core.states import Reason
 from evpipe.core.waits import WaitKind, answer_problem
@@ -447,7 +448,7 @@ class _Kept(Kept):
 
     def line(self, level: str, text: str, fields: Mapping[str, Any], at_s: float) -> None:
         if self._display is not None:
-            step, attempt = self._launch.step, self._launch.attempt
+            step, attempt = for_people(self._launch.step), self._launch.attempt
             entry = LogEntry(at_s=at_s, step=step, attempt=attempt, stream="log", text=text, level=level, fields=fields)
             self._display.output(entry)
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Protocol
 
+from evpipe.core.names import for_people
 from evpipe.wire.limits import LINE_CHARS_MAX, METRIC_POINTS_MAX
 from evpipe.wire.messages import LaunchOrder
 from evpipe.wire.notes import check_room, encode_artifact, packed_row
@@ -59,7 +60,7 @@ class AttemptRecorder:
 
     @property
     def step(self) -> str:
-        return self._launch.step
+        return for_people(self._launch.step)
 
     @property
     def attempt(self) -> int:

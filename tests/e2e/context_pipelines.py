@@ -58,6 +58,18 @@ def says(many: int = 3) -> list[Any]:
     return [in_process(many), in_thread(many), in_loop(many)]
 
 
+@step
+async def names_itself(number: int) -> str:
+    current().metric("number", number)
+    current().artifact("number", number)
+    return current().step
+
+
+@pipeline
+def mapped() -> list[str]:
+    return names_itself.map([5, 6])
+
+
 # ---- attempts that end otherwise
 
 

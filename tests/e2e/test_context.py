@@ -11,7 +11,7 @@ from typing import Any, get_args
 import anyio
 import pytest
 
-from evpipe import Client, Controller, MetricPoint, RunResult, StepResult, Worker, run
+from evpipe import Client, Controller, MetricPoint, NotFound, RunResult, StepResult, Worker, run
 from evpipe.bus.memory import MemoryBus
 from evpipe.bus.server import ServerProcess
 from evpipe.bus.settings import BusSettings
@@ -56,6 +56,17 @@ def test_what_is_said_is_in_the_result(mode: Mode, embedded: Path) -> None:
         assert list(result.steps) == ["in_process", "in_thread", "in_loop"]
         for step in result.steps.values():
             check_said(step, many)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_elements_of_a_mapped_step(mode: Mode, embedded: Path) -> None:
+    """Each is a step of its own, under the name that a person writes."""
+    result = run(these.mapped, mode=mode)
+    assert result.value == ["names_itself[0]", "names_itself[1]"]
+    for i, name in enumerate(result.value):
+        step = result.steps[name]
+        assert [(point.step, point.value) for point in step.metrics] == [(name, 5.0 + i)]
+        assert dict(step.artifacts) == {"number": 5 + i}
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -239,6 +250,13 @@ def test_garbage(server: ServerProcess) -> None:
         async with working(server) as client:
             handle = await client.submit(these.ends)
             await handle.result()
+            elements = await client.submit(these.mapped)
+            await elements.result()
+            assert [point.value for point in await elements.metrics("names_itself")] == [5.0, 6.0]
+            assert [point.value for point in await elements.metrics("names_itself[1]")] == [6.0]
+            assert await elements.artifacts("names_itself[1]") == {"number": 6}
+            with pytest.raises(NotFound, match=r"has no step 'names_itself\[2\]'$"):
+                await elements.artifacts("names_itself[2]")
             says = await client.submit(these.says, {"many": these.MANY})
             await says.result()
             garbage = await client.collect_garbage(older_s=600.0)

@@ -86,7 +86,7 @@ MUTANTS: dict[str, tuple[list[tuple[Any, str, Any]], str]] = {
     ),
     "rule 6: a launch is accepted twice": ([(WitnessServer, "launch", _launched_again)], r"^stored twice: "),
     "rule 6: launches on their way outlive their run": (
-        [(desk, "_hold_back", lambda _: None)],
+        [(desk, "_drop_unanswered", lambda _: None)],
         r"^Begin\(.*\) after the run's end at ",
     ),
     "rule 7: nothing is sent again": ([(Outbox, "_repeat_unanswered", _never)], STALLED),
