@@ -48,6 +48,7 @@ from evpipe.sdk.waits import approval, sleep, wait_for_event
 
 if TYPE_CHECKING:
     from evpipe.client.client import Client, connect
+    from evpipe.client.events import RunEvent
     from evpipe.client.waiting import WaitingStep
     from evpipe.controller.controller import Controller
     from evpipe.hosting.run import run
@@ -78,6 +79,7 @@ __all__ = [
     "ProcessDied",
     "Rate",
     "Retry",
+    "RunEvent",
     "RunFailed",
     "RunResult",
     "RunStatus",
@@ -109,6 +111,7 @@ __all__ = [
 
 _LAZY = {
     "Client": "evpipe.client.client",
+    "RunEvent": "evpipe.client.events",
     "WaitingStep": "evpipe.client.waiting",
     "Controller": "evpipe.controller.controller",
     "Worker": "evpipe.worker.worker",

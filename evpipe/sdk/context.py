@@ -16,7 +16,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, SupportsFloat, SupportsIndex
 
 from evpipe.errors import UsageError
 
@@ -108,7 +108,7 @@ class StepContext:
         """A logger whose lines are among those that the step writes, with their level and fields."""
         return StepLog(self._recorder, {})
 
-    def progress(self, fraction: float, message: str = "") -> None:
+    def progress(self, fraction: SupportsFloat, message: str = "") -> None:
         """Say how far the attempt is; what was said last counts.
 
         Args:
@@ -125,7 +125,7 @@ class StepContext:
             raise UsageError(f"the fraction of progress is {found:g}, it must be from 0 to 1")
         self._recorder.progress(min(found, 1.0), _clean(str(message), MESSAGE_CHARS_MAX), time.time())
 
-    def metric(self, name: str, value: float, *, step: int | None = None) -> None:
+    def metric(self, name: str, value: SupportsFloat, *, step: SupportsIndex | None = None) -> None:
         """Record one value of a metric. Every one is kept, up to 1,000,000 of one attempt; what is more is counted.
 
         Args:

@@ -102,13 +102,13 @@ def test_what_is_said_reaches_the_recorder(recorder: Recorder, tmp_path: Path) -
     thread.join()
     assert elsewhere[0].run == ""
     context.progress(0)
-    context.progress(np.float32(0.5), "half\ud800")  # type: ignore[arg-type]
+    context.progress(np.float32(0.5), "half\ud800")
     context.progress(1.0000000001, "x" * 2_000)
     context.metric("loss", 1)
-    context.metric("loss", np.float64(2.5), step=np.int64(3))  # type: ignore[arg-type]
-    context.metric("loss", np.array([4.0]), step=-1)  # type: ignore[arg-type]
+    context.metric("loss", np.float64(2.5), step=np.int64(3))
+    context.metric("loss", np.array([4.0]), step=-1)
     context.metric("train/loss é", NAN)
-    context.metric("loss", Decimal("-Infinity"))  # type: ignore[arg-type]
+    context.metric("loss", Decimal("-Infinity"))
     context.metric("loss", 10**400)
     context.artifact("plot", b"png")
     nan = recorder.told.pop(6)

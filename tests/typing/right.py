@@ -1,20 +1,25 @@
 """Uses of the public API that must type-check, and the types that they must have."""
 
 import asyncio
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypedDict, assert_type, reveal_type
 
 from evpipe import (
     CommandResult,
+    MetricPoint,
     Pipeline,
     Retry,
+    RunEvent,
     RunResult,
     RunStatus,
+    StepContext,
     StepResult,
     StepStatus,
     approval,
     command,
     connect,
+    current,
     pipeline,
     run,
     sleep,
@@ -178,3 +183,41 @@ async def answers() -> None:
             await handle.approve(waiting.step, True, by="ann", message="fine")
         assert_type(await client.send_signal("orders.created", {"id": 7}), int)
     waits.options(mode="debug", answers={"approval": True}).run()
+
+
+@step
+def says(rows: int) -> Path:
+    attempt = current()
+    assert_type(attempt, StepContext)
+    attempt.progress(0.4, "epoch 3")
+    attempt.progress(1)
+    attempt.metric("loss", rows, step=rows)
+    attempt.metric("loss", Fraction(1, 3))
+    attempt.artifact("rows", [rows])
+    attempt.log.bind(rows=rows).info("loaded %s", "x", share=0.5)
+    assert_type((attempt.run, attempt.step, attempt.attempt, attempt.cancelled), tuple[str, str, int, bool])
+    assert_type(result_metrics(), list[MetricPoint])
+    return attempt.folder / "model.bin"
+
+
+def result_metrics() -> list[MetricPoint]:
+    return churn.run().steps["load"].metrics
+
+
+async def hooks() -> None:
+    client = connect()
+
+    @client.on(pipeline="churn", kind="failed", since=3)
+    async def alarm(event: RunEvent) -> None:
+        print(event.run)
+
+    @client.on()
+    def note(event: RunEvent) -> int:
+        return event.sequence
+
+    async with client:
+        handle = await client.get_run("aaaaaaaa")
+        assert_type(await handle.metrics("load"), list[MetricPoint])
+        assert_type(await handle.artifacts("load"), dict[str, Any])
+        assert_type((await handle.progress())["load"].fraction, float)
+        await alarm(await anext(client.events()))
