@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import anyio
+
 from evpipe import pipeline, step
 
 
@@ -47,4 +49,26 @@ def chain(steps: int) -> int:
     value = 0
     for _ in range(steps):
         value = no_op(value)
+    return value
+
+
+@step
+async def pause(i: int, seconds: float) -> int:
+    await anyio.sleep(seconds)
+    return i + 1
+
+
+@pipeline
+def pauses(steps: int, seconds: float) -> None:
+    """Steps that do not need each other and take a while."""
+    for i in range(steps):
+        pause(i, seconds)
+
+
+@pipeline
+def pauses_in_a_row(steps: int, seconds: float) -> int:
+    """A chain of them."""
+    value = 0
+    for _ in range(steps):
+        value = pause(value, seconds)
     return value

@@ -60,17 +60,17 @@ async def host_controller(url: str, shape: str, steps: int, out: Any) -> None:
         out.put({"seconds": seconds, "controller_cpu_us": (cpu_s() - start_s) / steps * 1e6})
 
 
-def _quiet() -> None:
+def quiet() -> None:
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(30))
 
 
 def _worker_process(url: str, ready: Any, stop: Any, out: Any, steps: int, slots: int, local_code: bool) -> None:
-    _quiet()
+    quiet()
     run_loop(lambda: host_worker(url, ready, stop, out, steps, slots, local_code))
 
 
 def _controller_process(url: str, shape: str, steps: int, out: Any) -> None:
-    _quiet()
+    quiet()
     run_loop(lambda: host_controller(url, shape, steps, out))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import random
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,8 +63,9 @@ class Moment:
 class Stage:
     """The processes of one installation."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, code: Sequence[str] = CODE) -> None:
         self.directory = directory
+        self._code = code
         self.server = ServerProcess(directory / "nats")
         self._env: dict[str, str] = {}
         self._starts = 0
@@ -73,13 +74,13 @@ class Stage:
 
     @classmethod
     @asynccontextmanager
-    async def opened(cls, directory: Path) -> AsyncIterator[Stage]:
-        stage = cls(directory)
+    async def opened(cls, directory: Path, code: Sequence[str] = CODE) -> AsyncIterator[Stage]:
+        stage = cls(directory, code)
         try:
             stage.server.start()
             stage._env = clean_environment(EVPIPE_NATS_URL=stage.server.url, EVPIPE_PREFIX=PREFIX)
-            stage.controller = stage._start_controller()
-            stage.workers = [stage._start_worker() for _ in range(WORKERS)]
+            stage.controller = stage.start_controller()
+            stage.workers = [stage.start_worker() for _ in range(WORKERS)]
             await stage._until_logged(stage.controller, "controller_leads")
             for worker in stage.workers:
                 await stage._until_logged(worker, "worker_serves")
@@ -107,9 +108,9 @@ class Stage:
     def start_again(self, moment: Moment) -> None:
         match moment.victim:
             case Victim.CONTROLLER:
-                self.controller = self._start_controller()
+                self.controller = self.start_controller()
             case Victim.WORKER:
-                self.workers[moment.worker] = self._start_worker()
+                self.workers[moment.worker] = self.start_worker()
             case Victim.SERVER:
                 self.server.start()
 
@@ -130,11 +131,11 @@ class Stage:
         found = [f"the {name} ended: {p.err[-2000:]}" for name, p in programs if p is not None and not p.alive]
         return found if self.server.alive else [*found, "the server ended"]
 
-    def _start_controller(self) -> Program:
+    def start_controller(self) -> Program:
         return self._evpipe("controller")
 
-    def _start_worker(self) -> Program:
-        return self._evpipe("worker", "-q", QUEUE, "--slots", str(SLOTS), *CODE)
+    def start_worker(self) -> Program:
+        return self._evpipe("worker", "-q", QUEUE, "--slots", str(SLOTS), *self._code)
 
     def _evpipe(self, *args: str) -> Program:
         self._starts += 1
