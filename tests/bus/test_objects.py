@@ -30,7 +30,7 @@ from evpipe.bus.protocol import LaneState
 from evpipe.bus.server import ServerProcess
 from evpipe.errors import BusRefused, UsageError
 from tests.support.contract import contract
-from tests.support.worlds import FaultyNatsBus, NatsWorld, World, api, pass_time, pulling, until, until_answer
+from tests.support.worlds import FaultyNatsBus, NatsWorld, World, api, pass_time, pulling, stays, until, until_answer
 
 RUN = "aaaaaaaa"
 #: Some chunks of the one bus, and some pieces of the other.
@@ -591,6 +591,32 @@ async def test_lanes_say_what_waits_and_what_is_taken(world: World) -> None:
         await become(("default", 5, 0, 0), ("gpu-2", 5, 2, 2))
     await bus.drop_launches(RUN)
     await become(("default", 5, 0, 0), ("gpu-2", 5, 0, 0))
+
+
+@contract
+async def test_a_queue_that_is_limited_gives_no_more_at_a_time(world: World) -> None:
+    """To all pulls together, those that are open and those that come; what is given back, or done, makes room."""
+    bus = await world.bus()
+    for i in range(9):
+        bus.launch(world.subjects.launch("gpu", RUN, f"s{i}", 1), b"")
+        bus.launch(world.subjects.launch("gpu-2", RUN, f"s{i}", 1), b"")
+    await bus.limit_queue("gpu", 2)
+    async with pulling(bus, "gpu", ask=5) as first, pulling(bus, "gpu-2", ask=5) as other:
+        await until(lambda: len(first) == 2 and len(other) == 5)
+        async with pulling(bus, "gpu", ask=5) as second:
+            await stays(lambda: len(first) + len(second) == 2, for_s=0.2)
+            first[0].ack()
+            await until(lambda: len(first) + len(second) == 3)
+            assert await bus.queue_limits() == {"gpu": 2}
+            await bus.limit_queue("gpu", 4)
+            await until(lambda: len(first) + len(second) == 5)
+            await bus.limit_queue("gpu", None)
+            await until(lambda: len(first) + len(second) == 9)
+    assert await bus.queue_limits() == {}
+    assert {lane.queue: lane.limit for lane in await bus.lanes()} == {"gpu": None, "gpu-2": None}
+    for limit in (0, 100_000, True):
+        with pytest.raises(UsageError, match="the limit of a queue must be a whole number from 1 to 99,999"):
+            await bus.limit_queue("gpu", limit)
 
 
 @contract

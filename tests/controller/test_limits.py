@@ -280,3 +280,27 @@ def test_launches_that_somebody_removed_from_the_queue_hold_up_no_others(seen: W
                 assert (await other.result()).status == "succeeded"
 
     play(main)
+
+
+def test_a_small_run_is_not_behind_a_large_one(seen: Witness) -> None:
+    """All slots are busy with a run of thousands of short steps; a chain of three ends after some hundred of them."""
+
+    async def main() -> None:
+        async with hosted(slots=8) as (client, _):
+            large = Pipeline("large")
+            for i in range(2_500):
+                large.step(f"s{i}", body, args={"name": "large", "takes_s": 0.01})
+            running = await client.submit(large)
+            while len(seen.ended_at.get("large", ())) < 300:
+                await anyio.sleep(0.01)
+            before = len(seen.ended_at["large"])
+            small = Pipeline("small")
+            for i in range(3):
+                small.step(f"s{i}", body, args={"name": "small", "takes_s": 0.01}, after=[f"s{i - 1}"] if i else [])
+            assert (await (await client.submit(small)).result()).status == "succeeded"
+            between = len(seen.ended_at["large"]) - before
+            # What may be on its way before each step of it: a launch for each slot, and what ends in 0.1 s.
+            assert between < 3 * (8 + 80 + 8) + 50
+            await running.cancel()
+
+    play(main)

@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from typing import Any, NamedTuple, NoReturn, TypedDict
 
-from evpipe import Retry, pipeline, step
+from evpipe import Mutex, Rate, Retry, Semaphore, pipeline, step
 from tests.e2e.helpers import pass_by
 
 #: Counts attempts, by a word that each run has to itself. Every mode runs its steps in this process.
@@ -258,3 +258,10 @@ def after_without_data() -> int:
     late = number.options(name="late", after=["early"])(1)
     number.options(name="early")(2)
     return late
+
+
+@pipeline(priority=3)
+def limited() -> int:
+    several = (Mutex("one"), Semaphore("two", 2), Rate("many", 100, 1.0))
+    numbers: list[int | None] = [number.options(limits=several[i:], priority=i)(i) for i in range(4)]
+    return add_up(numbers)

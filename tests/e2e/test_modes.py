@@ -95,6 +95,11 @@ CASES = [
         steps=dict.fromkeys(("append", "append-2", "append-3"), OK),
     ),
     Case(pipeline=these.after_without_data, value=1, steps={"late": OK, "early": OK}),
+    Case(
+        pipeline=these.limited,
+        value=6,
+        steps=dict.fromkeys(("number", "number-2", "number-3", "number-4", "add_up"), OK),
+    ),
     Case(pipeline=these.empty, value={"constant": 3}),
     failed(
         these.failure_fails,

@@ -11,8 +11,23 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from evpipe.core.graph import Graph, Step
+from evpipe.core.limits import Rate, Semaphore
 from evpipe.errors import EvpipeError
+from evpipe.wire.config import decode_queue_config, encode_queue_config
 from evpipe.wire.graphs import decode_graph, encode_graph
+from evpipe.wire.holds import (
+    Hold,
+    Holder,
+    HoldKind,
+    Launched,
+    decode_hold,
+    decode_holders,
+    decode_launched,
+    encode_hold,
+    encode_holders,
+    encode_launched,
+)
 from evpipe.wire.limits import VERSION
 from evpipe.wire.messages import (
     decode_event,
@@ -27,17 +42,43 @@ from tests.core.budget import examples
 from tests.wire.plain import LEAVES, trees
 from tests.wire.samples import EVENTS, GRAPH, LAUNCH, SUBMISSION
 
-DECODERS: list[Callable[[bytes], Any]] = [decode_submission, decode_launch, decode_graph]
+DECODERS: list[Callable[[bytes], Any]] = [
+    decode_submission,
+    decode_launch,
+    decode_graph,
+    decode_hold,
+    decode_holders,
+    decode_launched,
+    decode_queue_config,
+]
 for step, kinds in (("a", STEP_KINDS), (None, RUN_KINDS)):
     for kind in sorted(kinds):
         where = EventSubject("demo", "run00001", step, kind)
         DECODERS.append(lambda data, where=where: decode_event(where, data, 0.0))  # type: ignore[misc]
 
+HOLD = Hold(
+    kind=HoldKind.SEMAPHORE,
+    queue="gpu",
+    name="db",
+    count=1,
+    under_way=1,
+    holders=(("run00001", "a"),),
+    until_s=2.5,
+    ahead=3,
+)
+LIMITED_GRAPH = Graph.of(
+    [Step(name="a", priority=3, limits=(Semaphore("db", 1), Rate("api", 2, 1.5)))], pipeline="demo", priority=1
+)
 VALID = [
     *(encode_event(event)[2] for event in EVENTS.values()),
     encode_submission(SUBMISSION),
     encode_launch(LAUNCH, "step 'a'"),
     encode_graph(GRAPH),
+    encode_graph(LIMITED_GRAPH),
+    encode_hold(HOLD),
+    encode_holders([Holder("run00001", "a", 1, 3)]),
+    encode_launched([Launched(1.5, "run00001", "a", 1)]),
+    encode_queue_config(4),
 ]
 FIELDS = sorted({key for data in VALID for key in msgpack.unpackb(data)} - {"v"})
 
@@ -99,3 +140,12 @@ def test_a_field_that_is_nested_far_too_deep(name: str) -> None:
     head.pop(name, None)
     body = b"".join(msgpack.packb(key) + msgpack.packb(item) for key, item in head.items())
     check(bytes((0x81 + len(head),)) + body + msgpack.packb(name) + DEEP)
+
+
+def test_what_is_said_of_limits_comes_back() -> None:
+    assert decode_hold(encode_hold(HOLD)) == HOLD
+    assert decode_hold(encode_hold(None)) is None, "it is not held back"
+    assert decode_holders(encode_holders([Holder("run00001", "a", 1, 3)])) == [Holder("run00001", "a", 1, 3)]
+    assert decode_launched(encode_launched([Launched(1.5, "run00001", "a", 1)])) == [Launched(1.5, "run00001", "a", 1)]
+    assert decode_queue_config(encode_queue_config(4)) == 4
+    assert decode_graph(encode_graph(LIMITED_GRAPH)) == LIMITED_GRAPH

@@ -180,6 +180,23 @@ def test_a_constant_that_has_no_encoding_is_named(graph: Graph, sentence: str) -
             UsageError,
             "retries: count must be a whole number from 0 to 1000, not 1001",
         ),
+        ({"priority": 10}, UsageError, "pipeline 'p': priority must be a whole number from 0 (first) to 9"),
+        ({"steps": [{"name": "a", "priority": 10}]}, UsageError, "step 'a': priority must be a whole number from 0"),
+        (
+            {"steps": [{"name": "a", "limits": [{"kind": "lock", "name": "b"}]}]},
+            UsageError,
+            "step 'a' of the graph: a limit is a 'semaphore' or a 'rate', and this one is a 'lock'",
+        ),
+        (
+            {"steps": [{"name": "a", "limits": [{"kind": "semaphore", "name": "b.c", "count": 1}]}]},
+            UsageError,
+            "step 'a': Semaphore name 'b.c' is not allowed",
+        ),
+        (
+            {"steps": [{"name": "a", "limits": [{"kind": "rate", "name": "b", "count": 1, "per_s": -1}]}]},
+            UsageError,
+            "step 'a': Rate 'b': per_s must be seconds above 0",
+        ),
         ({"parameters": [{"name": "x", "type": {"kind": "date"}}]}, UsageError, "a parameter's type must be one of "),
     ],
 )
