@@ -96,6 +96,8 @@ class Limits:
             self.take(held)
         while True:
             await anyio.sleep(LOOK_AGAIN_S)
+            for key in list(self.holding):
+                self._look_at(key)
             for entry in list(self._entries.values()):
                 if entry.waiters:
                     # What was heard of it may not be all.
@@ -111,7 +113,7 @@ class Limits:
 
     def take(self, held: Held) -> None:
         """Take the limits of a launch whose turn has come, and let it go; or park it."""
-        if self._closed:
+        if self._closed or held.dropped:
             return
         if self._early is not None:
             self._early.append(held)
@@ -305,6 +307,15 @@ class Limits:
         """Take note of what an event means for a step that holds something."""
         if state.ended or state.status is StepStatus.PENDING:
             self._over((case.run.id, step), state.attempt, stopped=state.status is StepStatus.CANCELLED)
+
+    def _look_at(self, key: Key) -> None:
+        """Free what is held for nothing: what a bug has left behind is not left for ever."""
+        case = self._cases.get(key[0])
+        state = case.run.steps.get(key[1]) if case is not None else None
+        if case is None or case.broken or state is None:
+            self._over(key, state.attempt if state is not None else 0, stopped=True)
+        elif case.waiting is None:
+            self.moved(case, key[1], state)
 
     def run_ended(self, case: Case) -> None:
         run = case.run

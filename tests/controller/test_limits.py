@@ -15,6 +15,7 @@ from evpipe.client.handle import RunHandle
 from evpipe.sdk.limits import Limit
 from evpipe.wire.holds import BUCKET, Hold, Holder, HoldKind, encode_holders
 from tests.controller.test_lease import on_virtual_time
+from tests.support.worlds import until
 
 Lines = list[tuple[float, str]]
 
@@ -291,8 +292,7 @@ def test_a_small_run_is_not_behind_a_large_one(seen: Witness) -> None:
             for i in range(2_500):
                 large.step(f"s{i}", body, args={"name": "large", "takes_s": 0.01})
             running = await client.submit(large)
-            while len(seen.ended_at.get("large", ())) < 300:
-                await anyio.sleep(0.01)
+            await until(lambda: len(seen.ended_at.get("large", ())) >= 300)
             before = len(seen.ended_at["large"])
             small = Pipeline("small")
             for i in range(3):
