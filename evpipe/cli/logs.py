@@ -36,9 +36,9 @@ def logs(run_id: str, step: str | None, attempt: int | None, follow: bool, url: 
     With -o json each line is an object: at, step, attempt, stream ("stdout", "stderr", "log", or "evpipe" where lines
     were left out), text; of the stream "log", what steps log with `current().log`, also level and fields.
     """
-    from evpipe.core.names import check_name
+    from evpipe.core.names import STEP_NAME, check_name, from_people
 
-    if step is not None:
+    if step is not None and STEP_NAME.match(from_people(step)) is None:
         check_name("step", step)
 
     async def write(client: Client) -> None:

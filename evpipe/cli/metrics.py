@@ -11,6 +11,7 @@ from evpipe.cli.runs import find_run, on_bus, run_argument
 
 if TYPE_CHECKING:
     from evpipe.client.client import Client
+    from evpipe.core.machine import Run
     from evpipe.core.notes import MetricPoint
 
 
@@ -30,16 +31,18 @@ def metrics(run_id: str, step: str | None, attempt: int | None, name: str | None
     With -o json each point is a line, an object: at, step, attempt, name, value, iteration. Attempt 0 is a cached step,
     with the points of the attempt whose result it has.
     """
-    from evpipe.core.names import check_name
+    from evpipe.core.names import for_people
 
-    if step is not None:
-        check_name("step", step)
-
-    async def read(client: Client) -> list[MetricPoint]:
+    async def read(client: Client) -> tuple[list[MetricPoint], Run]:
         handle = await find_run(client, run_id)
-        return await handle.metrics(step, attempt=attempt)
+        return await handle.metrics(step, attempt=attempt), await handle.state()
 
-    found: list[MetricPoint] = on_bus(url, read)
+    read_now: tuple[list[MetricPoint], Run] = on_bus(url, read)
+    found, run = read_now
+    for of, state in run.steps.items():
+        shown = for_people(of)
+        if state.notes is not None and state.notes.left_out and step in (None, shown):
+            say(f"{shown}: {state.notes.left_out:,} points more were counted and not kept")
     if name is not None:
         found = [point for point in found if point.name == name]
     if output == "json":

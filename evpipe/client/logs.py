@@ -142,7 +142,7 @@ async def check_choice(bus: Bus, run_id: str, step: str | None, attempt: int | N
     base = base_of(name)
     if graph is None:
         return Choice(name)
-    if base not in graph.steps:
+    if base not in graph.steps or (base != name and graph.steps[base].mapped is None):
         raise NotFound(f"run {run_id} has no step {step!r}{nearest(base, graph.steps)}")
     return Choice(name, of_elements=base == name and graph.steps[base].mapped is not None)
 

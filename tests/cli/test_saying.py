@@ -79,6 +79,10 @@ def test_what_steps_say(server: ServerProcess, tmp_path: Path, logs_as_before: N
     assert wrong.exit_code == 3
     assert f"run {run_id} has no step 'trian'" in wrong.stderr
 
+    element = runs("metrics", "train[0]")
+    assert element.exit_code == 3
+    assert f"run {run_id} has no step 'train[0]'" in element.stderr
+
     lines = {line["step"]: line for line in map(json.loads, runs("logs", "-o", "json").stdout.splitlines())}
     logged = lines["train"]
     assert (logged["stream"], logged["level"], logged["text"], logged["fields"]) == (
