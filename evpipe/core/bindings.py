@@ -13,6 +13,7 @@ from typing import Any, TypeAlias
 
 from evpipe.core.artifact import Artifact, Key
 from evpipe.core.exits import RUN
+from evpipe.core.names import for_people
 from evpipe.errors import LimitExceeded, UsageError
 
 TREE_DEPTH_MAX = 64
@@ -37,7 +38,7 @@ class OutputRef:
     path: tuple[Key, ...] = ()
 
     def __str__(self) -> str:
-        return ("run" if self.step == RUN else self.step) + "".join(f"[{key!r}]" for key in self.path)
+        return ("run" if self.step == RUN else for_people(self.step)) + "".join(f"[{key!r}]" for key in self.path)
 
 
 @dataclass(frozen=True, slots=True)

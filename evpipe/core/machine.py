@@ -901,6 +901,7 @@ class Run:
             not self.graph.fail_fast
             or step.on_failure is not OnFailure.FAIL
             or self.cancel is not None
+            or self._closing()
             or self._is_last(name)  # nothing is left to stop
             or ("", CancelRequested) in self.decisions
         ):
@@ -930,7 +931,8 @@ class Run:
             return ()
         assert self.graph is not None
         self.outputs[RUN] = summary_of(self, self._verdict())
-        return self._launch(list(self.graph.handlers))
+        # Of handlers that are mapped over empty lists nothing is left.
+        return (*self._launch(list(self.graph.handlers)), *self._maybe_finish())
 
     def _closing(self) -> bool:
         """Whether all that a cancel or the deadline could stop has ended: handlers were told how the run ends."""

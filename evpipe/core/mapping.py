@@ -179,7 +179,7 @@ def expand(run: Run, name: str, step: Step) -> Expansion:
         source = _source(run, tree)
         if source is not None:
             sources[place] = source
-        elif isinstance(tree, OutputRef) and tree.step not in run.outputs:
+        elif (steps := _steps_in(tree)) and run.outputs.keys().isdisjoint(steps):
             absent += 1
     shown = for_people(name)
     if not sources:
@@ -249,14 +249,11 @@ def aligned_with(step: Step, steps: Mapping[str, Step]) -> set[str]:
     }
     whole = set(step.after)
     for name, tree in step.arguments.items():
-        if name == POSITIONAL:
-            rest = [child for i, child in enumerate(tree) if i not in step.mapped.places]
-        elif name in step.mapped.places:
-            rest = [] if isinstance(tree, OutputRef) else [tree]
-        else:
-            rest = [tree]
-        for ref in references(rest):
-            whole.update(_steps_in(ref))
+        for place, child in enumerate(tree) if name == POSITIONAL else ((name, tree),):
+            if place in step.mapped.places and is_each(child):
+                continue
+            for ref in references(child):
+                whole.update(_steps_in(ref))
     if step.when is not None:
         for ref in condition_references(step.when):
             if _list_of(ref, lists) is None:
@@ -264,7 +261,7 @@ def aligned_with(step: Step, steps: Mapping[str, Step]) -> set[str]:
     return found - whole
 
 
-def _steps_in(ref: OutputRef | ParameterRef | OneOf) -> tuple[str, ...]:
+def _steps_in(ref: Tree) -> tuple[str, ...]:
     if isinstance(ref, OneOf):
         return tuple(option.step for option in ref.options)
     return (ref.step,) if isinstance(ref, OutputRef) else ()

@@ -30,7 +30,7 @@ def reason_to_skip(run: Run, name: str, step: Step) -> StepSkipped | None:
         BindingError: if its condition cannot be evaluated.
     """
     assert run.graph is not None
-    of_branches = run.graph.branches.get(name, frozenset())
+    of_branches = run.graph.branches.get(step.name, frozenset())
     parents = [parent for parent in run.parents_of(name) if parent not in of_branches]
     is_element = SEPARATOR in name
     asks = step.when is not None

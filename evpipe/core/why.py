@@ -145,7 +145,7 @@ class _Chain:
                 return self._one(name, state, Cause.DONE, "succeeded", since_s=state.ended_at_s)
             case StepStatus.CACHED:
                 origin = state.cached_from
-                of = f" of step {origin.step!r} of run {origin.run}" if origin is not None else ""
+                of = f" of step {for_people(origin.step)!r} of run {origin.run}" if origin is not None else ""
                 return self._one(name, state, Cause.DONE, f"has the result{of}", since_s=state.ended_at_s)
             case StepStatus.FAILED:
                 after = f" in attempt {state.attempt}" if state.attempt > 1 else ""
@@ -200,7 +200,7 @@ class _Chain:
         if depth + 1 >= DEPTH_MAX:
             between, last = self._far(above[0])
             links = self._links([last], depth)
-            message += f", {between:,} steps further on for {last!r}" if between else ""
+            message += f", {between:,} steps further on for {for_people(last)!r}" if between else ""
         else:
             links = self._links(above, depth)
         return self._one(name, state, Cause.PARENTS, message, because=links)

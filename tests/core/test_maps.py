@@ -8,13 +8,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evpipe.core.bindings import Gathered, OutputRef, ParameterRef, Tree
+from evpipe.core.bindings import Gathered, OneOf, OutputRef, ParameterRef, Tree
 from evpipe.core.commands import Decide, Launch, Quarantine, WakeAt
-from evpipe.core.events import Finished, StepCancelled, StepFailed, StepSkipped
+from evpipe.core.conditions import Comparison, IsTrue
+from evpipe.core.events import Finished, Origin, StepCached, StepCancelled, StepFailed, StepSkipped
+from evpipe.core.fingerprint import CachePolicy
 from evpipe.core.graph import Graph, Step
 from evpipe.core.machine import Run
 from evpipe.core.mapping import Mapped
 from evpipe.core.states import OnFailure, Reason, RunIf, RunStatus, StepStatus
+from evpipe.core.why import why
 from evpipe.errors import UsageError
 from tests.core.budget import examples
 from tests.core.making import RUN_ID, cancel, failed, folded, graph, snapshot, started, step, submitted, succeeded
@@ -299,3 +302,95 @@ def test_parts_that_are_not_there(path: tuple[str | int, ...], sentence: str) ->
     with pytest.raises(UsageError) as caught:
         Gathered([[{"k": 1}, None], None], 2).part(OutputRef("m", path))
     assert str(caught.value) == sentence
+
+
+def played(run: Run, **values: object) -> Run:
+    """Let all that is outstanding happen, each step giving its value of these."""
+    while run.outstanding():
+        command = run.outstanding()[0]
+        if isinstance(command, Decide):
+            run.step(command.event)
+        else:
+            assert isinstance(command, Launch)
+            run.step(succeeded(command.step, value=values.get(command.step)))
+    return run
+
+
+def test_elements_take_one_of_branches() -> None:
+    """Of which one was left out, whether they take it whole or map over it."""
+    branches = OneOf((OutputRef("a"), OutputRef("b")))
+    run = played(
+        folded(
+            submitted(
+                graph(
+                    step("a", when=IsTrue(value=False)),
+                    step("b"),
+                    mapping("m", "xs", arguments={"xs": [1, 2], "whole": branches}),
+                    mapping("n", "xs", arguments={"xs": branches}),
+                    step("last", arguments={"m": OutputRef("m"), "n": OutputRef("n")}),
+                )
+            )
+        ),
+        b=[7, 8, 9],
+    )
+    assert {run.steps[name].status for name in run.steps if name != "a"} == {StepStatus.SUCCEEDED}
+    assert run.expansions["n"].count == 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "places"),
+    [
+        ({"xs": OutputRef("a"), "first": OutputRef("a", (0,))}, ("xs", "first")),
+        ({"*": [OutputRef("a"), OutputRef("a", (0,))]}, (0, 1)),
+        ({"*": [OutputRef("a"), [OutputRef("a"), OutputRef("a")]]}, (0, 1)),
+    ],
+)
+def test_what_also_takes_the_whole_of_a_map_waits_for_all_of_it(
+    arguments: dict[str, Tree], places: tuple[str | int, ...]
+) -> None:
+    of = graph(
+        mapping("a", "xs", arguments={"xs": [1, 2]}), Step(name="m", arguments=arguments, mapped=Mapped(places=places))
+    )
+    run = folded(submitted(of), succeeded("a=0", value=10))
+    assert "m" not in run.expansions
+    run.step(succeeded("a=1", value=11))
+    first = next(command for command in run.outstanding() if isinstance(command, Launch))
+    assert None not in (*first.arguments.values(), *first.arguments.get("*", ()))
+
+
+def test_a_handler_without_elements_lets_its_run_end() -> None:
+    handler = mapping("h", "xs", arguments={"xs": []}, on_exit=True, run_if=RunIf.ALWAYS)
+    for steps in ([handler], [step("a"), handler]):
+        run = played(folded(submitted(graph(*steps))))
+        assert run.status is RunStatus.SUCCEEDED
+
+
+def test_a_handler_that_fails_stops_no_other() -> None:
+    """There is nothing left that fail_fast could stop."""
+    handler = mapping("h", "xs", arguments={"xs": [1, 2, 3]}, on_exit=True, run_if=RunIf.ALWAYS)
+    run = folded(submitted(graph(handler, fail_fast=True)))
+    assert run.step(failed("h=0")) == ()
+
+
+@pytest.mark.parametrize("xs", [OutputRef("a"), OneOf((OutputRef("a"), OutputRef("b")))])
+def test_what_maps_over_nothing_that_is_there_has_no_elements(xs: Tree) -> None:
+    steps = [step(name, when=IsTrue(value=False)) for name in "ab"]
+    run = played(folded(submitted(graph(*steps, mapping("m", "xs", arguments={"xs": xs}, run_if=RunIf.NONE_FAILED)))))
+    assert (run.steps["m"].status, run.output_of("m")) == (StepStatus.SUCCEEDED, [])
+
+
+def test_elements_are_named_as_people_write_them() -> None:
+    """In what is said of conditions, of parts that are missing, and of whose result a step has."""
+    xs = OutputRef("a")
+    asks = mapping("b", "xs", arguments={"xs": xs}, when=Comparison("==", xs, 1))
+    lacks = mapping("c", "xs", arguments={"xs": OutputRef("a", ("score",))})
+    run = folded(submitted(graph(mapping("a", "xs", arguments={"xs": [1, 2]}, cache=CachePolicy()), asks, lacks)))
+    origin = Origin(pipeline="demo", run="run00002", step="a=5", at_s=0.0)
+    run.step(StepCached(step="a=1", attempt=1, value=5, origin=origin))
+    assert run.decisions["b=1", StepSkipped] == StepSkipped(
+        step="b=1", reason=Reason.CONDITION, message="its condition is false: a[1] == 1"
+    )
+    failure = run.decisions["c=1", StepFailed]
+    assert isinstance(failure, StepFailed)
+    assert failure.failure.message == "the output a[1] has no 'score': it has type int"
+    assert why(run, "a=1").message == "has the result of step 'a[5]' of run run00002"
