@@ -12,6 +12,7 @@ import nats
 import pytest
 
 from evpipe import Client, Controller, Worker
+from evpipe.bus.nats.provision import BUCKETS
 from evpipe.bus.server import ServerProcess
 from evpipe.bus.settings import BusSettings
 
@@ -74,7 +75,7 @@ def test_every_bucket_is_deleted(server: ServerProcess, witness: Witness, gate: 
             jetstream = raw.jetstream()
             names = [stream.config.name for stream in await jetstream.streams_info()]
             buckets = [name for name in names if name and name.startswith("KV_evpipe-")]
-            assert sorted(buckets) == ["KV_evpipe-cache", "KV_evpipe-leases", "KV_evpipe-registry", "KV_evpipe-workers"]
+            assert sorted(buckets) == sorted(f"KV_evpipe-{name}" for name in BUCKETS)
             for bucket in buckets:
                 await jetstream.delete_stream(bucket)
             await raw.close()
