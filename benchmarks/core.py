@@ -15,12 +15,14 @@ import gc
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from itertools import chain as chain_of
 from typing import Any, Final
 
 from evpipe.core.bindings import OutputRef
 from evpipe.core.events import Event, Finished, StepSucceeded, Submitted
 from evpipe.core.graph import Graph, Step
 from evpipe.core.machine import Run
+from evpipe.core.mapping import Mapped, element_of
 from evpipe.core.states import RunStatus, StepStatus
 from evpipe.wire.messages import decode_event, encode_event
 from evpipe.wire.subjects import Subjects
@@ -70,11 +72,20 @@ def layered(size: int) -> Iterable[Step]:
         yield step_of(f"s{i}", *parents)
 
 
+def mapped(size: int) -> Iterable[Step]:
+    """A step for each element of a list, another for what each of those gives, and one that takes all of that."""
+    mapping = Mapped(places=("element",))
+    yield Step(name="first", arguments={"element": list(range(size // 2))}, mapped=mapping)
+    yield Step(name="second", arguments={"element": OutputRef("first")}, mapped=mapping)
+    yield Step(name="join", arguments={"all": OutputRef("second")})
+
+
 SHAPES: Final[dict[str, Callable[[int], Iterable[Step]]]] = {
     "chain": chain,
     "fan": fan,
     "gathered": gathered,
     "layered": layered,
+    "mapped": mapped,
 }
 
 
@@ -96,7 +107,11 @@ class Case:
         self.repeats = max(1, EVENTS_MIN // self.size)
 
     def order(self) -> list[str]:
-        return list(self.graph.order)
+        """Name the steps in an order in which they may end: of mapped ones the elements, the second below the first."""
+        if self.shape != "mapped":
+            return list(self.graph.order)
+        pairs = ((element_of("first", i), element_of("second", i)) for i in range(self.size // 2))
+        return [*chain_of.from_iterable(pairs), "join"]
 
     def record(self, event: StepSucceeded | Finished) -> tuple[str, bytes]:
         step, kind, payload = encode_event(event)
@@ -119,7 +134,7 @@ class Case:
             step(event)
         seconds = time.thread_time() - began
         assert run.ended
-        assert len(run.outputs) == self.size
+        assert len(run.outputs) >= self.size
         return seconds
 
     def decode_and_step(self) -> float:
@@ -139,8 +154,14 @@ class Case:
     def floor(self) -> float:
         """The least that tells what is ready."""
         waiting_on = {name: len(above) for name, above in self.graph.parents.items()}
-        dependents = self.graph.dependents
-        states = dict.fromkeys(self.graph.steps, StepStatus.PENDING)
+        dependents = dict(self.graph.dependents)
+        if self.shape == "mapped":
+            for i in range(self.size // 2):
+                first, second = element_of("first", i), element_of("second", i)
+                dependents[first], dependents[second] = (second,), ("join",)
+                waiting_on[first], waiting_on[second] = 0, 1
+            waiting_on["join"] = self.size // 2
+        states = dict.fromkeys(waiting_on, StepStatus.PENDING)
         outputs: dict[str, Any] = {}
         ready: list[str] = []
         events = self.events[:-1]

@@ -113,6 +113,7 @@ class Run:
         "_choices",
         "_handlers",
         "_readiness",
+        "_specs",
         "answers",
         "at_s",
         "cancel",
@@ -164,7 +165,10 @@ class Run:
         #: How many of the steps are `on_exit` handlers.
         self._handlers = 0
         self._readiness: Readiness | None = None
-        #: Whether a step was skipped by a condition: then what comes after it looks at how its parents ended.
+        #: The definition of each step, and of each element.
+        self._specs: dict[str, Step] = {}
+        #: Whether what becomes ready looks at how its parents ended: a step was skipped by a condition, or, in a graph
+        #: with mapped steps, one ended without a value, maybe before there were the elements that wait for it.
         self._choices = False
 
     @property
@@ -178,9 +182,7 @@ class Run:
 
     def spec(self, name: str) -> Step:
         """Give the definition of a step of this run; of an element, that of the step that is mapped."""
-        assert self.graph is not None
-        found = self.graph.steps.get(name)
-        return found if found is not None else self.graph.steps[base_of(name)]
+        return self._specs[name]
 
     def trees_of(self, name: str) -> Mapping[str, Tree]:
         """Give the trees of a step's arguments; of an element, with what it takes in the places of the lists."""
@@ -327,6 +329,9 @@ class Run:
         self.open_count = len(self.steps)
         self._handlers = len(event.graph.handlers)
         self._readiness = Readiness(event.graph)
+        steps = event.graph.steps
+        # A dict of its own only where elements are added.
+        self._specs = steps if isinstance(steps, dict) and not event.graph.has_maps else dict(steps)
         return (*self._launch(self._readiness.roots()), *self._deadline(), *self._maybe_finish())
 
     def _succeeded(self, event: StepSucceeded) -> Commands:
@@ -383,6 +388,8 @@ class Run:
     def _failed_for_good(self, name: str, state: StepState) -> Commands:
         state.become(StepStatus.FAILED)
         step = self.spec(name)
+        assert self.graph is not None
+        self._choices |= self.graph.has_maps
         commands: Commands = ()
         if step.on_failure is OnFailure.FAIL:
             self.failed.append(name)
@@ -411,7 +418,8 @@ class Run:
             return (Quarantine(f"step {event.step!r} was skipped, but nothing before it failed"),)
         state.become(StepStatus.SKIPPED)
         state.reason, state.message = event.reason, event.message
-        self._choices |= event.reason is Reason.CONDITION
+        assert self.graph is not None
+        self._choices |= event.reason is Reason.CONDITION or self.graph.has_maps
         return self._ended(event.step, state)
 
     def _cancelled(self, event: StepCancelled) -> Commands:
@@ -652,7 +660,8 @@ class Run:
         if step.child is not None:
             return (SubmitRun(name, state.attempt, self.arguments_of(name)),)
         if step.wait is None:
-            return (Launch(name, state.attempt, resolve(self.trees_of(name), self.outputs, self.parameters)),)
+            trees = step.arguments if SEPARATOR not in name else self.trees_of(name)
+            return (Launch(name, state.attempt, resolve(trees, self.outputs, self.parameters)),)
         sleeps = step.wait.kind is WaitKind.SLEEP
         look_out: Commands = () if sleeps else (Await(name, state.attempt),)
         return look_out if state.due_at_s is None else (*look_out, WakeAt(state.due_at_s, name, state.attempt))
@@ -692,13 +701,7 @@ class Run:
             if stopped and step.run_if is not RunIf.ALWAYS:
                 continue
             try:
-                if (
-                    self._choices
-                    or step.run_if is not RunIf.ALL_SUCCEEDED
-                    or step.when is not None
-                    or name in branches
-                    or step.mapped is not None
-                ):
+                if self._choices or step.run_if is not RunIf.ALL_SUCCEEDED or step.when is not None or name in branches:
                     skipped = reason_to_skip(self, name, step)
                     if skipped is not None:
                         commands.append(self._decide(skipped))
@@ -751,6 +754,7 @@ class Run:
         nodes = step.mapped is not None and name.count(SEPARATOR) + 1 < step.mapped.levels
         for element in elements:
             self.steps[element] = StepState()
+            self._specs[element] = step
             suffix = element[len(step.name) :]
             waiting_on[element] = sum(
                 parent + suffix in self.steps
@@ -821,9 +825,7 @@ class Run:
         self.open_count -= 1
         assert self._readiness is not None
         assert self.graph is not None
-        if self.graph.has_maps:
-            return self._readiness.count_down(self._below(name))
-        return self._readiness.release(name)
+        return self._readiness.count_down(self._below(name) if self.graph.has_maps else self.graph.dependents[name])
 
     def _ended_with(self, element: str, state: StepState) -> tuple[Commands, list[str]]:
         """Take down how an element ended; where it was the last, its node has ended with it.
@@ -884,7 +886,10 @@ class Run:
         base = base_of(name)
         suffix = name[len(base) :]
         found: list[str] = []
-        for below in sorted(self.graph.aligned.get(base, ())):
+        aligned = self.graph.aligned.get(base)
+        if aligned is None:
+            return found
+        for below in sorted(aligned):
             other = below + suffix
             if other not in self.steps:
                 continue

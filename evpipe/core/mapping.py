@@ -19,7 +19,7 @@ from evpipe.core.artifact import Artifact, Key
 from evpipe.core.bindings import BindingError, Known, OneOf, OutputRef, ParameterRef, Tree, references, resolve, select
 from evpipe.core.conditions import AllOf, AnyOf, Comparison, Condition, IsTrue, Negation, condition_references
 from evpipe.core.names import SEPARATOR, for_people
-from evpipe.core.states import OnFailure, Reason, StepStatus
+from evpipe.core.states import STEP_VALUES, OnFailure, Reason, StepStatus
 from evpipe.errors import UsageError
 
 if TYPE_CHECKING:
@@ -145,6 +145,8 @@ class Expansion:
     def note(self, name: str, state: StepState, on_failure: OnFailure) -> None:
         """Take down how an element ended."""
         self.open_count -= 1
+        if state.status in STEP_VALUES:
+            return
         said = (state.reason, f"{for_people(name)}: {state.message}")
         if state.status is StepStatus.FAILED and on_failure is not OnFailure.CONTINUE:
             self.failed = self.failed or said

@@ -123,6 +123,8 @@ def snapshot(run: Run) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for slot in Run.__slots__:
         value = getattr(run, slot)
+        if slot == "_specs":
+            continue  # of the graph
         if slot == "_readiness":
             value = dict(value.waiting_on) if value is not None else {}
         elif slot == "steps":
