@@ -12,6 +12,7 @@ from evpipe.core.conditions import AllOf, AnyOf, Comparison, Condition, IsTrue, 
 from evpipe.core.exits import RUN
 from evpipe.core.graph import Graph, Step
 from evpipe.core.lineage import Child
+from evpipe.core.mapping import base_of
 from evpipe.core.parameters import ParameterType
 from evpipe.core.retry import RetryPolicy
 from evpipe.core.states import OnFailure, RunIf
@@ -38,7 +39,7 @@ class Plan:
         script = self.scripts[step]
         outcome = script[attempt - 1] if attempt <= len(script) else "ok"
         # A run is lost by nobody: whoever leads it next goes on with it.
-        return "error" if outcome == "lost" and self.graph.steps[step].child is not None else outcome
+        return "error" if outcome == "lost" and self.graph.steps[base_of(step)].child is not None else outcome
 
 
 @st.composite

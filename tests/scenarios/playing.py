@@ -41,7 +41,7 @@ async def play(*, script: list[str], **_inputs: Any) -> Any:
 
 
 def playable(plan: Plan) -> Plan:
-    """Give the same plan with ends that can be played, and without waiting: for a person, or between attempts."""
+    """Give the same plan of functions whose ends can be played: nobody is waited for, and nothing between attempts."""
     scripts: dict[str, tuple[Outcome, ...]] = {
         name: tuple(outcome if outcome in PLAYED else "error" for outcome in plan.scripts.get(name, ()))
         for name in plan.graph.steps
@@ -50,7 +50,7 @@ def playable(plan: Plan) -> Plan:
     for step in plan.graph.steps.values():
         at_once = step if step.wait is None else replace(step, wait=None, timeout_s=None, arguments={})
         policy = RetryPolicy(count=step.retries.count, delay_s=0.0, on=step.retries.on)
-        steps.append(replace(at_once, retries=policy))
+        steps.append(replace(at_once, child=None, retries=policy))
     return Plan(Graph.of(steps, pipeline=plan.graph.pipeline, output=plan.graph.output), scripts)
 
 
