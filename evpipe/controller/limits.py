@@ -28,7 +28,7 @@ from evpipe.controller.limit_entries import Key, LimitEntry, RateEntry, Semaphor
 from evpipe.controller.others import lives
 from evpipe.controller.timers import Timers
 from evpipe.core.limits import Limit, Rate
-from evpipe.core.machine import StepState
+from evpipe.core.run_state import StepState
 from evpipe.core.states import StepStatus
 from evpipe.errors import BusError, RemoteProtocolError
 from evpipe.wire.holds import BUCKET, EMPTY_TTL_S, HOLDERS_SHOWN_MAX, Hold, Holder, HoldKind, limit_key

@@ -12,7 +12,7 @@ from evpipe.core.names import for_people
 
 if TYPE_CHECKING:
     from evpipe.core.events import Finished
-    from evpipe.core.machine import Run
+    from evpipe.core.run_state import RunState
 
 #: Stands for the run in the place of a step's name, as in the subjects of its events.
 RUN: Final = "_"
@@ -20,7 +20,7 @@ RUN: Final = "_"
 FAILED_NAMED_MAX: Final = 100
 
 
-def summary_of(run: Run, verdict: Finished) -> dict[str, Any]:
+def summary_of(run: RunState, verdict: Finished) -> dict[str, Any]:
     """Give what is known of a run when only its handlers are left.
 
     Args:
@@ -40,7 +40,7 @@ def summary_of(run: Run, verdict: Finished) -> dict[str, Any]:
     }
 
 
-def _failed(run: Run, name: str) -> dict[str, Any]:
+def _failed(run: RunState, name: str) -> dict[str, Any]:
     state = run.steps[name]
     reason = state.reason.value if state.reason is not None else None
     return {"step": for_people(name), "reason": reason, "message": state.message, "attempts": state.attempt}

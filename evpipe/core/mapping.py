@@ -24,7 +24,7 @@ from evpipe.errors import UsageError
 
 if TYPE_CHECKING:
     from evpipe.core.graph import Step
-    from evpipe.core.machine import Run, StepState
+    from evpipe.core.run_state import RunState, StepState
 
 LEVELS_MAX: Final = 8
 #: The argument under which the positional ones are, in a list.
@@ -166,7 +166,7 @@ class Expansion:
         return found
 
 
-def expand(run: Run, name: str, step: Step) -> Expansion:
+def expand(run: RunState, name: str, step: Step) -> Expansion:
     """Find what a mapped step is mapped over, now that all its lists are known.
 
     Raises:
@@ -202,7 +202,7 @@ def expand(run: Run, name: str, step: Step) -> Expansion:
     return Expansion(sources, next(iter(counts.values())), product=False)
 
 
-def _source(run: Run, tree: Tree) -> Source | None:
+def _source(run: RunState, tree: Tree) -> Source | None:
     """Give what a tree is as something to map over; None if it is no list."""
     if isinstance(tree, OutputRef) and tree.step in run.expansions and is_each(tree):
         return Aligned(tree, run.expansions[tree.step].count)
@@ -341,7 +341,7 @@ def _shown_place(place: Place) -> str:
     return place if isinstance(place, str) else f"positional argument {place + 1}"
 
 
-def _shown_kind(run: Run, place: Place, arguments: Mapping[str, Tree]) -> str:
+def _shown_kind(run: RunState, place: Place, arguments: Mapping[str, Tree]) -> str:
     tree = arguments[place] if isinstance(place, str) else arguments[POSITIONAL][place]
     value = resolve(tree, run.outputs, run.parameters)
     kind = f"<{value.kind}>" if isinstance(value, Artifact) else type(value).__name__

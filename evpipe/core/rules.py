@@ -13,7 +13,7 @@ from evpipe.core.names import SEPARATOR, for_people
 from evpipe.core.states import STEP_VALUES, OnFailure, Reason, RunIf, StepStatus
 
 if TYPE_CHECKING:
-    from evpipe.core.machine import Run
+    from evpipe.core.run_state import RunState
 
 #: Rules that look at all parents together, so that none of them can be decided on alone.
 _ANY: Final = frozenset({RunIf.ANY_SUCCEEDED, RunIf.ANY_FAILED, RunIf.ALL_FAILED})
@@ -21,7 +21,7 @@ _ANY: Final = frozenset({RunIf.ANY_SUCCEEDED, RunIf.ANY_FAILED, RunIf.ALL_FAILED
 _GOOD: Final = frozenset({StepStatus.SUCCEEDED})
 
 
-def reason_to_skip(run: Run, name: str, step: Step) -> StepSkipped | None:
+def reason_to_skip(run: RunState, name: str, step: Step) -> StepSkipped | None:
     """Decide about a step whose parents have all ended; None: it runs.
 
     Of a mapped step it is asked when its lists are known, and of each element when what that waits for has ended.
@@ -67,7 +67,7 @@ def reason_to_skip(run: Run, name: str, step: Step) -> StepSkipped | None:
     return None
 
 
-def outcome(run: Run, parent: str) -> StepStatus:
+def outcome(run: RunState, parent: str) -> StepStatus:
     """Give how a parent ended, as rules see it: an allowed failure is none, one skipped for a failure is one."""
     state = run.steps[parent]
     if state.status is StepStatus.FAILED and run.spec(parent).on_failure is OnFailure.CONTINUE:
@@ -99,6 +99,6 @@ def rule_holds(rule: RunIf, ends: Sequence[StepStatus]) -> bool:
             return all(end is StepStatus.FAILED for end in ends)
 
 
-def _shown_ends(run: Run, names: Sequence[str]) -> str:
+def _shown_ends(run: RunState, names: Sequence[str]) -> str:
     shown_names = [f"{for_people(name)} {run.steps[name].status.value}" for name in names[:4]]
     return ", ".join(shown_names) + (f" and {len(names) - 4} more" if len(names) > 4 else "")

@@ -20,7 +20,7 @@ from evpipe.core.names import for_people
 from evpipe.core.states import STEP_VALUES, OnFailure, Reason, StepStatus
 
 if TYPE_CHECKING:
-    from evpipe.core.machine import Run, StepState
+    from evpipe.core.run_state import RunState, StepState
 
 #: Causes that are named of one step, and in all, and how deep they go before the steps between are left out.
 BREADTH_MAX: Final = 5
@@ -103,14 +103,14 @@ class Why:
         return found
 
 
-def why(run: Run, name: str) -> Why:
+def why(run: RunState, name: str) -> Why:
     """Say why a step of a run is as it is."""
     return _Chain(run).link(name, 0)
 
 
 @dataclass
 class _Chain:
-    run: Run
+    run: RunState
     #: Steps that the chain names already: each is explained once.
     named: set[str] = field(default_factory=set)
 

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any, Final, TextIO
 import anyio
 import structlog
 
-from evpipe.core.machine import Run, StepState
+from evpipe.core.machine import Run
 from evpipe.core.names import for_people
+from evpipe.core.run_state import StepState
 from evpipe.core.states import STEP_VALUES, RunStatus, StepStatus
 from evpipe.errors import EvpipeError
 from evpipe.hosting.terminal import shown

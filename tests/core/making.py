@@ -26,7 +26,8 @@ from evpipe.core.events import (
     Submitted,
 )
 from evpipe.core.graph import Graph, Step
-from evpipe.core.machine import Run, StepState
+from evpipe.core.machine import Run
+from evpipe.core.run_state import RunState, StepState
 from evpipe.core.states import Reason, RunStatus
 
 RUN_ID = "run00001"
@@ -121,7 +122,7 @@ _SHOWN = {"_readiness": "waiting_on"}
 def snapshot(run: Run) -> dict[str, Any]:
     """Everything that a run holds, by attribute; nothing in it changes when the run goes on."""
     found: dict[str, Any] = {}
-    for slot in Run.__slots__:
+    for slot in RunState.__slots__:
         value = getattr(run, slot)
         if slot == "_specs":
             continue  # of the graph

@@ -14,6 +14,7 @@ from evpipe.core.graph import Graph
 from evpipe.core.machine import Run
 from evpipe.core.parameters import Parameter
 from evpipe.core.retry import LOST_MAX, RetryPolicy
+from evpipe.core.run_state import RunState
 from evpipe.core.states import OnFailure, Reason, RunStatus, StepStatus
 from tests.core.making import (
     RUN_ID,
@@ -891,5 +892,5 @@ def test_what_is_outstanding(of: Graph, before: tuple[Event, ...], commands: tup
 
 
 def test_the_snapshot_of_these_tests_shows_all_that_a_run_holds() -> None:
-    assert set(snapshot(Run(RUN_ID))) == {"waiting_on"} | set(Run.__slots__) - {"_readiness", "_specs"}
+    assert set(snapshot(Run(RUN_ID))) == {"waiting_on"} | set(RunState.__slots__) - {"_readiness", "_specs"}
     assert set(without_clock(snapshot(Run(RUN_ID)))) | {"at_s"} == set(snapshot(Run(RUN_ID)))
