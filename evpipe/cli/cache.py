@@ -158,12 +158,13 @@ def clear(
 
 
 def _check_names(pipeline: str | None, step: str | None) -> None:
-    from evpipe.core.names import check_name
+    from evpipe.core.mapping import base_of
+    from evpipe.core.names import check_name, from_people
 
     if pipeline is not None:
         check_name("pipeline", pipeline)
     if step is not None:
-        check_name("step", step)
+        check_name("step", base_of(from_people(step)))
 
 
 def _described(result: CachedResult) -> dict[str, Any]:
@@ -179,6 +180,8 @@ def _described(result: CachedResult) -> dict[str, Any]:
 
 
 def _explained(found: Explanation) -> dict[str, Any]:
+    from evpipe.core.names import for_people
+
     origin = found.origin
     return {
         "run": found.run,
@@ -192,7 +195,7 @@ def _explained(found: Explanation) -> dict[str, Any]:
         else {
             "pipeline": origin.pipeline,
             "run": origin.run,
-            "step": origin.step,
+            "step": for_people(origin.step),
             "at": datetime.fromtimestamp(origin.at_s, UTC),
         },
         "compared_with": found.compared_with or None,

@@ -78,20 +78,21 @@ class CacheView:
 
         Args:
             pipeline: only of steps of this pipeline.
-            step: only of steps with this name.
+            step: only of steps with this name; of a mapped step those of all its elements.
         """
+        named = None if step is None else from_people(step)
         hits = Counter(key.key.split(".")[1] for key in await self._bucket.entries("hit"))
         found: dict[str, CachedResult] = {}
         for entry in await self._bucket.entries("made" if pipeline is None else f"made.{pipeline}"):
             parts = entry.key.split(".")
-            if len(parts) != 4 or step not in (None, parts[2]):
+            if len(parts) != 4 or (named is not None and named not in (parts[2], base_of(parts[2]))):
                 continue
             try:
                 made = decode_made(entry.value)
             except RemoteProtocolError:
                 continue
             found[entry.key] = CachedResult(
-                parts[3], parts[1], parts[2], made.run, entry.at_s, hits[parts[3]], made.components
+                parts[3], parts[1], for_people(parts[2]), made.run, entry.at_s, hits[parts[3]], made.components
             )
         return sorted(found.values(), key=lambda result: result.at_s, reverse=True)
 
@@ -107,7 +108,7 @@ class CacheView:
 
         Args:
             pipeline: only of its steps.
-            step: only of steps with this name.
+            step: only of steps with this name; of a mapped step those of all its elements.
             fingerprint: only those whose fingerprint begins so.
             before_s: only those that are older than this moment, by the bus's clock.
 
@@ -169,7 +170,7 @@ class CacheView:
             return told("it is mapped, and has no elements yet")
         waiting = [parent for parent in run.parents_of(step) if run.steps[parent].status not in STEP_ENDS]
         if waiting:
-            return told(f"its inputs are not there yet: it waits for {', '.join(waiting[:4])}")
+            return told(f"its inputs are not there yet: it waits for {', '.join(map(for_people, waiting[:4]))}")
         try:
             arguments = await self._opened(run, step)
             components = components_of(run.spec(step), arguments, submission.facts)
@@ -204,9 +205,11 @@ class CacheView:
         )
         if state.cached_from is not None:
             origin = state.cached_from
-            return _with(common, f"cached: step {origin.step!r} of run {origin.run} had the same", origin=origin)
+            return _with(
+                common, f"cached: step {for_people(origin.step)!r} of run {origin.run} had the same", origin=origin
+            )
         nearest_made = await self._nearest(run, step, components)
-        if step in submission.refresh or "*" in submission.refresh:
+        if base_of(step) in submission.refresh or "*" in submission.refresh:
             return _with(
                 common, "it was refreshed: it ran whatever the cache had, and replaced that", short="refreshed"
             )

@@ -20,6 +20,7 @@ from evpipe.core.bindings import BindingError, resolve
 from evpipe.core.events import StepSucceeded
 from evpipe.core.fingerprint import NO_FACTS
 from evpipe.core.graph import Graph, Step, steps_in
+from evpipe.core.names import for_people
 from evpipe.core.waits import WaitKind
 from evpipe.errors import EvpipeError, RemoteProtocolError
 from evpipe.sdk.annotations import evaluate, return_annotation
@@ -113,7 +114,7 @@ async def _looked_up(bus: Bus, step: Step, fingerprint: str) -> tuple[StepSuccee
     try:
         content = decode_entry(entry.value)
         if not isinstance(content, CacheEntry):
-            return None, f"step {content.step} of run {content.run} may be computing it now"
+            return None, f"step {for_people(content.step)} of run {content.run} may be computing it now"
         subject = EventSubject(content.pipeline, content.run, content.step, "succeeded")
         event = decode_event(subject, content.event, entry.at_s)
     except RemoteProtocolError as error:
@@ -123,7 +124,7 @@ async def _looked_up(bus: Bus, step: Step, fingerprint: str) -> tuple[StepSuccee
         return None, f"the result is {now_s - entry.at_s:,.0f} s old, and counts for {step.cache.ttl_s:,g} s"
     if not isinstance(event, StepSucceeded):
         return None, "the result is none"
-    return event, f"as step {content.step} of run {content.run}"
+    return event, f"as step {for_people(content.step)} of run {content.run}"
 
 
 async def _now_s(bus: Bus) -> float:

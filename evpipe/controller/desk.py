@@ -55,7 +55,7 @@ from evpipe.core.limits import PRIORITY_DEFAULT
 from evpipe.core.lineage import Parent, check_depth, check_parent
 from evpipe.core.machine import Run
 from evpipe.core.mapping import base_of
-from evpipe.core.names import SEPARATOR
+from evpipe.core.names import SEPARATOR, for_people
 from evpipe.core.parameters import check_parameters
 from evpipe.core.states import Reason, StepStatus
 from evpipe.errors import EvpipeError, LimitExceeded, RemoteProtocolError, UsageError
@@ -169,7 +169,7 @@ class Case:
 
     def refreshes(self, step: str) -> bool:
         """Say whether a step is to run even if the cache has its result."""
-        return step in self.refresh or "*" in self.refresh
+        return base_of(step) in self.refresh or "*" in self.refresh
 
 
 class Desk:
@@ -275,7 +275,12 @@ class Desk:
             self._close(case)
         elif not case.broken:
             for step, state in case.run.steps.items():
-                if state.status is StepStatus.RUNNING and case.run.spec(step).limits:
+                # A mapped step runs with its elements, and holds nothing itself.
+                if (
+                    state.status is StepStatus.RUNNING
+                    and step not in case.run.expansions
+                    and case.run.spec(step).limits
+                ):
                     self._limits.seize(case, step, state.attempt)
             await self._carry_out_in_turns(case, case.run.outstanding())
             self._show(case)
@@ -529,7 +534,7 @@ class Desk:
             fingerprint=miss.fingerprint if miss is not None else "",
             components=miss.components if miss is not None else {},
         )
-        what = f"step {command.step!r}"
+        what = f"step {for_people(command.step)!r}"
         if case.size_of_inputs(command.step) > LARGE_ARGUMENTS_BYTES:
             # Encoding them takes a while, and the lease has to be renewed.
             self._task_group.start_soon(self._send_large_launch, case, command, step, order, what)
@@ -553,7 +558,7 @@ class Desk:
             self._fail_launch(case, command, error)
 
     def _fail_launch(self, case: Case, command: Launch, error: EvpipeError | OSError) -> None:
-        failure = Failure(message=f"the arguments of step {command.step!r} cannot be stored: {error}")
+        failure = Failure(message=f"the arguments of step {for_people(command.step)!r} cannot be stored: {error}")
         if isinstance(error, EvpipeError):
             failure = Failure(message=str(error))
         self._decide(

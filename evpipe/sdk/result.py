@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar, cast
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar, cast
 from evpipe.core.events import Origin
 from evpipe.core.lineage import child_run_id
 from evpipe.core.mapping import element_of
-from evpipe.core.names import for_people
+from evpipe.core.names import SEPARATOR, for_people
 from evpipe.core.notes import MetricPoint, Notes, points_of
 from evpipe.core.states import RUN_ENDS, STEP_VALUES, Reason, RunStatus, StepStatus
 from evpipe.errors import RunFailed
@@ -170,7 +170,7 @@ class StepResult:
             name=for_people(name),
             status=state.status,
             attempts=0 if state.status is StepStatus.CACHED else state.attempt,
-            cached_from=state.cached_from,
+            cached_from=_shown_origin(state.cached_from),
             queued_at=_moment(state.queued_at_s),
             started_at=_moment(state.started_at_s),
             ended_at=_moment(state.ended_at_s),
@@ -301,6 +301,10 @@ def _steps(run: Run, opener: Opener, look: Look | None) -> dict[str, StepResult]
         elements = tuple(made[for_people(element_of(name, index))] for index in range(count))
         made[for_people(name)] = StepResult.of(run, name, opener, look, elements)
     return {shown: made[shown] for shown in map(for_people, names)}
+
+
+def _shown_origin(origin: Origin | None) -> Origin | None:
+    return origin if origin is None or SEPARATOR not in origin.step else replace(origin, step=for_people(origin.step))
 
 
 def _moment(at_s: float | None) -> datetime | None:

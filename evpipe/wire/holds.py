@@ -13,6 +13,7 @@ from enum import StrEnum
 from typing import Any, Final, NamedTuple
 
 from evpipe.core.limits import COUNT_MAX, Limit, Rate
+from evpipe.core.names import for_people
 from evpipe.errors import RemoteProtocolError
 from evpipe.wire.codec import decode_map, encode_map
 
@@ -131,13 +132,15 @@ class Hold:
                 what = (
                     f"the mutex {self.name!r}" if self.count == 1 else f"the semaphore {self.name!r} of {self.count:,}"
                 )
-                shown = ", ".join(f"step {step} of run {run}" for run, step in self.holders) or "nobody it knows of"
+                shown = self._shown_holders() or "nobody it knows of"
                 return f"{what} is held by {shown}{before}"
             case HoldKind.RATE:
                 return f"the rate {self.name!r} allows the next launch in a moment{before}"
             case HoldKind.CACHE:
-                shown = ", ".join(f"step {step} of run {run}" for run, step in self.holders)
-                return f"{shown} computes the same result"
+                return f"{self._shown_holders()} computes the same result"
+
+    def _shown_holders(self) -> str:
+        return ", ".join(f"step {for_people(step)} of run {run}" for run, step in self.holders)
 
 
 def encode_hold(hold: Hold | None) -> bytes:

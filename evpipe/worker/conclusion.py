@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from evpipe.core.events import Failure, StepFailed
+from evpipe.core.names import for_people
 from evpipe.core.states import Reason
 from evpipe.errors import EncodingError, EvpipeError
 from evpipe.wire.messages import LaunchOrder, encode_event, encode_succeeded
@@ -41,8 +42,8 @@ def conclude_value(
     A value that has not the declared outputs, or that cannot travel, is a failure with the reason `output`.
     """
     try:
-        shaped = shape_output(value, order.outputs, launch.step)
-        packed = encode_stored(shaped, f"the output of step {launch.step!r}", files.writer(order))
+        shaped = shape_output(value, order.outputs, for_people(launch.step))
+        packed = encode_stored(shaped, f"the output of step {for_people(launch.step)!r}", files.writer(order))
     except (OutputMismatch, EvpipeError) as error:
         message = str(error)
         if isinstance(error, EncodingError) and order.pickle and not files.allow_pickle:
@@ -53,7 +54,7 @@ def conclude_value(
     except MemoryError:
         raise
     except Exception as error:  # noqa: BLE001 - a full disk; or code of users, in a class or a serializer
-        message = f"the output of step {launch.step!r} cannot be stored: {type(error).__name__}: {error}"
+        message = f"the output of step {for_people(launch.step)!r} cannot be stored: {type(error).__name__}: {error}"
         return conclude_failure(launch, Failure(message=message), started_at_s, Reason.OUTPUT)
     payload = encode_succeeded(launch.attempt, started_at_s, packed)
     return Conclusion("succeeded", payload, files.wrote)

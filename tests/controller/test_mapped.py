@@ -1,0 +1,57 @@
+"""Elements of mapped steps, with what else a step may have: limits, the cache."""
+
+from __future__ import annotations
+
+import anyio
+
+from evpipe import Client, Controller, Mutex, Pipeline
+from tests.controller.test_limits import Witness, body, hosted, play, seen
+
+__all__ = ["seen"]
+
+
+def two(**options: object) -> Pipeline:
+    """A run of a step with two elements."""
+    made = Pipeline("two")
+    made.map("s", body.options(**options), args={"name": ["a", "b"], "takes_s": 1.0})  # type: ignore[arg-type]
+    return made
+
+
+def test_who_takes_over_leaves_the_mutex_to_the_elements(seen: Witness) -> None:
+    """The step that is mapped runs, and holds nothing."""
+
+    async def main() -> None:
+        async with hosted(slots=2, controller=False) as (client, stack):
+            async with Controller(client):
+                handle = await client.submit(two(limits=Mutex("db")))
+                await anyio.sleep(0.5)
+            await stack.enter_async_context(Controller(client))
+            with anyio.fail_after(30):
+                assert (await handle.result()).status == "succeeded"
+        assert seen.began_at["b"][0] >= seen.ended_at["a"][0]
+
+    play(main)
+
+
+def test_the_cache_knows_elements_by_the_step_that_is_mapped(seen: Witness) -> None:
+    async def statuses(client: Client, refresh: tuple[str, ...] = ()) -> list[str]:
+        result = await (await client.submit(two(cache=True), refresh=refresh)).result()
+        return [element.status for element in result.steps["s"].elements]
+
+    async def main() -> None:
+        async with hosted(slots=2) as (client, _):
+            assert await statuses(client) == ["succeeded"] * 2
+            again = await (await client.submit(two(cache=True))).result()
+            origin = again.steps["s[1]"].cached_from
+            assert origin is not None
+            assert origin.step == "s[1]"
+            assert await statuses(client, refresh=("s",)) == ["succeeded"] * 2
+            refreshed = await client.submit(two(cache=True), refresh=["s"])
+            await refreshed.result()
+            assert (await client.cache.explain(refreshed.id, "s[1]")).short == "refreshed"
+            assert {found.step for found in await client.cache.results(step="s")} == {"s[0]", "s[1]"}
+            assert [found.step for found in await client.cache.results(step="s[1]")] == ["s[1]"]
+            assert await client.cache.clear(step="s") == 2
+            assert await statuses(client) == ["succeeded"] * 2
+
+    play(main)
