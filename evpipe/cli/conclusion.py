@@ -101,6 +101,7 @@ def described(result: RunResult[Any], error: str = "") -> dict[str, Any]:
                 "error": step.error or None,
                 "reason": step.reason,
                 "cached_from": None if step.cached_from is None else step.cached_from.run,
+                "run": step.run,
                 "answered_by": step.answered_by,
                 "waits_for": step.waits_for or None,
             }

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from evpipe.client.bundle import Bundle
     from evpipe.client.foresight import Foreseen
+    from evpipe.core.graph import Step
     from evpipe.sdk.definition import Built
 
 #: Of a command in the table.
@@ -44,9 +45,9 @@ def write_dry_run(
         rows = [
             (
                 step.name,
-                step.executor if step.wait is None else "",
-                step.queue if step.wait is None else "",
-                _function(step.code) if step.wait is None else "",
+                step.executor if step.code else "",
+                step.queue if step.code else "",
+                _runs(step) or "",
                 ", ".join(graph.parents[step.name]),
                 f"{found.outcome}: {found.why}",
             )
@@ -116,9 +117,9 @@ def _described(
         "steps": [
             {
                 "name": step.name,
-                "executor": step.executor if step.wait is None else None,
-                "queue": step.queue if step.wait is None else None,
-                "function": _function(step.code) if step.wait is None else None,
+                "executor": step.executor if step.code else None,
+                "queue": step.queue if step.code else None,
+                "function": _runs(step),
                 "after": list(graph.parents[step.name]),
                 "outcome": found.outcome,
                 "why": found.why,
@@ -138,6 +139,13 @@ def _sizes(bundle: Bundle) -> dict[str, int]:
     from evpipe.wire.bundles import unpack_bundle
 
     return {path: len(content) for path, content in sorted(unpack_bundle(bundle.data).items())}
+
+
+def _runs(step: Step) -> str | None:
+    """Name what a step runs; None if it only waits."""
+    if step.child is not None:
+        return f"pipeline {step.child.pipeline}"
+    return None if step.wait is not None else _function(step.code)
 
 
 def _function(code: Any) -> str:

@@ -31,6 +31,8 @@ STEP_COLOURS: Final = ("cyan", "green", "magenta", "blue", "bright_cyan", "brigh
 def logs(run_id: str, step: str | None, attempt: int | None, follow: bool, url: str | None, output: str) -> Exit:
     """Show what the steps of a run write, or what STEP alone does.
 
+    Steps of runs that are its steps are among them, as inner/train; with --follow each is asked for by that.
+
     Output is kept for 7 days, less where there is much of it. On a terminal it is shown without its escape sequences.
 
     With -o json each line is an object: at, step, attempt, stream ("stdout", "stderr", "log", or "evpipe" where lines
@@ -38,16 +40,26 @@ def logs(run_id: str, step: str | None, attempt: int | None, follow: bool, url: 
     """
     from evpipe.core.names import STEP_NAME, check_name, from_people
 
-    if step is not None and STEP_NAME.match(from_people(step)) is None:
-        check_name("step", step)
+    for part in step.split("/") if step is not None else ():
+        if STEP_NAME.match(from_people(part)) is None:
+            check_name("step", part)
 
     async def write(client: Client) -> None:
-        from evpipe.client.logs import steps_of_run
+        from evpipe.client.family import lines_below
 
         handle = await find_run(client, run_id)
-        lines = Lines(await steps_of_run(client.bus, handle.id), alone=step is not None)
+        run = await handle.state()
+        below = {} if follow or step is not None else await handle.below(run)
+        steps = [*run.graph.steps] if run.graph is not None else []
+        steps += [f"{path}/{name}" for path, one in below.items() if one.graph is not None for name in one.graph.steps]
+        lines = Lines(tuple(steps), alone=step is not None)
+        entries = (
+            lines_below(client.bus, run, below, attempt=attempt)
+            if below
+            else handle.logs(step, attempt=attempt, follow=follow)
+        )
         some = False
-        async for entry in handle.logs(step, attempt=attempt, follow=follow):
+        async for entry in entries:
             some = True
             write_data(_object_line(entry) if output == "json" else lines.text(entry))
         if not some:

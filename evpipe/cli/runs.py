@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -27,6 +27,7 @@ from evpipe.cli.output import (
     value_text,
     write_data,
 )
+from evpipe.core.names import for_people
 from evpipe.core.states import STEP_VALUES, RunStatus
 from evpipe.errors import NotFound, UsageError
 
@@ -57,6 +58,10 @@ def runs() -> None:
 
 
 def _check_prefix(_ctx: click.Context, _param: click.Parameter, text: str) -> str:
+    return _check_prefix_text(text)
+
+
+def _check_prefix_text(text: str) -> str:
     if _PREFIX.match(text) is None:
         raise click.BadParameter(f"{text[:40]!r} is not the beginning of a run id: 4 or more of a-z and 0-9.")
     return text
@@ -114,23 +119,38 @@ def on_bus(url: str | None, body: Callable[[Client], Awaitable[Any]]) -> Any:
 @runs.command("list", cls=Command)
 @click.option("--pipeline", metavar="P", help="Only runs of this pipeline.")
 @click.option("--status", type=click.Choice([str(status) for status in RunStatus]), help="Only runs with this status.")
+@click.option("--parent", metavar="RUN", help="Only runs that are steps of this one.")
+@click.option("--all", "everything", is_flag=True, help="Also runs that are steps of others.")
 @click.option("--limit", type=click.IntRange(min=1), default=20, show_default=True, help="Show the newest N.")
 @url_option
 @output_option
-def list_runs(pipeline: str | None, status: str | None, limit: int, url: str | None, output: str) -> Exit:
-    """List runs, the newest first.
+def list_runs(
+    pipeline: str | None,
+    status: str | None,
+    parent: str | None,
+    everything: bool,
+    limit: int,
+    url: str | None,
+    output: str,
+) -> Exit:
+    """List runs, the newest first; those that are steps of others with --all, or below one with --parent.
 
     The list is kept by the controller and may be a moment behind the log.
 
-    With -o json one array; each run has id, pipeline, status, submitted_at, ended_at (null while it goes on), error.
+    With -o json one array; each run has id, pipeline, status, submitted_at, ended_at (null while it goes on), error,
+    parent and root (null of those that are no steps).
     """
     from evpipe.core.names import check_name
+
+    if parent is not None:
+        _check_prefix_text(parent)
 
     if pipeline is not None:
         check_name("pipeline", pipeline)
 
     async def read(client: Client) -> list[RunEntry]:
-        return await client.runs(pipeline=pipeline, status=status)
+        above = None if parent is None else (await find_run(client, parent)).id
+        return await client.runs(pipeline=pipeline, status=status, parent=above, children=everything)
 
     found: list[RunEntry] = on_bus(url, read)
     if output == "json":
@@ -161,6 +181,8 @@ def _entry(entry: RunEntry) -> dict[str, Any]:
         "submitted_at": _moment(entry.submitted_at_s),
         "ended_at": _moment(entry.ended_at_s),
         "error": entry.message or None,
+        "parent": entry.parent or None,
+        "root": entry.root or None,
     }
 
 
@@ -185,36 +207,53 @@ def _entry(entry: RunEntry) -> dict[str, Any]:
 def show(run_id: str, outputs: bool, folder: Path | None, url: str | None, output: str) -> Exit:
     """Show a run as the log has it now: status, parameters, steps, value, and how far steps that run say they are.
 
+    Steps of runs that are its steps are shown below those, as inner/train.
+
     With -o json the object of `evpipe run`, and parameters, submitted_at, ended_at; a step that runs may have progress,
     an object with fraction (0 to 1) and message; with --outputs each step has an array outputs, of objects with path,
     kind, bytes, digest, stored and, of what is small, value, and an array artifacts, of such objects with a name.
+    Steps of runs below are in below, by their paths.
     """
     from evpipe.cli.outputs import save_outputs
     from evpipe.client.notes import read_progress
 
-    async def read(client: Client) -> tuple[RunHandle[Any], Run, dict[str, Progress]]:
+    async def read(client: Client) -> tuple[RunHandle[Any], Run, dict[str, Run], dict[str, Progress]]:
         handle = await find_run(client, run_id)
         run = await handle.state()
+        below = await handle.below(run)
         progress = await read_progress(client.bus, run)
         if folder is not None:
             async for line in save_outputs(client.bus.objects, run, folder):
                 say(line)
-        return handle, run, progress
+        return handle, run, below, progress
 
-    found: tuple[RunHandle[Any], Run, dict[str, Progress]] = on_bus(url, read)
+    found: tuple[RunHandle[Any], Run, dict[str, Run], dict[str, Progress]] = on_bus(url, read)
     _show(*found, as_json=output == "json", outputs=outputs)
     return Exit.SUCCEEDED
 
 
-def _show(handle: RunHandle[Any], run: Run, progress: dict[str, Progress], *, as_json: bool, outputs: bool) -> None:
+def _show(
+    handle: RunHandle[Any],
+    run: Run,
+    below: dict[str, Run],
+    progress: dict[str, Progress],
+    *,
+    as_json: bool,
+    outputs: bool,
+) -> None:
     from dataclasses import replace
 
     from evpipe.cli.outputs import outputs_of
 
     result: RunResult[Any] = replace(handle.result_of(run), pipeline=handle.pipeline)
+    inside = {path: handle.result_of(one) for path, one in below.items()}
     submitted, ended = _moment(run.submitted_at_s), _moment(run.at_s if run.ended else None)
     if as_json:
-        more = {"parameters": dict(run.parameters), "submitted_at": submitted, "ended_at": ended}
+        more: dict[str, Any] = {"parameters": dict(run.parameters), "submitted_at": submitted, "ended_at": ended}
+        more["parent"] = None if run.parent is None else run.parent.run
+        more["below"] = {
+            f"{path}/{name}": step for path, one in inside.items() for name, step in described(one)["steps"].items()
+        }
         found = {**described(result), **more}
         for name, told in progress.items():
             found["steps"][name]["progress"] = {"fraction": told.fraction, "message": told.message}
@@ -231,6 +270,7 @@ def _show(handle: RunHandle[Any], run: Run, progress: dict[str, Progress], *, as
     for name, text in (
         ("run", result.id),
         ("pipeline", result.pipeline),
+        ("step", "" if run.parent is None else f"{for_people(run.parent.step)} of run {run.parent.run}"),
         ("status", _because(result)),
         ("submitted", _clock(submitted)),
         ("took", _took(submitted, ended)),
@@ -243,7 +283,7 @@ def _show(handle: RunHandle[Any], run: Run, progress: dict[str, Progress], *, as
         write_data("")
         _write_table(
             ("step", "status", "attempts", "started", "took", ""),
-            [_step(step, progress.get(name)) for name, step in result.steps.items()],
+            list(_rows(result, inside, progress)),
         )
     if outputs:
         rows = [
@@ -263,6 +303,17 @@ def _show(handle: RunHandle[Any], run: Run, progress: dict[str, Progress], *, as
             _write_table(("output", "type", "bytes", "digest", ""), rows)
 
 
+def _rows(
+    result: RunResult[Any], inside: Mapping[str, RunResult[Any]], progress: Mapping[str, Progress], above: str = ""
+) -> Iterator[Sequence[str]]:
+    """Give the rows of a run's steps, each that is a run with those of that below it."""
+    for name, step in result.steps.items():
+        path = above + name
+        yield (path, *_step(step, progress.get(path))[1:])
+        if path in inside:
+            yield from _rows(inside[path], inside, progress, f"{path}/")
+
+
 def _step(step: StepResult, progress: Progress | None) -> Sequence[str]:
     took = _took(step.started_at, step.ended_at)
     attempts = str(step.attempts) if step.attempts else ""
@@ -271,6 +322,8 @@ def _step(step: StepResult, progress: Progress | None) -> Sequence[str]:
         why = f"from step {step.cached_from.step} of run {step.cached_from.run}"
     elif step.waits_for:
         why = step.waits_for
+    elif step.run is not None and not why:
+        why = f"run {step.run}"
     elif step.answered_by is not None and not why:
         why = f"answered{f' by {step.answered_by}' if step.answered_by else ''}"
     elif progress is not None:

@@ -12,6 +12,7 @@ from evpipe.bus.protocol import Bus
 from evpipe.client.artifact_store import ArtifactStore
 from evpipe.client.cancelling import request_cancel
 from evpipe.client.events import RunEvent, run_event
+from evpipe.client.family import lines_of_path, runs_below
 from evpipe.client.fold import RunFold
 from evpipe.client.logs import LogEntry, check_choice, read_logs
 from evpipe.client.notes import follow_progress, read_metrics, read_notes, read_progress
@@ -129,7 +130,7 @@ class RunHandle(Generic[R_co]):
         says, and what was told while there was no connection is lost.
 
         Args:
-            step: only those of this step.
+            step: only those of this step; of a run below by its path, as in `inner/train`.
             attempt: only those of attempts with this number, from 1.
             follow: go on until the run has ended; else end with what there is now.
 
@@ -137,7 +138,24 @@ class RunHandle(Generic[R_co]):
             NotFound: if the run has no such step.
             UsageError: if the attempt's number or the step's name can be none.
         """
+        if step is not None and "/" in step:
+            return self._logs_below(step, attempt, follow)
         return read_logs(self._bus, self.id, self.pipeline, step=step, attempt=attempt, follow=follow)
+
+    async def _logs_below(self, path: str, attempt: int | None, follow: bool) -> AsyncIterator[LogEntry]:
+        async for entry in lines_of_path(self._bus, await self.state(), path, attempt=attempt, follow=follow):
+            yield entry
+
+    async def below(self, run: Run | None = None) -> dict[str, Run]:
+        """Give the runs that the steps of the run are, and those below them, as the log shows them now.
+
+        Args:
+            run: what `state` gave; None: it is read now.
+
+        Returns:
+            By the path of the step, such as `inner` and `inner/fit[2]`.
+        """
+        return await runs_below(self._bus, run or await self.state())
 
     async def why(self, step: str) -> Why:
         """Say why a step is as it is: what it waits for, who serves its queue, why it was skipped or failed.

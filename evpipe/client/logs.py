@@ -66,7 +66,7 @@ async def read_logs(
     subject = bus.subjects.telemetry_of(run_id, choice.token, attempt)
     async with aclosing(told_of(bus, run_id, pipeline, subject, follow=follow)) as told:
         async for records in told:
-            for entry in _entries(bus, records):
+            for _, entry in entries_of(bus, records):
                 if choice.takes(entry.step):
                     yield entry
 
@@ -171,7 +171,8 @@ def _is_end(bus: Bus, record: Record) -> bool:
         return False
 
 
-def _entries(bus: Bus, records: Iterable[Record]) -> Iterator[LogEntry]:
+def entries_of(bus: Bus, records: Iterable[Record]) -> Iterator[tuple[str, LogEntry]]:
+    """Read what was told; gives each line with the run that it is of."""
     for record in records:
         try:
             subject = bus.subjects.parse_telemetry(record.subject)
@@ -183,9 +184,9 @@ def _entries(bus: Bus, records: Iterable[Record]) -> Iterator[LogEntry]:
         if batch.left_out:
             at_s = batch.lines[0].at_s if batch.lines else record.at_s
             text = f"… {batch.left_out:,} {'line' if batch.left_out == 1 else 'lines'} left out"
-            yield LogEntry(at_s=at_s, step=step, attempt=attempt, stream=EVPIPE, text=text)
+            yield subject.run, LogEntry(at_s=at_s, step=step, attempt=attempt, stream=EVPIPE, text=text)
         for line in batch.lines:
-            yield LogEntry(
+            entry = LogEntry(
                 at_s=line.at_s,
                 step=step,
                 attempt=attempt,
@@ -194,6 +195,7 @@ def _entries(bus: Bus, records: Iterable[Record]) -> Iterator[LogEntry]:
                 level=line.level,
                 fields=line.fields,
             )
+            yield subject.run, entry
 
 
 def _shown(value: object) -> str:

@@ -17,9 +17,11 @@ import structlog
 from anyio.lowlevel import current_token
 
 from evpipe.bus.memory import MemoryBus
+from evpipe.bus.protocol import Bus
 from evpipe.bus.settings import BusSettings, load_settings
 from evpipe.client.cache import cache_line
 from evpipe.client.client import Client, check_refresh
+from evpipe.client.family import follow_lines_below
 from evpipe.client.handle import RunHandle
 from evpipe.controller.controller import Controller
 from evpipe.core.graph import queues_of, steps_in
@@ -123,6 +125,8 @@ class Session:
 
     async def _run_to_end(self) -> RunResult[Any]:
         async with self._client() as (client, queue):
+            has_children = any(step.child is not None for step in self._built.graph.steps.values())
+            begun_at = await client.bus.telemetry.last_sequence() if has_children else None
             handle = await client.submit_built(
                 self._built,
                 key=self._key,
@@ -144,7 +148,7 @@ class Session:
                     task_group.start_soon(answering, client.bus, handle, self._answers)
                 shown = anyio.Event()
                 if self._hosts or self._watch:
-                    task_group.start_soon(self._show_output, handle, shown)
+                    task_group.start_soon(self._show_output, client.bus, handle, begun_at, shown)
                 run = await self._wait(handle)
                 if run.ended and (self._hosts or self._watch):
                     with anyio.move_on_after(OUTPUT_WAIT_S):
@@ -193,10 +197,17 @@ class Session:
                 yield client, queue
                 task_group.cancel_scope.cancel()
 
-    async def _show_output(self, handle: RunHandle[Any], shown: anyio.Event) -> None:
-        """Show what its steps write, as it comes; of a flood a part, so that there is time for everything else."""
+    async def _show_output(self, bus: Bus, handle: RunHandle[Any], begun_at: int | None, shown: anyio.Event) -> None:
+        """Show what its steps write, as it comes; of a flood a part, so that there is time for everything else.
+
+        Args:
+            begun_at: sequence of the telemetry before the submit, of one whose steps are runs; None: they are not.
+        """
         window_at, count, skipped = anyio.current_time(), 0, 0
-        async for entry in handle.logs():
+        lines = (
+            handle.logs() if begun_at is None else follow_lines_below(bus, handle.id, handle.pipeline, after=begun_at)
+        )
+        async for entry in lines:
             if anyio.current_time() - window_at > SHOW_WINDOW_S:
                 if skipped:
                     self._display.note(f"{skipped:,} lines of output are not shown; `evpipe runs logs` has them")

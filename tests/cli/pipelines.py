@@ -100,3 +100,8 @@ def impatient(rows: int = 1) -> float:
 
 
 not_one = 3
+
+
+@pipeline
+def nested(rows: int = 2) -> float:
+    return total([churn(rows), churn.options(name="again")(3)], 1.0)

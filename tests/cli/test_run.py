@@ -56,6 +56,9 @@ def test_json(evpipe: CommandLine) -> None:
         "error",
         "reason",
         "cached_from",
+        "run",
+        "answered_by",
+        "waits_for",
     ]
     assert (broken["status"], broken["attempts"], broken["reason"]) == ("failed", 1, "error")
     times = [datetime.fromisoformat(broken[key]) for key in ("queued_at", "started_at", "ended_at")]

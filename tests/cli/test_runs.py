@@ -48,7 +48,7 @@ def test_list(hosted_bus: CommandLine) -> None:
     until(lambda: [run["status"] for run in listed(hosted_bus)] == ["failed", "succeeded"], "both are listed")
     runs = listed(hosted_bus)
     assert [run["id"] for run in runs] == [second, first]
-    assert list(runs[0]) == ["id", "pipeline", "status", "submitted_at", "ended_at", "error"]
+    assert list(runs[0]) == ["id", "pipeline", "status", "submitted_at", "ended_at", "error", "parent", "root"]
     assert runs[0]["error"].startswith("step 'break_down' failed: ValueError: no such")
     assert runs[1]["error"] is None
     assert datetime.fromisoformat(runs[0]["submitted_at"]) <= datetime.fromisoformat(runs[0]["ended_at"])
