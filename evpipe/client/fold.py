@@ -12,6 +12,16 @@ from evpipe.errors import RemoteProtocolError, UsageError
 from evpipe.wire.messages import Submission, decode_event, decode_submission
 
 
+async def folded(bus: Bus, run_id: str) -> RunFold:
+    """Fold a run as its log is now."""
+    fold = RunFold(bus, run_id)
+    last = await bus.last_sequence()
+    async for records in bus.replay([bus.subjects.events_of_run(run_id)], up_to=last):
+        for record in records:
+            await fold.fold(record)
+    return fold
+
+
 class RunFold:
     """Folds the records of one run, in order."""
 

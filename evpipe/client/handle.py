@@ -13,7 +13,7 @@ from evpipe.client.artifact_store import ArtifactStore
 from evpipe.client.cancelling import request_cancel
 from evpipe.client.events import RunEvent, run_event
 from evpipe.client.family import lines_of_path, runs_below
-from evpipe.client.fold import RunFold
+from evpipe.client.fold import RunFold, folded
 from evpipe.client.logs import LogEntry, check_choice, read_logs
 from evpipe.client.notes import follow_progress, read_metrics, read_notes, read_progress
 from evpipe.client.values import look_of, opener_of
@@ -169,7 +169,7 @@ class RunHandle(Generic[R_co]):
         Raises:
             NotFound: if the run has no such step.
         """
-        return await explained(self._bus, await self._folded(), step)
+        return await explained(self._bus, await folded(self._bus, self.id), step)
 
     async def metrics(self, step: str | None = None, *, attempt: int | None = None) -> list[MetricPoint]:
         """Give the points that the run's steps recorded with `current().metric`, as far as they are.
@@ -234,15 +234,7 @@ class RunHandle(Generic[R_co]):
 
     async def state(self) -> Run:
         """Give the run as the log shows it now."""
-        return (await self._folded()).run
-
-    async def _folded(self) -> RunFold:
-        fold = RunFold(self._bus, self.id)
-        last = await self._bus.last_sequence()
-        async for records in self._bus.replay([self._bus.subjects.events_of_run(self.id)], up_to=last):
-            for record in records:
-                await fold.fold(record)
-        return fold
+        return (await folded(self._bus, self.id)).run
 
     async def status(self) -> RunStatus:
         return (await self.state()).status

@@ -8,9 +8,9 @@ from typing import Final
 import anyio
 
 from evpipe.bus.protocol import Bus
-from evpipe.client.fold import RunFold
+from evpipe.client.fold import RunFold, folded
 from evpipe.core.names import from_people, nearest
-from evpipe.core.why import Cause, Why, why
+from evpipe.core.why import Cause, Why, why, why_of_run
 from evpipe.errors import NotFound, RemoteProtocolError
 from evpipe.wire.holds import Hold, HoldKind, decode_hold
 from evpipe.wire.presence import BUCKET as WORKERS_BUCKET
@@ -20,6 +20,8 @@ from evpipe.wire.presence import WorkerEntry, decode_worker
 ANSWER_S: Final = 0.3
 #: Steps in queues whose reasons are looked up.
 LOOKED_UP_MAX: Final = 8
+#: Runs in each other that are looked into.
+LEVELS_MAX: Final = 4
 _CAUSES: Final = {
     HoldKind.WINDOW: Cause.WINDOW,
     HoldKind.QUEUE: Cause.QUEUE_LIMIT,
@@ -48,17 +50,31 @@ async def explained(bus: Bus, fold: RunFold, step: str) -> Why:
     name = from_people(step)
     if name not in run.steps:
         raise NotFound(f"run {run.id} has no step {step!r}{nearest(step, run.steps)}")
-    found = why(run, name)
-    if run.ended or found.cause is Cause.DONE:
-        return found
-    return await _Outside(bus, fold).of(found)
+    return await _completed(bus, fold, why(run, name), 0)
+
+
+async def _completed(bus: Bus, fold: RunFold, found: Why, level: int) -> Why:
+    """Add what the log of its run does not say."""
+    if not fold.run.ended and found.cause is not Cause.DONE:
+        found = await _Outside(bus, fold, asks_controller=level == 0).of(found)
+    return await _with_children(bus, found, level)
+
+
+async def _with_children(bus: Bus, link: Why, level: int) -> Why:
+    """Add to each step that is a run what that goes on with, or what failed it."""
+    because = [await _with_children(bus, inner, level) for inner in link.because]
+    if link.child and level < LEVELS_MAX:
+        inside = await folded(bus, link.child)
+        because += [await _completed(bus, inside, one, level + 1) for one in why_of_run(inside.run)]
+    return replace(link, because=tuple(because))
 
 
 class _Outside:
     """What the bus knows, asked once for all links of a chain."""
 
-    def __init__(self, bus: Bus, fold: RunFold) -> None:
+    def __init__(self, bus: Bus, fold: RunFold, *, asks_controller: bool) -> None:
         self._bus = bus
+        self._asks_controller = asks_controller
         self._fold = fold
         self._controller = True
         self._workers: list[WorkerEntry] = []
@@ -68,7 +84,8 @@ class _Outside:
     async def of(self, found: Why) -> Why:
         queued = [link.step for link in _links(found) if link.cause is Cause.QUEUED][:LOOKED_UP_MAX]
         async with anyio.create_task_group() as task_group:
-            task_group.start_soon(self._ask_controller)
+            if self._asks_controller:
+                task_group.start_soon(self._ask_controller)
             if queued:
                 await self._read_workers()
             for step in queued:

@@ -41,6 +41,8 @@ class Cause(StrEnum):
     HANDLER = "handler"
     #: Its next attempt begins later.
     BACK_OFF = "back_off"
+    #: It is a pipeline, whose run goes on.
+    CHILD = "child"
     #: For an answer, an event or a moment, without a worker.
     WAIT = "wait"
     #: Its launch is in its queue.
@@ -90,6 +92,8 @@ class Why:
     due_at_s: float | None = None
     #: Who runs it.
     worker: str = ""
+    #: The run that it is, if it is a pipeline, and has begun or failed.
+    child: str = ""
 
     def roots(self) -> list[Why]:
         """Give what it all comes from: the causes that have none themselves."""
@@ -103,9 +107,19 @@ class Why:
         return found
 
 
+#: Links about a step that may be a run of its own.
+_OF_CHILDREN: Final = frozenset({Cause.CHILD, Cause.FAILED})
+
+
 def why(run: RunState, name: str) -> Why:
     """Say why a step of a run is as it is."""
     return _Chain(run).link(name, 0)
+
+
+def why_of_run(run: RunState) -> list[Why]:
+    """Say what a run goes on with, or what failed it: steps that each wait for no other."""
+    chain = _Chain(run)
+    return [chain.link(name, DEPTH_MAX - 1) for name in chain.blocking()]
 
 
 @dataclass
@@ -136,7 +150,7 @@ class _Chain:
                 again = f", attempt {state.attempt}" if state.attempt > 1 else ""
                 child_run = child_run_id(self.run.id, name, state.attempt)
                 message = f"runs as run {child_run} of pipeline {child.pipeline!r}{again}"
-                return self._one(name, state, Cause.RUNNING, message, since_s=state.started_at_s)
+                return self._one(name, state, Cause.CHILD, message, since_s=state.started_at_s)
             case StepStatus.RUNNING:
                 again = f", attempt {state.attempt}" if state.attempt > 1 else ""
                 on = f" on worker {state.worker}" if state.worker else ""
@@ -283,6 +297,16 @@ class _Chain:
 
     # ---- links
 
+    def _child(self, name: str, state: StepState) -> str:
+        return "" if self.run.spec(name).child is None else child_run_id(self.run.id, name, state.attempt)
+
+    def blocking(self) -> list[str]:
+        """Name the steps that a run goes on with, or that failed it; at most `BREADTH_MAX`."""
+        run = self.run
+        if run.failed:
+            return run.failed[:BREADTH_MAX]
+        return [name for name in self._under_way() if name not in run.expansions][:BREADTH_MAX]
+
     def _parents(self, name: str) -> Iterable[str]:
         assert self.run.graph is not None
         return self.run.parents_of(name)
@@ -319,6 +343,7 @@ class _Chain:
             since_s=since_s,
             due_at_s=due_at_s,
             worker=state.worker if state.status is StepStatus.RUNNING else "",
+            child=self._child(name, state) if cause in _OF_CHILDREN else "",
         )
 
 

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import sys
+from typing import Any
 
 import anyio
 import pytest
 
-from evpipe import Cache, Client, Controller, Mutex, NotFound, Pipeline, Worker
+from evpipe import Cache, Client, Controller, Mutex, NotFound, Pipeline, Worker, pipeline
 from evpipe.bus.server import ServerProcess
 from evpipe.bus.settings import BusSettings
+from evpipe.client.handle import RunHandle
 from evpipe.core.why import Cause, Why
-from tests.e2e.decision_pipelines import coin, told
+from tests.e2e.decision_pipelines import coin, fail, told
 from tests.e2e.helpers import clean_environment, until_async
 
 
@@ -24,8 +26,24 @@ def waiting() -> Pipeline:
     return p
 
 
+@pipeline
+def inside(*, fails: bool) -> str:
+    return told.options(name="later", after=[fail.options(queue="default" if fails else "gpu")()])(1)
+
+
+@pipeline
+def around(*, fails: bool) -> str:
+    return told(inside(fails=fails))
+
+
 def causes(found: Why) -> list[Cause]:
     return [found.cause, *(causes(found.because[0]) if found.because else [])]
+
+
+async def begun(handle: RunHandle[Any], step: str) -> bool:
+    """Say whether a step that is a run has begun, and a step of that waits in a queue."""
+    found = await handle.why(step)
+    return found.cause is Cause.CHILD and any(inner.cause is Cause.QUEUED for inner in found.because)
 
 
 async def launched(client: Client, queue: str) -> bool:
@@ -49,6 +67,11 @@ def test_what_holds_a_step_up(server: ServerProcess) -> None:
                     found = await second.why("one")
                     assert causes(found) == [Cause.QUEUED, Cause.SAME_RUNS]
                     assert first.id in found.because[0].message
+                    outer = await client.submit(around, {"fails": False})
+                    await until_async(lambda: begun(outer, "inside"), "the child run has a launch")
+                    found = await outer.why("told")
+                    assert causes(found) == [Cause.PARENTS, Cause.CHILD, Cause.QUEUED, Cause.NO_WORKER]
+                    await outer.cancel()
                     found = await second.why("three")
                     assert causes(found) == [Cause.QUEUED, Cause.SEMAPHORE]
                     assert (
@@ -60,8 +83,13 @@ def test_what_holds_a_step_up(server: ServerProcess) -> None:
                     await second.result(timeout_s=20)
                     assert causes(await second.why("one")) == [Cause.DONE]
                 run = await client.submit(coin, {"side": "edge"})
+                outer = await client.submit(around, {"fails": True})
                 async with Worker(client, ["default"], slots=2):
                     await run.result(timeout_s=20)
+                    await outer.result(timeout_s=20)
+                found = await outer.why("told")
+                assert causes(found) == [Cause.UPSTREAM, Cause.FAILED, Cause.FAILED]
+                assert found.roots()[0].run != outer.id
                 found = await run.why("told")
                 assert causes(found) == [Cause.CONDITION, Cause.CONDITION]
                 assert found.because[0].message.endswith("(flip is 'edge')")
