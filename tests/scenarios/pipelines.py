@@ -120,6 +120,21 @@ def diamond_of_diamonds() -> str:
     return found
 
 
+@pipeline
+def inner_diamond(outer: str, before: tuple[str, ...] = ()) -> str:
+    a = give.options(name="A")(f"{outer}A")
+    b, c = (give.options(name=name, after=[a])(outer + name) for name in "BC")
+    found: str = give.options(name="D", after=[b, c])(f"{outer}D")
+    return found
+
+
+@pipeline
+def diamond_of_pipelines() -> str:
+    a = inner_diamond.options(name="A")("A")
+    b, c = (inner_diamond.options(name=name)(name, (a,)) for name in "BC")
+    return inner_diamond.options(name="D")("D", (b, c))
+
+
 # ---- A2, A3 dependencies on outcomes
 
 

@@ -133,6 +133,15 @@ ROWS: Final[list[Row]] = [
         value="DD",
         check=both(after("B-A", "A-D"), after("C-A", "A-D"), after("D-A", "B-D", "C-D"), output("C-B", "CB")),
     ),
+    Row(
+        id="A1d pipelines",
+        pipeline=these.diamond_of_pipelines,
+        theirs="A B C D: ok",
+        ours="A B C D: succeeded",
+        value="DD",
+        differs="a diamond as a step is a run of its own: its tasks have their names in that run",
+        check=both(after("B", "A"), after("C", "A"), after("D", "B", "C")),
+    ),
     # ---- A2
     Row(
         id="A2",
