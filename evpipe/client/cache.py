@@ -189,6 +189,7 @@ class CacheView:
         while closed is not None:
             data = closed.data if closed.data is not None else await self._bus.objects.get(closed.digest)
             self._lists.open(closed, data)
+            launch = self._lists.filled(launch)
             closed = self._lists.closed(launch.arguments)
         return self._lists.filled(launch).arguments
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TypeAlias, TypeVar
 
 from evpipe.core.artifact import Artifact
 from evpipe.core.bindings import OutputRef, select
@@ -27,12 +27,25 @@ LIST_BYTES_MAX: Final = 32 * 1024 * 1024
 OPEN_BYTES_MAX: Final = 64 * 1024 * 1024
 
 
+#: The elements of a list or a tuple.
+StoredList: TypeAlias = list[Any] | tuple[Any, ...]
+
+
+def read_list(data: bytes) -> StoredList | None:
+    """Read a stored list; None if it is none."""
+    try:
+        found = open_stored(data)
+    except EvpipeError:
+        return None
+    return found if isinstance(found, (list, tuple)) else None
+
+
 class OpenLists:
     """The lists that were opened lately."""
 
     def __init__(self) -> None:
         #: By digest: the elements, None for a list that cannot be opened; and the bytes of the list.
-        self._lists: OrderedDict[str, tuple[list[Any] | tuple[Any, ...] | None, int]] = OrderedDict()
+        self._lists: OrderedDict[str, tuple[StoredList | None, int]] = OrderedDict()
         self._bytes = 0
 
     def closed(self, arguments: Mapping[str, Any]) -> Artifact | None:
@@ -40,25 +53,27 @@ class OpenLists:
         return next((found for found in _elements(arguments) if found.digest not in self._lists), None)
 
     def open(self, artifact: Artifact, data: bytes | None) -> None:
-        """Open a list; what is none is left as it is, for whoever needs it says so.
+        """Open a list; as `put`.
 
         Args:
             data: its bytes; None: they could not be had.
         """
-        found: Any = None
-        if data is not None:
-            try:
-                found = open_stored(data)
-            except EvpipeError:
-                found = None
-        self._lists[artifact.digest] = (found if isinstance(found, (list, tuple)) else None, artifact.size_bytes)
-        self._bytes += artifact.size_bytes
+        self.put(artifact, None if data is None else read_list(data))
+
+    def put(self, artifact: Artifact, found: StoredList | None) -> None:
+        """Take in a list that was read; what is none is left as it is, for whoever needs it says so.
+
+        The one that was used longest ago may be closed for it: so what waits for several is filled as each is open.
+        """
+        size = 0 if found is None else artifact.size_bytes
+        self._lists[artifact.digest] = (found, size)
+        self._bytes += size
         while self._bytes > OPEN_BYTES_MAX and len(self._lists) > 1:
             _, (_, size) = self._lists.popitem(last=False)
             self._bytes -= size
 
     def filled(self, command: BeginT) -> BeginT:
-        """Give a launch with the elements of open lists in the places of what stood for them."""
+        """Give a launch with the elements of the lists that are open in the places of what stood for them."""
         arguments = command.arguments
         if next(_elements(arguments), None) is None:
             return command

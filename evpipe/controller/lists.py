@@ -11,7 +11,7 @@ import structlog
 from anyio.abc import TaskGroup
 
 from evpipe.bus.protocol import Bus
-from evpipe.client.lists import BeginT, OpenLists
+from evpipe.client.lists import BeginT, OpenLists, read_list
 from evpipe.core.artifact import Artifact
 from evpipe.core.commands import Launch, SubmitRun
 from evpipe.errors import EvpipeError
@@ -60,8 +60,11 @@ class ListOpener:
             except EvpipeError as error:
                 # Its worker will see the same, and say so as the failure of the step.
                 log.warning("list_not_opened", digest=artifact.digest, error=str(error))
-        await anyio.to_thread.run_sync(self._lists.open, artifact, data)
-        for i, (case, command) in enumerate(self._waiting.pop(artifact.digest)):
+        found = None if data is None else await anyio.to_thread.run_sync(read_list, data)
+        self._lists.put(artifact, found)
+        # At once: when the next list is open, this one may be closed again.
+        filled = [(case, self._lists.filled(command)) for case, command in self._waiting.pop(artifact.digest)]
+        for i, (case, command) in enumerate(filled):
             if case.run.may_launch(command.step, command.attempt):
                 self._launch(case, command)
             if i % TURN == TURN - 1:

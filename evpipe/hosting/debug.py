@@ -25,11 +25,10 @@ import anyio
 from evpipe.client.client import check_refresh, new_run_id
 from evpipe.client.command_files import command_files, commands_of
 from evpipe.client.fingerprints import components_of, facts_of_run
-from evpipe.client.lists import OpenLists
+from evpipe.client.lists import BeginT, OpenLists
 from evpipe.client.logs import LogEntry
 from evpipe.client.loops import outside_of_any_loop
 from evpipe.client.waiting import WaitingStep, this_user
-from evpipe.core.artifact import Artifact
 from evpipe.core.children import end_of_step
 from evpipe.core.commands import Await, Decide, Launch, SubmitRun, WakeAt
 from evpipe.core.events import (
@@ -163,10 +162,13 @@ class _Store:
         # The method holds this object, and so the folder, for as long as the result lives.
         return RunResult.of(run, self._opened, self._child)
 
-    def open(self, closed: Artifact) -> None:
-        """Open a list of which elements are arguments."""
-        file = self.base.path / closed.digest
-        self.lists.open(closed, closed.data if closed.data is not None else file.read_bytes())
+    def filled(self, command: BeginT) -> BeginT:
+        """Give a launch with the elements of lists that are its arguments."""
+        while (closed := self.lists.closed(command.arguments)) is not None:
+            file = self.base.path / closed.digest
+            self.lists.open(closed, closed.data if closed.data is not None else file.read_bytes())
+            command = self.lists.filled(command)
+        return self.lists.filled(command)
 
     def folder(self) -> str:
         return tempfile.mkdtemp(dir=self.base.path)
@@ -277,9 +279,7 @@ class _DebugRun:
 
     def _child_run(self, command: SubmitRun) -> Event:
         """Run the run that a step is to its end; gives the end of the step."""
-        while (closed := self._store.lists.closed(command.arguments)) is not None:
-            self._store.open(closed)
-        command = self._store.lists.filled(command)
+        command = self._store.filled(command)
         run, step, attempt = self.run, self.run.spec(command.step), command.attempt
         assert step.child is not None
         try:
@@ -302,9 +302,7 @@ class _DebugRun:
 
     def _launched(self, launch: Launch) -> Event:
         """Give what follows from a launch: what the cache says, or what the call gives."""
-        while (closed := self._store.lists.closed(launch.arguments)) is not None:
-            self._store.open(closed)
-        launch = self._store.lists.filled(launch)
+        launch = self._store.filled(launch)
         components = components_of(self.run.spec(launch.step), launch.arguments, self._store.facts)
         fingerprint = components.fingerprint() if components is not None else ""
         if fingerprint in self._store.results:

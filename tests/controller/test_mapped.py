@@ -3,11 +3,26 @@
 from __future__ import annotations
 
 import anyio
+import pytest
 
-from evpipe import Client, Controller, Mutex, Pipeline
+from evpipe import Client, Controller, Mutex, Pipeline, run, step
+from evpipe.client import lists
 from tests.controller.test_limits import Witness, body, hosted, play, seen
 
 __all__ = ["seen"]
+
+#: Elements of a list that is stored beside the log.
+COUNT = 100
+
+
+@step
+async def many(name: str) -> list[str]:
+    return [f"{i}{name * 1_000}" for i in range(COUNT)]
+
+
+@step
+async def join(a: str, b: str, c: str) -> str:
+    return "".join(text.rstrip("abc") for text in (a, b, c))
 
 
 def two(**options: object) -> Pipeline:
@@ -55,3 +70,20 @@ def test_the_cache_knows_elements_by_the_step_that_is_mapped(seen: Witness) -> N
             assert await statuses(client) == ["succeeded"] * 2
 
     play(main)
+
+
+def test_lists_that_are_not_open_together_are_opened_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In all modes: an element takes what it needs of one, which may be closed for the next."""
+    monkeypatch.setattr(lists, "OPEN_BYTES_MAX", 70_000)
+    made = Pipeline("joined")
+    texts = [made.step(name, many, name=name) for name in ("a", "b", "c")]
+    made.output(made.map("joined", join, a=texts[0], b=texts[1], c=texts[2]))
+    expected = [f"{i}{i}{i}" for i in range(COUNT)]
+
+    async def main() -> None:
+        async with hosted(slots=8) as (client, _):
+            with anyio.fail_after(60):
+                assert (await (await client.submit(made)).result()).value == expected
+
+    play(main)
+    assert run(made, mode="debug").value == expected
