@@ -19,7 +19,7 @@ from evpipe.core.mapping import POSITIONAL
 from evpipe.errors import EvpipeError
 from evpipe.wire.storing import open_stored
 
-BeginT = TypeVar("BeginT", Launch, SubmitRun)
+BeginT = TypeVar("BeginT", bound=Launch | SubmitRun)
 
 #: Larger lists stay closed: their elements are large, too, or very many.
 LIST_BYTES_MAX: Final = 32 * 1024 * 1024
