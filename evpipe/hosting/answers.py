@@ -42,6 +42,8 @@ class Answers:
         self._given = dict(given or {})
         #: The graph whose steps they are for, and those around it.
         self._around: tuple[Graph, ...] = (graph,)
+        #: The path of their run, with a slash at its end; "" of the root.
+        self._path = ""
         for name, answer in self._given.items():
             self._check(str(name), answer, graph)
 
@@ -51,9 +53,14 @@ class Answers:
         child = self._around[0].steps[step.partition("=")[0]].child
         assert child is not None, "only of steps that are runs"
         found._around = graphs_below(child, self._around)
+        found._path = f"{self._path}{step}/"
         paths = {str(name).partition("/"): answer for name, answer in self._given.items()}
         found._given = {rest: answer for (outer, _, rest), answer in paths.items() if outer == step and rest}
         return found
+
+    def path_of(self, step: str) -> str:
+        """Give what an answer to one of these steps is given for."""
+        return self._path + step
 
     def may_wait(self) -> bool:
         """Say whether there is a step in the graph, or in one of those built into it, that waits for somebody."""
@@ -93,11 +100,12 @@ def waits_for_somebody(step: Step) -> bool:
     return step.wait is not None and step.wait.kind is not WaitKind.SLEEP
 
 
-def nobody_answers(waiting: WaitingStep, mode: str) -> UsageError:
+def nobody_answers(waiting: WaitingStep, mode: str, answers: Answers) -> UsageError:
     """Make the error for a step that would wait for ever, because all that could answer it is this process."""
     return UsageError(
         f"step {waiting.step!r} {_what(waiting)}, and in mode {mode} nobody else can give it: "
-        f"run(…, answers={{{waiting.step!r}: …}}) does, and mode 'bus' has `evpipe runs approve` and `evpipe signal`"
+        f"run(…, answers={{{answers.path_of(waiting.step)!r}: …}}) does, and mode 'bus' has `evpipe runs approve` and "
+        "`evpipe signal`"
     )
 
 
@@ -181,7 +189,7 @@ async def _answer(
 ) -> None:
     if waiting.step not in answers:
         if mode == "local" and waiting.until is None:
-            raise nobody_answers(waiting, mode)
+            raise nobody_answers(waiting, mode, answers)
         if waiting.kind == WaitKind.APPROVAL and mode == "bus":
             command = f"`evpipe runs approve {handle.id} {waiting.step}`"
             note(f"step {waiting.step!r} {_what(waiting)}; {command} gives one")

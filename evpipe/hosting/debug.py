@@ -257,7 +257,7 @@ class _DebugRun:
         elif waiting.until is not None:
             return []
         else:
-            raise nobody_answers(waiting, "debug")
+            raise nobody_answers(waiting, "debug", self._answers)
         if waiting.kind != WaitKind.APPROVAL:
             return [self._logged(StepReceived(step=step, value=answer))]
         wait = self.run.spec(step).wait

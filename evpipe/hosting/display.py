@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, TextIO
 import anyio
 import structlog
 
+from evpipe.core.lineage import child_run_id
 from evpipe.core.machine import Run
 from evpipe.core.names import for_people
 from evpipe.core.run_state import StepState
@@ -184,6 +185,8 @@ class Display:
             told = self._progress.get(for_people(name))
             if told is not None and told.attempt == state.attempt and not state.ended:
                 note = progress_text(told)
+            if state.status is StepStatus.RUNNING and state.attempt and run.spec(name).child is not None:
+                note = f"run {child_run_id(run.id, name, state.attempt)}"
             if state.status is StepStatus.RUNNING and (waits_for := run.waits_for(name)):
                 left = "" if state.due_at_s is None else f" ({max(0.0, state.due_at_s - now_s):.0f} s left)"
                 note = waits_for + left

@@ -108,8 +108,17 @@ def bare(name: str) -> dict[str, list[float]]:
     return {name: load(1)}
 
 
+@pipeline
+def nested() -> float:
+    assert_type(churn(500), float)
+    assert_type(churn.options(name="again", retries=1, after=["churn"])(rows=5), float)
+    assert_type(churn.map([1, 2])[0], float)
+    return churn(rows=1)
+
+
 def results() -> None:
     assert_type(churn(500), float)
+    assert_type(nested.run().steps["churn"].run, str | None)
     assert_type(churn.fn(rows=500), float)
     result = churn.run(rows=500, depths=(1, 2))
     assert_type(result, RunResult[float])
