@@ -9,6 +9,7 @@ from __future__ import annotations
 import heapq
 from abc import ABC, abstractmethod
 from bisect import insort
+from collections.abc import Collection
 from typing import Final, TypeAlias
 
 from evpipe.controller.dispatch import Held
@@ -73,6 +74,18 @@ class LimitEntry(ABC):
             return False
         return self.has_room(self.limit_of(held), now_s)
 
+    def take_out_having(self) -> list[Held]:
+        """Give the waiters that have their place already, and let them wait no more.
+
+        Somebody who led before gave it to them. They are not to wait for those who wait for them.
+        """
+        names = self.names
+        having = [held for held in self.waiters if not held.dropped and self.name_of(held) in names]
+        if having:
+            self.waiters = [held for held in self.waiters if held not in having]
+            heapq.heapify(self.waiters)
+        return having
+
     def give_back(self, now_s: float) -> list[Held]:
         """Take out what has no room any more; the newest first, and only what is not written."""
         refused = []
@@ -90,6 +103,14 @@ class LimitEntry(ABC):
     @abstractmethod
     def has(self, held: Held) -> bool:
         """Say whether this very launch has its place already: a repeated command."""
+
+    @property
+    @abstractmethod
+    def names(self) -> Collection[tuple[object, ...]]:
+        """Give what `name_of` gives of all that are in it."""
+
+    @abstractmethod
+    def name_of(self, held: Held) -> tuple[object, ...]: ...
 
     @abstractmethod
     def has_room(self, limit: Limit, now_s: float) -> bool:
@@ -140,6 +161,13 @@ class SemaphoreEntry(LimitEntry):
 
     def has(self, held: Held) -> bool:
         return key_of(held) in self.holders
+
+    @property
+    def names(self) -> Collection[tuple[object, ...]]:
+        return self.holders
+
+    def name_of(self, held: Held) -> tuple[object, ...]:
+        return key_of(held)
 
     def has_room(self, limit: Limit, now_s: float) -> bool:
         return len(self.holders) < min(limit.count, self.count or limit.count)
@@ -198,6 +226,13 @@ class RateEntry(LimitEntry):
         run, step = key_of(held)
         attempt = held.command.attempt
         return any((one.run, one.step, one.attempt) == (run, step, attempt) for one in reversed(self.launched))
+
+    @property
+    def names(self) -> Collection[tuple[object, ...]]:
+        return {(one.run, one.step, one.attempt) for one in self.launched}
+
+    def name_of(self, held: Held) -> tuple[object, ...]:
+        return (*key_of(held), held.command.attempt)
 
     def room_at_s(self, limit: Limit) -> float:
         """Give when there is room for one more that declares `limit`; a moment in the past if there is now."""

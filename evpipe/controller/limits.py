@@ -123,11 +123,27 @@ class Limits:
             return
         now_s = self._clock()
         entries = self._entries_of(held)
+        self._void_partial(held, entries)
         for entry in entries:
             if not entry.may_take(held, now_s):
                 self._park(entry, held)
                 return
         self._grant(held, entries, now_s)
+
+    def _void_partial(self, held: Held, entries: list[LimitEntry]) -> None:
+        """Take a launch out of entries that name it while another of its limits does not.
+
+        A launch leaves when all of them name it. So this one has not left: who began to write it down has died. Kept,
+        it would wait for one limit with another in the hand.
+        """
+        semaphores = [entry for entry in entries if isinstance(entry, SemaphoreEntry)]
+        if key_of(held) in self.holding or any(entry.revision is None for entry in semaphores):
+            return
+        having = [entry for entry in semaphores if entry.has(held)]
+        if len(having) < len(semaphores):
+            for entry in having:
+                entry.remove(held)
+                self._write_soon(entry)
 
     def seize(self, case: Case, step: str, attempt: int) -> None:
         """Take note that a step runs which holds its semaphores, whatever their entries say."""
@@ -233,6 +249,8 @@ class Limits:
         for held in entry.give_back(now_s):
             self._give_back(held, entry)
         self._look_at_holders(entry)
+        for held in entry.take_out_having():
+            self.take(held)
         self._serve(entry)
 
     async def _put(self, entry: LimitEntry) -> None:
@@ -262,6 +280,7 @@ class Limits:
                 held.unwritten.discard(entry)
                 if not held.unwritten:
                     self._go(held)
+        self._serve(entry)
 
     def _go(self, held: Held) -> None:
         """Let a launch go that has all its limits."""
