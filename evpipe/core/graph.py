@@ -19,7 +19,7 @@ from evpipe.core.exits import RUN
 from evpipe.core.fingerprint import CachePolicy
 from evpipe.core.limits import PRIORITY_DEFAULT, Limit, check_limits, check_priority
 from evpipe.core.lineage import NESTING_MAX, Child
-from evpipe.core.mapping import Mapped, aligned_with
+from evpipe.core.mapping import POSITIONAL, Mapped, aligned_with
 from evpipe.core.names import check_name, nearest
 from evpipe.core.parameters import Parameter, check_parameter_names
 from evpipe.core.retry import NO_RETRIES, RetryPolicy
@@ -174,6 +174,10 @@ class Graph:
             check_seconds(f"{where}: timeout_s", step.timeout_s)
         if step.cache is not None:
             check_seconds(f"{where}: cache: ttl_s", step.cache.ttl_s)
+        if not isinstance(step.arguments.get(POSITIONAL, []), list):
+            raise UsageError(
+                f"{where}: what is under {POSITIONAL!r} in its arguments must be the list of positional ones"
+            )
         if step.on_exit and step.run_if is not RunIf.ALWAYS:
             raise UsageError(f"{where} is an on_exit handler: its run_if must be always, not {step.run_if.value}")
         if step.wait is not None:

@@ -11,6 +11,7 @@ commands, one that cannot be gives `Quarantine`; neither changes anything.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable
 from typing import Any, TypeAlias, assert_never
 
@@ -558,8 +559,10 @@ class Run(RunState):
         assert self._readiness is not None
         found = expand(self, name, step)
         if len(self.steps) + found.count > STEPS_MAX:
+            # Of a product of very many lists the number is not one that can be written.
+            count = f"{found.count:,}" if found.count < sys.maxsize else "far too many"
             raise BindingError(
-                f"step {for_people(name)!r} would have {found.count:,} elements: a run has at most {STEPS_MAX:,} steps"
+                f"step {for_people(name)!r} would have {count} elements: a run has at most {STEPS_MAX:,} steps"
             )
         found.open_count = found.count
         self.expansions[name] = found

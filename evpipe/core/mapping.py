@@ -54,7 +54,11 @@ class Mapped:
             raise UsageError(f"{where} is mapped over nothing: at least one argument must be a list, or may become one")
         for place in self.places:
             positional = step.arguments.get(POSITIONAL, [])
-            if place not in step.arguments if isinstance(place, str) else not 0 <= place < len(positional):
+            if isinstance(place, str):
+                gets = place in step.arguments and place != POSITIONAL
+            else:
+                gets = 0 <= place < len(positional)
+            if not gets:
                 raise UsageError(f"{where} is mapped over the argument {place!r}, which it does not get")
 
 

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from evpipe.core import graph as graph_module
 from evpipe.core.bindings import TREE_DEPTH_MAX, OutputRef, ParameterRef
 from evpipe.core.graph import Graph, Step, find_cycle
+from evpipe.core.mapping import Mapped
 from evpipe.core.names import ALLOWED, nearest
 from evpipe.core.parameters import Parameter
 from evpipe.errors import LimitExceeded, UsageError
@@ -313,3 +314,13 @@ def test_free_steps_keep_their_order() -> None:
 @pytest.mark.parametrize("path", [(), (0,), ("score",), ("score", "anything")])
 def test_declared_outputs_are_checked_by_their_first_name_only(path: tuple[str | int, ...]) -> None:
     assert graph(A, output=OutputRef("a", path)).order == ("a",)
+
+
+@pytest.mark.parametrize("found", [5, None, "text", {"a": 1}, OutputRef("load"), (1, 2)])
+def test_positional_arguments_are_a_list(found: object) -> None:
+    """Also in a graph that nobody's `def` has made."""
+    for mapped in (None, Mapped(places=(0,))):
+        with pytest.raises(UsageError, match=r"step 'm': what is under '\*' in its arguments must be the list"):
+            graph(step("load"), step("m", arguments={"*": found}, mapped=mapped))
+    with pytest.raises(UsageError, match=r"step 'm' is mapped over the argument '\*'"):
+        graph(step("m", arguments={"*": [[1]]}, mapped=Mapped(places=("*",))))

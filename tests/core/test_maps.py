@@ -394,3 +394,13 @@ def test_elements_are_named_as_people_write_them() -> None:
     assert isinstance(failure, StepFailed)
     assert failure.failure.message == "the output a[1] has no 'score': it has type int"
     assert why(run, "a=1").message == "has the result of step 'a[5]' of run run00002"
+
+
+def test_a_product_of_very_many_lists_fails_the_step() -> None:
+    """Its elements are a number with more digits than Python writes."""
+    arguments: dict[str, Tree] = {f"x{i}": OutputRef("a") for i in range(900)}
+    product = step("m", arguments=arguments, mapped=Mapped(places=tuple(arguments), product=True))
+    (command,) = folded(submitted(graph(step("a"), product))).step(succeeded("a", value=[0] * 100_000))
+    assert isinstance(command, Decide)
+    assert isinstance(command.event, StepFailed)
+    assert command.event.failure.message.startswith("step 'm' would have far too many elements")
