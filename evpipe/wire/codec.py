@@ -76,13 +76,15 @@ class Fields:
 
     def whole(self, key: str, default: int | None = None) -> int:
         value = self.map.get(key, default)
-        if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
+        if type(value) is int and value >= 0:  # a bool is none
             return value
         self._wrong(key, value, "a whole number from 0")
 
     def number(self, key: str, default: float | None = None) -> float:
         value = self.map.get(key, default)
-        if isinstance(value, (int, float)) and not isinstance(value, bool):
+        if type(value) is float:
+            return value
+        if type(value) is int:
             return float(value)
         self._wrong(key, value, "a number")
 

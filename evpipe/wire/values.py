@@ -8,7 +8,7 @@ and unpacked here, by C in one pass; a value with any other type in it takes the
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, Final, TypeAlias
 
 import msgpack
@@ -145,22 +145,24 @@ def unpack(
         RemoteProtocolError: if the bytes are not such a value or go over a limit.
 
     """
-    met: list[Artifact] = [] if artifacts is None else artifacts
-    decoding = Decoding(items_max, met)
     try:
-        found = _unpack(data, decoding, 0)
+        # Most payloads are a map of texts and numbers.
+        found = _load(data, _extended, items_max)
+        if type(found) is dict and LEAVES.issuperset(map(type, found.values())) and _TEXT.issuperset(map(type, found)):
+            return found
     except _NotPlain:
-        from evpipe.wire.restoring import restored
+        met: list[Artifact] = [] if artifacts is None else artifacts
+        decoding = Decoding(items_max, met)
+        try:
+            found = _unpack(data, decoding, 0)
+            whole = not met or reader is None
+        except _NotPlain:
+            whole = False
+        if not whole:
+            from evpipe.wire.restoring import restored
 
-        met.clear()
-        return restored(data, decoding, reader)
-    if met and reader is not None:
-        from evpipe.wire.restoring import restored
-
-        met.clear()
-        return restored(data, decoding, reader)
-    if type(found) is dict and LEAVES.issuperset(map(type, found.values())) and _TEXT.issuperset(map(type, found)):
-        return found
+            met.clear()
+            return restored(data, decoding, reader)
     if not _well_formed(found, DEPTH_MAX + WRAPPER_DEPTH_MAX, containers_max=len(data), items_max=len(data)):
         raise RemoteProtocolError(
             f"{NOT_A_VALUE}: nested too deep, a key that is not text or a type of another protocol"
@@ -172,13 +174,18 @@ def _unpack(data: bytes, decoding: Decoding, depth: int) -> Any:
     if depth > DEPTH_MAX + 1:
         # Every level takes 50 KB of the C stack: a few hundred would kill the process.
         raise RemoteProtocolError(f"{NOT_A_VALUE}: nested deeper than {DEPTH_MAX} levels")
+    return _load(data, lambda code, inner: _restore(code, inner, depth + 1, decoding), decoding.items_max)
+
+
+def _extended(_code: int, _data: bytes) -> Any:
+    raise _NotPlain
+
+
+def _load(data: bytes, restore: Callable[[int, bytes], Any], items_max: int) -> Any:
+    """Decode a value; `restore` makes those of the extension types in it."""
     try:
         return msgpack.unpackb(
-            data,
-            strict_map_key=True,
-            ext_hook=lambda code, inner: _restore(code, inner, depth + 1, decoding),
-            max_array_len=decoding.items_max,
-            max_map_len=decoding.items_max,
+            data, strict_map_key=True, ext_hook=restore, max_array_len=items_max, max_map_len=items_max
         )
     except (RemoteProtocolError, _NotPlain):
         raise
