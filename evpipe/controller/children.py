@@ -26,6 +26,7 @@ from evpipe.core.children import EndOfStep, end_of_step
 from evpipe.core.commands import CancelRun, SubmitRun
 from evpipe.core.events import CancelRequested, Decision, Finished
 from evpipe.core.lineage import Parent, child_run_id
+from evpipe.core.names import for_people
 from evpipe.errors import BusError, EvpipeError, LimitExceeded, UsageError
 from evpipe.wire.artifacts import ArtifactWriter
 from evpipe.wire.children import encode_child, encode_end_of_step, refusal_of_child, submission_of_child, unstorable
@@ -104,7 +105,7 @@ class Children:
             name=command.step,
             attempt=command.attempt,
         )
-        payload = encode_child(submission, command.arguments, f"step {command.step!r}", writer)
+        payload = encode_child(submission, command.arguments, f"step {for_people(command.step)!r}", writer)
         child = child_run_id(case.run.id, command.step, command.attempt)
         return self._subjects.event(step.child.pipeline, child, None, "submitted"), payload
 

@@ -602,7 +602,9 @@ class Desk:
 
     async def _look_up_again(self, case: Case, event: StepCached) -> None:
         await anyio.sleep(DUE_AGAIN_S)
-        if self.cases.get(case.run.id) is not case or case.broken:
+        gone = self.cases.get(case.run.id) is not case or case.broken
+        if gone or not case.run.may_launch(event.step, event.attempt):
+            # Of very many that were refused at once, hardly one is still to be launched.
             return
         for command in case.run.outstanding():
             if isinstance(command, Launch) and (command.step, command.attempt) == (event.step, event.attempt):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, TypeAlias
 
 from evpipe.core.events import Failure, Finished, StepCancelled, StepFailed, StepSucceeded
+from evpipe.core.names import for_people
 from evpipe.core.states import Reason, RunStatus
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ def _why(run: Run, end: Finished) -> tuple[Reason, Failure]:
     message = found.message
     if run.spec(name).child is None:
         # Once, at the step that did it: however deep that is, the message says where.
-        message = f"{message} (step {name!r} of run {run.id} of pipeline {_pipeline(run)!r})"
+        message = f"{message} (step {for_people(name)!r} of run {run.id} of pipeline {_pipeline(run)!r})"
     # A step that was lost too often is no loss of this attempt, which nobody can lose.
     reason = Reason.ERROR if state.reason in (None, Reason.LOST) else state.reason
     return reason, Failure(message=message, types=found.types, traceback=found.traceback)

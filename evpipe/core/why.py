@@ -15,8 +15,8 @@ from evpipe.core.bindings import BindingError, ParameterRef, resolve
 from evpipe.core.conditions import condition_references
 from evpipe.core.events import CancelCause, StepCancelled, StepFailed, StepSkipped
 from evpipe.core.lineage import child_run_id
-from evpipe.core.mapping import element_of
-from evpipe.core.names import for_people
+from evpipe.core.mapping import condition_at, element_of
+from evpipe.core.names import SEPARATOR, for_people
 from evpipe.core.states import STEP_VALUES, OnFailure, Reason, StepStatus
 
 if TYPE_CHECKING:
@@ -282,8 +282,12 @@ class _Chain:
 
     def _values(self, name: str) -> str:
         """Show the values that a condition was about."""
-        when = self.run.spec(name).when
-        if when is None:
+        step = self.run.spec(name)
+        if step.when is None:
+            return ""
+        try:
+            when = condition_at(step, self.run.trees_of(name)) if SEPARATOR in name else step.when
+        except BindingError:
             return ""
         found: dict[str, str] = {}
         for ref in condition_references(when):

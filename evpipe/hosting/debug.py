@@ -286,7 +286,9 @@ class _DebugRun:
             submission = submission_of_child(
                 self._submission, step, run=run.id, pipeline=self._pipeline, name=command.step, attempt=attempt
             )
-            payload = encode_child(submission, command.arguments, f"step {command.step!r}", self._store.writer)
+            payload = encode_child(
+                submission, command.arguments, f"step {for_people(command.step)!r}", self._store.writer
+            )
         except EvpipeError as error:
             return self._logged(refusal_of_child(command.step, attempt, error))
         child_id = child_run_id(run.id, command.step, attempt)

@@ -54,6 +54,12 @@ def read_mapped(
     Raises:
         UsageError: if there is nothing to map over, lists that go in step differ in length, or an option is wrong.
     """
+    for option, is_given in (("product", product is not False), ("levels", levels != 1)):
+        if is_given and option in bound.signature.parameters and option not in bound.arguments:
+            raise UsageError(
+                f"{where}: {option!r} is one of its parameters and an option of map: the former is given by position, "
+                f"or in args={{{option!r}: …}} of Pipeline.map"
+            )
     if not isinstance(product, bool):
         raise UsageError(f"{where}: product must be True or False, not {product!r}")
     if not isinstance(levels, int) or isinstance(levels, bool) or not 1 <= levels <= LEVELS_MAX:

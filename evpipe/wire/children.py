@@ -11,6 +11,7 @@ from evpipe.core.events import Failure, StepFailed, StepSucceeded
 from evpipe.core.graph import Step
 from evpipe.core.lineage import Parent, graph_of_child
 from evpipe.core.machine import Run
+from evpipe.core.names import for_people
 from evpipe.core.states import Reason
 from evpipe.errors import UsageError
 from evpipe.wire.artifacts import ArtifactWriter
@@ -90,7 +91,7 @@ def encode_child(
 
 def refusal_of_child(step: str, attempt: int, error: Exception) -> StepFailed:
     """Give the end of an attempt whose run cannot be submitted."""
-    failure = Failure(message=f"the run of step {step!r} cannot be submitted: {error}")
+    failure = Failure(message=f"the run of step {for_people(step)!r} cannot be submitted: {error}")
     reason = Reason.REJECTED if type(error) is UsageError else Reason.OUTPUT
     return StepFailed(step=step, attempt=attempt, reason=reason, failure=failure)
 
@@ -117,5 +118,5 @@ def encode_end_of_step(event: EndOfStep, writer: ArtifactWriter) -> tuple[str, b
     if not isinstance(event, StepSucceeded):
         _, kind, payload = encode_event(event)
         return kind, payload
-    packed = encode_stored(event.value, f"the output of step {event.step!r}", writer)
+    packed = encode_stored(event.value, f"the output of step {for_people(event.step)!r}", writer)
     return "succeeded", encode_succeeded(event.attempt, event.started_at_s, packed)

@@ -38,7 +38,7 @@ from evpipe.core.fingerprint import NO_FACTS, RunFacts
 from evpipe.core.graph import Step
 from evpipe.core.limits import check_priority
 from evpipe.core.lineage import NESTING_MAX, Parent
-from evpipe.core.names import check_name
+from evpipe.core.names import check_name, for_people
 from evpipe.core.states import Reason, RunIf, RunStatus
 from evpipe.errors import LimitExceeded, RemoteProtocolError, UsageError
 from evpipe.wire.artifacts import ArtifactReader, ArtifactWriter, is_digest
@@ -241,7 +241,7 @@ def encode_event(event: Decision | StepSucceeded | StepApproved) -> tuple[str | 
     fields: dict[str, Any]
     match event:
         case StepSucceeded():
-            what = f"the output of step {event.step!r}"
+            what = f"the output of step {for_people(event.step)!r}"
             packed = encode_value(event.value, what)
             return event.step, "succeeded", encode_succeeded(event.attempt, event.started_at_s, packed)
         case StepCached():
@@ -253,7 +253,7 @@ def encode_event(event: Decision | StepSucceeded | StepApproved) -> tuple[str | 
             }
             if event.notes is not None:
                 fields[NOTES] = packable(notes_map(event.notes), "the notes")
-            packed = encode_value(event.value, f"the output of step {event.step!r}")
+            packed = encode_value(event.value, f"the output of step {for_people(event.step)!r}")
             return event.step, "cached", encode_map_with(fields, "value", packed)
         case StepApproved():
             packed = encode_value(event.answer, f"the answer to step {event.step!r}")

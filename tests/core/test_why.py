@@ -10,6 +10,7 @@ from evpipe.core.bindings import OutputRef, ParameterRef
 from evpipe.core.conditions import Comparison
 from evpipe.core.events import CancelCause, StepSkipped
 from evpipe.core.machine import Run
+from evpipe.core.mapping import Mapped
 from evpipe.core.parameters import REQUIRED, Parameter, ParameterType
 from evpipe.core.retry import RetryPolicy
 from evpipe.core.states import OnFailure, Reason, RunIf
@@ -186,3 +187,11 @@ def test_a_wide_graph_gives_a_short_list() -> None:
         names.append(one.step)
         left += one.because
     assert len(names) == len(set(names)) <= CAUSES_MAX
+
+
+def test_what_an_elements_condition_saw_is_of_the_element() -> None:
+    xs = OutputRef("a")
+    asks = step("b", arguments={"xs": xs}, mapped=Mapped(places=("xs",)), when=Comparison("==", xs, 1))
+    run = folded(submitted(graph(step("a", arguments={"xs": [1, 2]}, mapped=Mapped(places=("xs",))), asks)))
+    run.step(succeeded("a=1", value=5))
+    assert why(run, "b=1").message == "skipped: its condition is false: a[1] == 1 (a[1] is 5)"
