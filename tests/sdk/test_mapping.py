@@ -33,7 +33,10 @@ def in_a_pipeline(call: Callable[[], Any]) -> None:
             lambda: scaled.map([1, 2], [1]),
             "step 'scaled' is mapped over lists of different lengths: argument 'x' has 2",
         ),
-        (lambda: scaled.map([1], product=1), "step 'scaled': product must be True or False, not 1"),
+        (
+            lambda: scaled.map([1], product=1),  # type: ignore[call-overload]
+            "step 'scaled': product must be True or False, not 1",
+        ),
         (lambda: scaled.map([1], 1, 2, levels=9), "step 'scaled': levels must be a whole number from 1 to 8, not 9"),
         (lambda: scaled.map([1], levels=2), "step 'scaled': 'levels' is one of its parameters and an option of map"),
         (lambda: scaled(unmapped(1)), "argument 'x' of step 'scaled': unmapped(...) is for arguments of .map(...)"),
