@@ -316,39 +316,43 @@ class MemoryBucket:
         self._server = bus.server
         self._name = name
 
-    def _entries(self) -> dict[str, tuple[Entry, float | None]]:
-        entries = self._server.buckets.setdefault(self._name, {})
-        now = anyio.current_time()
-        for key in [key for key, (_, gone_at) in entries.items() if gone_at is not None and gone_at <= now]:
+    def _all(self) -> dict[str, tuple[Entry, float | None]]:
+        return self._server.buckets.setdefault(self._name, {})
+
+    def _find(self, key: str) -> Entry | None:
+        """Give an entry if its time is not over; it costs no more where the bucket has very many."""
+        entries = self._all()
+        entry, gone_at = entries.get(key, (None, None))
+        if gone_at is not None and gone_at <= anyio.current_time():
             del entries[key]
-        return entries
+            return None
+        return entry
 
     async def get(self, key: str) -> Entry | None:
         await self._bus.reach()
-        found = self._entries().get(key)
-        return found[0] if found else None
+        return self._find(key)
 
     async def put(
         self, key: str, value: bytes, *, expected: int | None = None, ttl_s: float | None = None
     ) -> int | None:
         await self._bus.reach()
-        entries = self._entries()
-        found = entries.get(key)
-        if expected is not None and expected != (found[0].revision if found else 0):
+        found = self._find(key)
+        if expected is not None and expected != (found.revision if found else 0):
             return None
         self._server.revision += 1
         entry = Entry(key, value, self._server.revision, self._server.now_s())
+        entries = self._all()
         entries.pop(key, None)
         entries[key] = (entry, anyio.current_time() + ttl_s if ttl_s is not None else None)
         return entry.revision
 
     async def delete(self, key: str) -> None:
         await self._bus.reach()
-        self._entries().pop(key, None)
+        self._all().pop(key, None)
 
     async def entries(self, under: str = "") -> list[Entry]:
         await self._bus.reach()
-        found = [entry for entry, _ in self._entries().values()]
+        found = [entry for key in list(self._all()) if (entry := self._find(key)) is not None]
         return [entry for entry in found if not under or f"{entry.key}.".startswith(f"{under}.")]
 
 
