@@ -348,5 +348,10 @@ def _shown_place(place: Place) -> str:
 def _shown_kind(run: RunState, place: Place, arguments: Mapping[str, Tree]) -> str:
     tree = arguments[place] if isinstance(place, str) else arguments[POSITIONAL][place]
     value = resolve(tree, run.outputs, run.parameters)
+    if isinstance(value, Artifact) and value.is_list and value.path:
+        return (
+            f"{_shown_place(place)} is a part of a list that is stored as one ({value}), of which only the length is "
+            "known: where a step of its own gives each part, that may be a list"
+        )
     kind = f"<{value.kind}>" if isinstance(value, Artifact) else type(value).__name__
     return f"{_shown_place(place)} is of type {kind}"

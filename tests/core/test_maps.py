@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from evpipe.core.artifact import Artifact
 from evpipe.core.bindings import Gathered, OneOf, OutputRef, ParameterRef, Tree
 from evpipe.core.commands import Decide, Launch, Quarantine, WakeAt
 from evpipe.core.conditions import Comparison, IsTrue
@@ -404,3 +405,16 @@ def test_a_product_of_very_many_lists_fails_the_step() -> None:
     assert isinstance(command, Decide)
     assert isinstance(command.event, StepFailed)
     assert command.event.failure.message.startswith("step 'm' would have far too many elements")
+
+
+def test_of_the_parts_of_a_stored_list_nobody_knows_what_they_are() -> None:
+    stored = Artifact(kind="value", digest="a" * 64, size_bytes=100_000, length=2, is_list=True)
+    nested = step("m", arguments={"xs": OutputRef("a")}, mapped=Mapped(places=("xs",), levels=2))
+    run = folded(submitted(graph(step("a"), nested)), succeeded("a", value=stored))
+    failure = run.decisions["m=1", StepFailed]
+    assert isinstance(failure, StepFailed)
+    assert failure.failure.message == (
+        "step 'm[1]' is mapped over what is no list: xs is a part of a list that is stored as one (<value, 100,000 "
+        "bytes, aaaaaaaaaaaa>[1]), of which only the length is known: where a step of its own gives each part, that "
+        "may be a list; it takes a list or a tuple"
+    )
