@@ -8,6 +8,8 @@ from typing import Any
 
 from evpipe import Pipeline, current
 from evpipe.core.graph import Graph, Step
+from evpipe.core.mapping import base_of
+from evpipe.core.names import for_people
 from evpipe.core.retry import RetryPolicy
 from evpipe.sdk.definition import Built
 from tests.core.oracle import output_of
@@ -25,9 +27,10 @@ class Odd(Exception):
     """What it does not."""
 
 
-async def play(*, script: list[str], **_inputs: Any) -> Any:
-    """Run one attempt: end as the script says of it; attempts past the script succeed."""
+async def play(*, scripts: dict[str, list[str]], **_inputs: Any) -> Any:
+    """Run one attempt: end as its step's script says of it; attempts past the script succeed."""
     here = current()
+    script = scripts.get(here.step, [])
     outcome = script[here.attempt - 1] if here.attempt <= len(script) else "ok"
     match outcome:
         case "error":
@@ -43,8 +46,8 @@ async def play(*, script: list[str], **_inputs: Any) -> Any:
 def playable(plan: Plan) -> Plan:
     """Give the same plan of functions whose ends can be played: nobody is waited for, and nothing between attempts."""
     scripts: dict[str, tuple[Outcome, ...]] = {
-        name: tuple(outcome if outcome in PLAYED else "error" for outcome in plan.scripts.get(name, ()))
-        for name in plan.graph.steps
+        name: tuple(outcome if outcome in PLAYED else "error" for outcome in script)
+        for name, script in (dict.fromkeys(plan.graph.steps, ()) | plan.scripts).items()
     }
     steps: list[Step] = []
     for step in plan.graph.steps.values():
@@ -67,10 +70,12 @@ class Played(Pipeline):
         return Built(Graph.of(steps, pipeline=graph.pipeline, output=graph.output), {})
 
     def _step(self, step: Step) -> Step:
+        of_step = {name: script for name, script in self._plan.scripts.items() if base_of(name) == step.name}
+        scripts = {for_people(name): list(script) for name, script in of_step.items()}
         return replace(
             step,
             code={"kind": "path", "module": __name__, "name": play.__name__},
             executor="inline",
-            arguments={**step.arguments, "script": list(self._plan.scripts[step.name])},
+            arguments={**step.arguments, "scripts": scripts},
             retries=replace(step.retries, on=tuple(name.replace("m.", f"{__name__}.") for name in step.retries.on)),
         )

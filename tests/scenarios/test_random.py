@@ -14,11 +14,13 @@ from hypothesis import given
 from evpipe import Client, Controller, RunResult, Worker
 from evpipe.bus.server import ServerProcess
 from evpipe.bus.settings import BusSettings
-from evpipe.core.states import RunStatus
+from evpipe.core.names import from_people
+from evpipe.core.states import RunStatus, StepStatus
 from evpipe.hosting.debug import run_debug
 from tests.core.budget import examples
 from tests.core.oracle import End, filled, interpret, run_ends_as
 from tests.core.plans import Plan, plans
+from tests.core.test_maps import mapped_plans, plain_name
 from tests.scenarios.playing import Played, playable
 
 OnBus: TypeAlias = Callable[[Plan], RunResult[Any]]
@@ -57,6 +59,38 @@ def check(plan: Plan, result: RunResult[Any]) -> None:
     assert result.status is run_ends_as(plan.graph, expected)
     if result.status is RunStatus.SUCCEEDED:
         assert result.value == filled(plan.graph.output, expected)
+
+
+def check_mapped(plan: Plan, unrolled: Plan, result: RunResult[Any]) -> None:
+    """Each element ends as the step that it would be in a graph without maps."""
+    expected = interpret(unrolled)
+    found = {plain_name(from_people(name)): step for name, step in result.steps.items() if not is_mapped(plan, name)}
+    assert found.keys() <= expected.keys()
+    assert {name: End(s.status, s.reason, s.attempts) for name, s in found.items()} == {
+        name: expected[name] for name in found
+    }
+    # What never had elements was skipped for what each of them would have been.
+    assert all(end.status is StepStatus.SKIPPED for name, end in expected.items() if name not in found)
+    assert result.status is run_ends_as(unrolled.graph, expected)
+
+
+def is_mapped(plan: Plan, name: str) -> bool:
+    step = plan.graph.steps.get(name)
+    return step is not None and step.mapped is not None
+
+
+@given(mapped_plans())
+@examples(50)
+def test_maps_in_debug_mode(found: tuple[Plan, Plan]) -> None:
+    plan, unrolled = map(playable, found)
+    check_mapped(plan, unrolled, in_debug_mode(plan))
+
+
+@given(mapped_plans())
+@examples(30)
+def test_maps_on_the_bus(on_bus: OnBus, found: tuple[Plan, Plan]) -> None:
+    plan, unrolled = map(playable, found)
+    check_mapped(plan, unrolled, on_bus(plan))
 
 
 @given(plans(order_free=True).map(playable))
