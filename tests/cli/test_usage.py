@@ -12,7 +12,7 @@ from tests.cli.helpers import MODULE, PIPELINES, REPOSITORY, CommandLine
 from tests.e2e.helpers import bare_environment
 
 FORMS = "write module:pipeline or file.py:pipeline"
-NAMES = "churn, failing, odd, reading, waiting, late, nothing, broken_body, impatient"
+NAMES = "churn, failing, odd, reading, waiting, late, nothing, broken_body, impatient, nested"
 KINDS = (
     "approved, cached, cancel-requested, cancelled, due, failed, finished, received, retry, skipped, started, "
     "submitted, succeeded"
@@ -38,7 +38,7 @@ WRONG = [
     ("run tests/cli/piplines.py", 2, "the file tests/cli/piplines.py does not exist; did you mean 'pipelines.py'?"),
     ("run tests/cli/pipelines", 2, "'tests/cli/pipelines' is not a Python file; did you mean tests/cli/pipelines.py?"),
     ("run tests/cli/nosuch:p", 2, "'tests/cli/nosuch' is not a Python file: the name of a file must end in .py"),
-    (f"run {PIPELINES}", 2, f"{PIPELINES} has 9 pipelines: say which, as in {PIPELINES}:churn ({NAMES})"),
+    (f"run {PIPELINES}", 2, f"{PIPELINES} has 10 pipelines: say which, as in {PIPELINES}:churn ({NAMES})"),
     (f"run {PIPELINES}:chrun", 2, f"{PIPELINES} has no pipeline 'chrun'; did you mean 'churn'? (it has {NAMES})"),
     (f"run {MODULE}:load", 2, f"{MODULE}:load is a step, not a pipeline: decorate a function with @pipeline"),
     (f"run {MODULE}:not_one", 2, f"{MODULE}:not_one is a int, not a pipeline: decorate a function with @pipeline"),
