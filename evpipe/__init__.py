@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from evpipe.client.events import RunEvent
     from evpipe.client.waiting import WaitingStep
     from evpipe.controller.controller import Controller
+    from evpipe.core.why import Cause, Why
     from evpipe.hosting.run import run
     from evpipe.worker.worker import Worker
 
@@ -59,6 +60,7 @@ __all__ = [
     "BusRefused",
     "BusUnreachable",
     "Cache",
+    "Cause",
     "Client",
     "CommandFailed",
     "CommandResult",
@@ -92,6 +94,7 @@ __all__ = [
     "UsageError",
     "WaitTimeout",
     "WaitingStep",
+    "Why",
     "Worker",
     "approval",
     "command",
@@ -114,6 +117,8 @@ _LAZY = {
     "RunEvent": "evpipe.client.events",
     "WaitingStep": "evpipe.client.waiting",
     "Controller": "evpipe.controller.controller",
+    "Cause": "evpipe.core.why",
+    "Why": "evpipe.core.why",
     "Worker": "evpipe.worker.worker",
     "connect": "evpipe.client.client",
     "run": "evpipe.hosting.run",

@@ -9,11 +9,10 @@ from typing import Any
 import anyio
 import pytest
 
-from evpipe import Cache, Client, Controller, Mutex, NotFound, Pipeline, Worker, pipeline
+from evpipe import Cache, Cause, Client, Controller, Mutex, NotFound, Pipeline, Why, Worker, pipeline
 from evpipe.bus.server import ServerProcess
 from evpipe.bus.settings import BusSettings
 from evpipe.client.handle import RunHandle
-from evpipe.core.why import Cause, Why
 from tests.e2e.decision_pipelines import coin, fail, told
 from tests.e2e.helpers import clean_environment, until_async
 
