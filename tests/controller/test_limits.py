@@ -284,12 +284,12 @@ def test_launches_that_somebody_removed_from_the_queue_hold_up_no_others(seen: W
 
 
 def test_a_small_run_is_not_behind_a_large_one(seen: Witness) -> None:
-    """All slots are busy with a run of thousands of short steps; a chain of three ends after some hundred of them."""
+    """All slots are busy with a run of very many short steps; a chain of three ends after some hundred of them."""
 
     async def main() -> None:
         async with hosted(slots=8) as (client, _):
             large = Pipeline("large")
-            for i in range(2_500):
+            for i in range(1_500):
                 large.step(f"s{i}", body, args={"name": "large", "takes_s": 0.01})
             running = await client.submit(large)
             await until(lambda: len(seen.ended_at.get("large", ())) >= 300)
