@@ -47,7 +47,7 @@ def test_the_tree_is_killed(tmp_path: Path) -> None:
             result = await handle.result()
             assert result.steps["late"].reason is Reason.TIMEOUT
             assert [len(pids_in(file)) for file in (late, left)] == [4, 4]
-            assert gone(late)
+            await until(lambda: gone(late), timeout_s=5.0, what="the tree of what was late is gone")
             assert result.steps["left"].value == ["begun"]
             await until(lambda: gone(left), timeout_s=5.0, what="what it left has ended")
             assert await texts(handle, "late") == ["begun"]
