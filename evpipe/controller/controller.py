@@ -10,7 +10,7 @@ from __future__ import annotations
 import secrets
 from contextlib import AsyncExitStack
 from types import TracebackType
-from typing import Final, Self
+from typing import Final, NamedTuple, Self
 
 import anyio
 import anyio.lowlevel
@@ -29,6 +29,18 @@ log = structlog.get_logger(__name__)
 
 #: Records folded before others get a turn on the loop: their commands leave while the rest is folded.
 TURN: Final = 64
+
+
+class OpenRun(NamedTuple):
+    """A run that goes on."""
+
+    id: str
+    pipeline: str
+    #: The queue of all its launches; "" for those of its steps.
+    queue: str
+    #: Whether it is a step of another, which ends it.
+    is_step: bool
+    is_cancelled: bool
 
 
 class Controller:
@@ -58,16 +70,31 @@ class Controller:
     ) -> None:
         await self._stack.__aexit__(None, None, None)
 
-    def live_runs(self) -> list[tuple[str, str, str]]:
-        """Give id, pipeline and own queue ("" if none) of the runs that go on; none while another leads.
-
-        Those that are steps of others go on and end with them, and are left out.
-        """
+    def live_runs(self) -> list[OpenRun]:
+        """Give the runs that go on; none while another leads."""
         if self._desk is None:
             return []
         return [
-            (case.run.id, case.pipeline, case.queue) for case in self._desk.cases.values() if case.run.parent is None
+            OpenRun(
+                case.run.id,
+                case.pipeline,
+                case.queue,
+                is_step=case.run.parent is not None,
+                is_cancelled=case.run.cancel is not None,
+            )
+            for case in self._desk.cases.values()
         ]
+
+    def abandon(self, queue: str, message: str) -> None:
+        """End what goes on of the cancelled runs on a queue that nobody will serve again: finalisers and handlers.
+
+        What they hold is free then, and their runs can end.
+
+        Args:
+            message: says why.
+        """
+        if self._desk is not None:
+            self._desk.abandon(queue, message)
 
     async def _run(self, bus: Bus) -> None:
         lease = Lease(bus, self.id)

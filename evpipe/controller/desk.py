@@ -610,6 +610,19 @@ class Desk:
             if isinstance(command, Launch) and (command.step, command.attempt) == (event.step, event.attempt):
                 self._launch(case, command)
 
+    def abandon(self, queue: str, message: str) -> None:
+        """See `Controller.abandon`."""
+        for case in list(self.cases.values()):
+            run = case.run
+            if case.queue != queue or run.cancel is None or case.broken or case.waiting is not None:
+                continue
+            for name, state in run.steps.items():
+                # A step that is a run ends with that, which is on the same queue; a mapped one with its elements.
+                if state.ended or name in run.expansions or run.spec(name).child is not None:
+                    continue
+                event = StepCancelled(step=name, attempt=state.attempt, reason=Reason.REQUEST, message=message)
+                self._decide(case, event)
+
     def _due(self, run_id: str, step: str | None, attempt: int) -> None:
         case = self.cases.get(run_id)
         if case is None or case.broken:

@@ -159,7 +159,7 @@ def test_embedded(evpipe: CommandLine, host: Start, tmp_path: Path) -> None:
     assert [line["embedded"] for line in controller.logged("bus_connected")] == [True]
     assert evpipe("run", f"{MODULE}:churn").out == "6.0\n"
     started = tmp_path / "started"
-    script = evpipe.start("run", f"{MODULE}:waiting", "-p", f"started={started}")
+    script = evpipe.start("run", "tests.cli.cleaning:cleaned", "-p", f"started={started}")
     said = until_said(script, "run: ")
     until(started.exists, "the step runs")
     script.kill()
@@ -168,6 +168,9 @@ def test_embedded(evpipe: CommandLine, host: Start, tmp_path: Path) -> None:
     assert run is not None
     watched = evpipe("runs", "watch", run[1], "-o", "json")
     assert (watched.code, watched.json["error"]) == (4, "the script that ran it is gone")
+    # Nobody can run what was to run all the same, and what it held is free.
+    assert {step["status"] for step in watched.json["steps"].values()} <= {"cancelled", "failed"}
+    assert evpipe("run", "tests.cli.cleaning:after").out == "7\n"
     controller.signal(signal.SIGTERM)
     assert controller.finish() == 0
 
