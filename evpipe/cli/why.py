@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 def why(run_id: str, step: str, url: str | None, output: str) -> Exit:
     """Say why a step of a run does not run, or how it ended, and what that comes from.
 
-    STEP is a step's name; train[2] is an element of a mapped one.
+    STEP is a step's name; train[2] is an element of a mapped one, inner/train a step of the run that inner is.
 
     With -o json one object: run, step, status, cause, message, reason, since, due_at, worker, and because, a list of
     such objects.

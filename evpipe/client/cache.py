@@ -153,7 +153,9 @@ class CacheView:
         graph = run.graph
         step = from_people(step)
         if graph is None or step not in run.steps:
-            raise NotFound(f"run {run.id} has no step {step!r}{nearest(step, run.steps)}")
+            raise NotFound(
+                f"run {run.id} has no step {for_people(step)!r}{nearest(for_people(step), map(for_people, run.steps))}"
+            )
         status = run.steps[step].status
         submission = await self._submission(run.id)
 

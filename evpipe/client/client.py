@@ -37,7 +37,7 @@ from evpipe.core.limits import check_priority
 from evpipe.core.names import check_name, check_signal_name, nearest
 from evpipe.core.states import RUN_ENDS
 from evpipe.errors import Conflict, NotFound, RemoteProtocolError, UsageError
-from evpipe.sdk.definition import AnyPipeline, Built
+from evpipe.sdk.definition import AnyPipeline, Built, no_pipeline
 from evpipe.sdk.loading import check_not_loading
 from evpipe.wire.bundles import pack_bundle
 from evpipe.wire.graphs import graph_digest
@@ -220,7 +220,7 @@ class Client:
             Conflict: if the key belongs to a run with another graph or other parameters.
         """
         if not isinstance(target, AnyPipeline):
-            raise UsageError(f"submit takes a function with @pipeline or a Pipeline, not a {type(target).__name__}")
+            raise no_pipeline("submit", target)
         built = target.build(dict(parameters or {}))
         return await self.submit_built(
             built, key=key, queue=queue, no_cache=no_cache, refresh=refresh, priority=priority

@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Final
 
 from evpipe.bus.protocol import Record
+from evpipe.core.names import for_people
 from evpipe.errors import RemoteProtocolError
 from evpipe.wire.codec import decode_map
 from evpipe.wire.subjects import Subjects
+
+#: Fields that name a step of another run: the one that a run is, the one whose result was taken.
+_STEPS_IN: Final = frozenset({"parent", "from"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,7 +25,7 @@ class RunEvent:
     kind: str
     run: str
     pipeline: str
-    #: None for an event of the run itself.
+    #: As people write it: an element of a mapped step is "train[2]". None for an event of the run itself.
     step: str | None
     #: 0 where it is about none.
     attempt: int
@@ -42,11 +46,15 @@ def run_event(record: Record, subjects: Subjects) -> RunEvent | None:
         return None
     data.pop("v")
     attempt = data.pop("attempt", 0)
+    for told_of in _STEPS_IN & data.keys():
+        other = data[told_of]
+        if isinstance(other, dict) and isinstance(other.get("step"), str):
+            data[told_of] = {**other, "step": for_people(other["step"])}
     return RunEvent(
         kind=subject.kind,
         run=subject.run,
         pipeline=subject.pipeline,
-        step=subject.step,
+        step=None if subject.step is None else for_people(subject.step),
         attempt=attempt if isinstance(attempt, int) else 0,
         at=datetime.fromtimestamp(record.at_s, UTC),
         sequence=record.sequence,

@@ -75,11 +75,23 @@ async def run_of_path(bus: Bus, run: Run, path: str) -> tuple[Run, str]:
     """
     *above, name = path.split("/")
     for outer in map(from_people, above):
-        state = run.steps.get(outer)
-        if state is None or not state.attempt or run.spec(outer).child is None:
-            raise NotFound(f"run {run.id} has no step {for_people(outer)!r} that is a run (yet)")
-        run = await folded(bus, child_run_id(run.id, outer, state.attempt))
+        run = await folded(bus, child_of(run, outer))
     return run, name
+
+
+def child_of(run: Run, step: str) -> str:
+    """Give the id of the run that the last attempt of a step is.
+
+    Args:
+        step: its name on the bus.
+
+    Raises:
+        NotFound: if it is none, or not yet.
+    """
+    state = run.steps.get(step)
+    if state is None or not state.attempt or run.spec(step).child is None:
+        raise NotFound(f"run {run.id} has no step {for_people(step)!r} that is a run (yet)")
+    return child_run_id(run.id, step, state.attempt)
 
 
 # ---- what they write

@@ -161,13 +161,15 @@ class RunHandle(Generic[R_co]):
         """Say why a step is as it is: what it waits for, who serves its queue, why it was skipped or failed.
 
         Args:
-            step: its name; of an element of a mapped step as in `train[2]`.
+            step: its name; of an element of a mapped step as in `train[2]`, of a run below by its path, as in
+                `inner/train`.
 
         Returns:
             A chain of causes; `because` has what each comes from, `roots()` where all of them end.
 
         Raises:
             NotFound: if the run has no such step.
+            UsageError: if it is no text.
         """
         return await explained(self._bus, await folded(self._bus, self.id), step)
 

@@ -19,6 +19,7 @@ import structlog
 from anyio.abc import TaskGroup, TaskStatus
 
 from evpipe.bus.protocol import Bus, Record
+from evpipe.bus.raised import log_raised
 from evpipe.client.events import RunEvent, run_event
 from evpipe.core.names import check_name
 from evpipe.errors import UsageError
@@ -115,9 +116,17 @@ class Hook:
                 await self._function(event)
             else:
                 await anyio.to_thread.run_sync(self._function, event)
-        except Exception:
-            # Of the user's code: it disturbs neither the client nor the calls that follow.
-            log.exception("hook_failed", hook=self._name, kind=event.kind, run_id=event.run, sequence=event.sequence)
+        except Exception as error:  # noqa: BLE001 - of the user's code
+            # It disturbs neither the client nor the calls that follow.
+            log_raised(
+                log,
+                "hook_failed",
+                error,
+                hook=self._name,
+                kind=event.kind,
+                run_id=event.run,
+                sequence=event.sequence,
+            )
 
 
 class Hooks:

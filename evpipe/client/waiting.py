@@ -19,7 +19,7 @@ from evpipe.client.fold import RunFold
 from evpipe.core.bindings import BindingError
 from evpipe.core.events import StepApproved, StepReceived
 from evpipe.core.machine import Run
-from evpipe.core.names import nearest
+from evpipe.core.names import for_people, nearest
 from evpipe.core.parameters import ParameterType
 from evpipe.core.states import StepStatus
 from evpipe.core.waits import WaitKind, answer_problem
@@ -193,7 +193,9 @@ def _check_step(run: Run, pipeline: str, step: str) -> None:
         raise NotFound(f"run {run.id} has no steps yet")
     waits = [name for name in run.steps if _is_approval(run, name)]
     has = f" (it has {', '.join(waits[:12])} to answer)" if waits else ""
-    raise NotFound(f"run {run.id} of pipeline {pipeline!r} has no step {step!r}{nearest(step, run.steps)}{has}")
+    raise NotFound(
+        f"run {run.id} of pipeline {pipeline!r} has no step {step!r}{nearest(step, map(for_people, run.steps))}{has}"
+    )
 
 
 def _is_approval(run: Run, name: str) -> bool:

@@ -8,10 +8,11 @@ from typing import Final
 import anyio
 
 from evpipe.bus.protocol import Bus
+from evpipe.client.family import child_of
 from evpipe.client.fold import RunFold, folded
-from evpipe.core.names import from_people, nearest
+from evpipe.core.names import for_people, from_people, nearest
 from evpipe.core.why import Cause, Why, why, why_of_run
-from evpipe.errors import NotFound, RemoteProtocolError
+from evpipe.errors import NotFound, RemoteProtocolError, UsageError
 from evpipe.wire.holds import Hold, HoldKind, decode_hold
 from evpipe.wire.presence import BUCKET as WORKERS_BUCKET
 from evpipe.wire.presence import WorkerEntry, decode_worker
@@ -37,19 +38,25 @@ async def explained(bus: Bus, fold: RunFold, step: str) -> Why:
     """Say why a step of a folded run is as it is.
 
     Args:
-        step: its name, as people write it: "train", "train[2]".
+        step: its name, as people write it: "train", "train[2]"; of a run below by its path: "inner/train".
 
     Raises:
         NotFound: if the run has no such step.
+        UsageError: if it is no text.
     """
+    if not isinstance(step, str):
+        raise UsageError(f"step must be the name of a step, a text such as 'train' or 'train[2]', not {step!r:.60}")
     run = fold.run
     if run.graph is None and run.submitted_at_s is not None:
         return Why(
             run=run.id, step="", status=None, cause=Cause.REJECTED, message=f"the run was refused: {run.message}"
         )
-    name = from_people(step)
+    outer, inside, rest = step.partition("/")
+    name = from_people(outer)
     if name not in run.steps:
-        raise NotFound(f"run {run.id} has no step {step!r}{nearest(step, run.steps)}")
+        raise NotFound(f"run {run.id} has no step {outer!r}{nearest(outer, map(for_people, run.steps))}")
+    if inside:
+        return await explained(bus, await folded(bus, child_of(run, name)), rest)
     return await _completed(bus, fold, why(run, name), 0)
 
 

@@ -22,6 +22,7 @@ from anyio.abc import TaskGroup
 
 from evpipe.bus.clock import loop_clock
 from evpipe.bus.protocol import Bus, Outcome, Record, Refused, Sending
+from evpipe.bus.raised import log_raised
 from evpipe.client.artifact_store import store_all
 from evpipe.client.graphs import fetch_graph
 from evpipe.controller.children import Children
@@ -381,10 +382,10 @@ class Desk:
     def _step(self, case: Case, event: Event) -> tuple[Command, ...]:
         try:
             return case.run.step(event)
-        except Exception:
+        except Exception as error:  # noqa: BLE001 - logged
             # A bug. It stops this run, visibly, and no other.
             case.broken = True
-            log.exception("run_broken", run_id=case.run.id, sequence=case.sequence)
+            log_raised(log, "run_broken", error, run_id=case.run.id, sequence=case.sequence)
             return ()
 
     async def _submitted(self, case: Case, record: Record) -> Submitted:

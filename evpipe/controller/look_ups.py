@@ -20,6 +20,7 @@ import structlog
 from anyio.abc import TaskGroup
 
 from evpipe.bus.protocol import Bus, Entry
+from evpipe.bus.raised import log_raised
 from evpipe.client.artifact_store import is_intact
 from evpipe.client.fingerprints import components_of
 from evpipe.controller.others import lives
@@ -147,8 +148,10 @@ class LookUps:
             await self._look_up(case, command)
         except Exception as error:  # noqa: BLE001 - logged with its traceback, if it is not one of ours
             # The cache only saves work; and a bug here must not take all runs with it.
-            level = log.warning if isinstance(error, EvpipeError) else log.exception
-            level("look_up_failed", run_id=case.run.id, step_id=command.step, error=str(error))
+            if isinstance(error, EvpipeError):
+                log.warning("look_up_failed", run_id=case.run.id, step_id=command.step, error=str(error))
+            else:
+                log_raised(log, "look_up_failed", error, run_id=case.run.id, step_id=command.step)
             if self._wanted(case, command):
                 self._launch(case, command, None)
         finally:

@@ -24,6 +24,7 @@ from evpipe.bus.protocol import Bus, Record
 from evpipe.client.events import run_event
 from evpipe.core.commands import Await
 from evpipe.core.events import Decision, Failure, StepFailed, StepReceived
+from evpipe.core.names import from_people
 from evpipe.core.states import Reason, StepStatus
 from evpipe.core.waits import WaitKind, matches
 from evpipe.errors import EvpipeError, RemoteProtocolError
@@ -70,7 +71,7 @@ class Watch:
             what = "run" if "run" in arguments else "pipeline"
             # What came from the cache has succeeded.
             kinds = ("succeeded", "cached") if arguments["kind"] == "succeeded" else (str(arguments["kind"]),)
-            of_step = str(arguments.get("step") or RUN)
+            of_step = from_people(str(arguments.get("step") or RUN))
             self.keys = [(what, str(arguments[what]), of_step, kind) for kind in kinds]
             if what == "run":
                 self.since_s = None

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 LEVELS_MAX: Final = 8
 #: The argument under which the positional ones are, in a list.
 POSITIONAL: Final = "*"
+#: The kind of stored values that are numpy arrays.
+_ARRAY: Final = "numpy"
 
 #: What names an argument: its name, or its place among the positional ones.
 Place: TypeAlias = str | int
@@ -193,7 +195,8 @@ def expand(run: RunState, name: str, step: Step) -> Expansion:
             # What it would map over was skipped, or may fail: there are no elements, and that is all.
             return Expansion({}, 0, product=False)
         what = ", ".join(_shown_kind(run, place, arguments) for place in step.mapped.places)
-        raise BindingError(f"step {shown!r} is mapped over what is no list: {what}; it takes a list or a tuple")
+        way = _way_to_list(run, step.mapped.places, arguments)
+        raise BindingError(f"step {shown!r} is mapped over what is no list: {what}; it takes a list or a tuple{way}")
     counts = {place: source.count for place, source in sources.items()}
     if step.mapped.product:
         return Expansion(sources, math.prod(counts.values()), product=True)
@@ -343,6 +346,18 @@ def _with(condition: Condition, changed: Any) -> Condition:
 
 def _shown_place(place: Place) -> str:
     return place if isinstance(place, str) else f"positional argument {place + 1}"
+
+
+def _way_to_list(run: RunState, places: Sequence[Place], arguments: Mapping[str, Tree]) -> str:
+    """Say how what was given is made a list, where it can be: what follows "it takes a list or a tuple"."""
+    for place in places:
+        tree = arguments[place] if isinstance(place, str) else arguments[POSITIONAL][place]
+        value = resolve(tree, run.outputs, run.parameters)
+        if isinstance(value, Artifact) and value.kind == _ARRAY and not value.path:
+            return ": .tolist() makes one of an array"
+        if isinstance(value, (set, frozenset, range)):
+            return f": list(...) makes one of a {type(value).__name__}"
+    return ""
 
 
 def _shown_kind(run: RunState, place: Place, arguments: Mapping[str, Tree]) -> str:

@@ -21,7 +21,7 @@ from typing import Any, Final
 
 from evpipe.core.artifact import Artifact
 from evpipe.core.bindings import BindingError, references
-from evpipe.core.names import check_name, check_signal_name
+from evpipe.core.names import STEP_NAME, check_name, check_signal_name, for_people, from_people
 from evpipe.core.parameters import ParameterType
 from evpipe.errors import UsageError
 
@@ -141,7 +141,7 @@ def shown_wait(wait: Wait, arguments: Mapping[str, Any]) -> str:
             match_text = f" with {arguments['match']!r:.120}" if arguments.get("match") else ""
             return f"waits for the signal {arguments.get('name')}{match_text}"
         case WaitKind.RUN_EVENT:
-            of_step = f" of step {arguments['step']}" if "step" in arguments else ""
+            of_step = f" of step {for_people(str(arguments['step']))}" if "step" in arguments else ""
             where = f"run {arguments['run']}" if "run" in arguments else f"any run of {arguments.get('pipeline')}"
             return f"waits for the event {arguments.get('kind')}{of_step} of {where}"
 
@@ -202,7 +202,7 @@ def _name_problem(name: str, value: Any, wait: Wait) -> str | None:
     try:
         if name == "name" and wait.kind is WaitKind.SIGNAL:
             check_signal_name(value)
-        else:
+        elif name != "step" or not isinstance(value, str) or STEP_NAME.match(from_people(value)) is None:
             check_name(name, value)
     except UsageError as error:
         return str(error)

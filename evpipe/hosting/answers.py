@@ -16,7 +16,8 @@ from evpipe.client.handle import RunHandle
 from evpipe.client.waiting import WaitingStep, give_event, waiting_steps
 from evpipe.core.graph import Graph, Step, found_in, graphs_below, graphs_in
 from evpipe.core.lineage import child_run_id
-from evpipe.core.names import nearest
+from evpipe.core.mapping import base_of
+from evpipe.core.names import for_people, from_people, nearest
 from evpipe.core.states import StepStatus
 from evpipe.core.waits import WaitKind, answer_problem
 from evpipe.errors import AlreadyAnswered, NotWaiting, UsageError
@@ -48,14 +49,21 @@ class Answers:
             self._check(str(name), answer, graph)
 
     def inside(self, step: str) -> Answers:
-        """Give the answers to the steps of the run that a step is: what is given for "inner/ok", for its "ok"."""
+        """Give the answers to the steps of the run that a step is: what is given for "inner/ok", for its "ok".
+
+        Of an element of a mapped step that is what is given for "inner[1]/ok", else what is for all of them.
+        """
         found = copy.copy(self)
-        child = self._around[0].steps[step.partition("=")[0]].child
+        child = self._around[0].steps[base_of(step)].child
         assert child is not None, "only of steps that are runs"
         found._around = graphs_below(child, self._around)
-        found._path = f"{self._path}{step}/"
-        paths = {str(name).partition("/"): answer for name, answer in self._given.items()}
-        found._given = {rest: answer for (outer, _, rest), answer in paths.items() if outer == step and rest}
+        found._path = f"{self._path}{for_people(step)}/"
+        found._given = {}
+        for of in dict.fromkeys((base_of(step), step)):
+            for name, answer in self._given.items():
+                outer, _, rest = str(name).partition("/")
+                if rest and from_people(outer) == of:
+                    found._given[rest] = answer
         return found
 
     def path_of(self, step: str) -> str:
@@ -80,7 +88,7 @@ class Answers:
         return step if step in self._given else step.partition("=")[0]
 
     def _check(self, name: str, answer: Any, graph: Graph) -> None:
-        step, (inside, *_) = found_in(graph, name.partition("=")[0])
+        step, (inside, *_) = found_in(graph, "/".join(base_of(from_people(part)) for part in name.split("/")))
         wait = None if step is None else step.wait
         if wait is None or wait.kind is WaitKind.SLEEP:
             waits = [found.name for found in inside.steps.values() if waits_for_somebody(found)]

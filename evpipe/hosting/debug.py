@@ -293,7 +293,7 @@ class _DebugRun:
             return self._logged(refusal_of_child(command.step, attempt, error))
         child_id = child_run_id(run.id, command.step, attempt)
         child = _DebugRun(
-            child_id, decode_submission(payload), step.child.pipeline, self._store, self._answers.inside(step.name)
+            child_id, decode_submission(payload), step.child.pipeline, self._store, self._answers.inside(command.step)
         ).to_end()
         end = Finished(status=child.status, reason=child.reason, message=child.message, value=child.value)
         try:

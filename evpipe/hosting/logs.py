@@ -27,7 +27,9 @@ def configure_logs(default: str = "warning") -> None:
         raise UsageError(f"{VARIABLE} must be one of {', '.join(LEVELS)}, not {level!r}")
     console = sys.stderr.isatty()
     renderer: structlog.typing.Processor = (
-        structlog.dev.ConsoleRenderer() if console else structlog.processors.JSONRenderer()
+        structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)
+        if console
+        else structlog.processors.JSONRenderer()
     )
     processors: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,

@@ -13,7 +13,7 @@ from evpipe.errors import UsageError
 from evpipe.hosting.debug import run_debug
 from evpipe.hosting.logs import configure_logs
 from evpipe.hosting.session import Session
-from evpipe.sdk.definition import AnyPipeline
+from evpipe.sdk.definition import AnyPipeline, no_pipeline
 from evpipe.sdk.hook import Mode
 from evpipe.sdk.loading import end_loading_or_check
 from evpipe.sdk.result import RunResult
@@ -62,7 +62,7 @@ def run(
     end_loading_or_check()
     configure_logs()
     if not isinstance(target, AnyPipeline):
-        raise UsageError(f"run takes a function with @pipeline or a Pipeline, not a {type(target).__name__}")
+        raise no_pipeline("run", target)
     if mode is not None and mode not in MODES:
         raise UsageError(f"mode must be one of {', '.join(MODES)}, not {mode!r}")
     if priority is not None:

@@ -362,3 +362,16 @@ class PipelineRun(Generic[P, R_co]):
                     "when that is run"
                 )
         return {**self.step, "timeout_s": how.timeout_s, "priority": how.priority}
+
+
+def no_pipeline(call: str, target: object) -> UsageError:
+    """Make the error for what was given in place of a pipeline to `run` or `submit`."""
+    takes = f"{call} takes a function with @pipeline or a Pipeline"
+    if not isinstance(target, PipelineRun):
+        return UsageError(f"{takes}, not a {type(target).__name__}")
+    if call == "submit":
+        return UsageError(f"{takes}, and options beside it, as in submit(p, {{…}}, priority=…), not p.options(…)")
+    return UsageError(
+        f"{takes}, and options beside it, as in run(p, {{…}}, mode='local', answers=…); what p.options(…) gives is run "
+        "by itself: p.options(mode='local', answers=…).run(…)"
+    )

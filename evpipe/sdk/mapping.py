@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, SupportsIndex, TypeVar, cast, overload
+from typing import TYPE_CHECKING, Any, Final, SupportsIndex, TypeVar, cast, overload
 
 from evpipe.core.mapping import LEVELS_MAX, Mapped, Place
 from evpipe.errors import UsageError
 
 T = TypeVar("T")
+
+#: Things that an error says of arguments.
+SHOWN_MAX: Final = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +68,8 @@ def read_mapped(
     if not isinstance(levels, int) or isinstance(levels, bool) or not 1 <= levels <= LEVELS_MAX:
         raise UsageError(f"{where}: levels must be a whole number from 1 to {LEVELS_MAX}, not {levels!r}")
     places: list[Place] = []
+    #: What each of the other arguments is, and how it is made a list, if it can be.
+    others: list[tuple[str, str]] = []
     lengths: dict[Place, int] = {}
     for place, name, value in _places(bound):
         if isinstance(value, Unmapped):
@@ -80,8 +85,10 @@ def read_mapped(
             places.append(place)
         elif isinstance(value, Iterator):
             raise UsageError(f"{where}: {_shown(place)} is an iterator: map takes lists, so make it one with list(...)")
+        else:
+            others.append((f"{_shown(place)} is a {type(value).__name__}", _way_to_list(value)))
     if not places:
-        raise UsageError(f"{where}: nothing to map over: give at least one list, or a handle of one")
+        raise UsageError(f"{where}: nothing to map over: {_told(others)}")
     if not product and len(set(lengths.values())) > 1:
         told = ", ".join(f"{_shown(place)} has {length:,}" for place, length in lengths.items())
         raise UsageError(
@@ -126,6 +133,26 @@ def _put(bound: inspect.BoundArguments, name: str, place: Place, value: Any) -> 
         bound.arguments[name] = tuple(values)
     else:
         bound.arguments[name] = value
+
+
+def _told(others: list[tuple[str, str]]) -> str:
+    """Say of what is no list what it is, and how those that can be are made one."""
+    told = [f"{given}: {way}" for given, way in others if way]
+    if not told:
+        told = ["give at least one list, or a handle of one", *(given for given, _ in others)]
+    return "; ".join(told[:SHOWN_MAX])
+
+
+def _way_to_list(value: Any) -> str:
+    """Say how to make a list of what may have been meant as one; "": it is the same for every element."""
+    if isinstance(value, (str, bytes, bytearray, Mapping)):
+        return ""
+    # Arrays, by what they can do: nothing here knows their libraries. What has no dimension is a number.
+    if getattr(value, "shape", None) and callable(getattr(value, "tolist", None)):
+        return "make it a list with .tolist()"
+    if isinstance(value, Collection) and not hasattr(value, "shape"):
+        return "make it a list with list(...)"
+    return ""
 
 
 def _shown(place: Place) -> str:

@@ -143,7 +143,7 @@ def wait_for_event(
         match: values that the payload must have, by key; they may be handles.
         run: id of the run, or a handle of one; its events count from the first on.
         pipeline: instead of `run`: of any run of this pipeline, from the moment on at which the step begins to wait.
-        step: of which step of that run; None: of the run itself.
+        step: of which step of that run, of an element of a mapped one as in `train[2]`; None: of the run itself.
         kind: of the event; default: "succeeded" of a step (also if its result came from the cache), "finished" of a
             run.
         since: "submit": what came since the submit of this run counts, too.

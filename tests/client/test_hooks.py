@@ -210,6 +210,37 @@ def test_a_hook_that_raises_or_is_slow(all_logs: None) -> None:
     in_loop(body)
 
 
+def test_what_a_hook_raises_is_logged_without_the_values_of_the_event(capsys: pytest.CaptureFixture[str]) -> None:
+    """As structlog writes where nobody configured it: one line, and a traceback without local variables."""
+    seen: Seen = []
+
+    async def body() -> None:
+        async with connected(None) as (client, _), client:
+
+            @client.on(kind="submitted")
+            def raises(event: RunEvent) -> None:
+                seen.append((event.kind, event.step))
+                of_the_user = f"secret-{event.data['parameters']['count'] + 40}"
+                raise ValueError(f"{len(of_the_user)} characters")
+
+            await client.submit(churn, {"count": 2})
+            await until(seen, 1)
+
+    before = structlog.get_config() if structlog.is_configured() else None
+    structlog.reset_defaults()
+    try:
+        in_loop(body)
+    finally:
+        if before is not None:
+            structlog.configure(**before)
+    lines = [line for line in capsys.readouterr().out.splitlines() if line]
+    (first,) = [i for i, line in enumerate(lines) if "hook_failed" in line]
+    assert "ValueError: 9 characters" in lines[first]
+    assert lines[first + 1] == "Traceback (most recent call last):"
+    assert "ValueError: 9 characters" in lines[first + 2 : first + 20]
+    assert "secret-42" not in "".join(lines)
+
+
 def test_leaving_ends_a_hook_that_is_under_way() -> None:
     """The client is left at once; the hook sees its cancellation."""
     seen: Seen = []

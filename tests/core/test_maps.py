@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -418,3 +419,22 @@ def test_of_the_parts_of_a_stored_list_nobody_knows_what_they_are() -> None:
         "bytes, aaaaaaaaaaaa>[1]), of which only the length is known: where a step of its own gives each part, that "
         "may be a list; it takes a list or a tuple"
     )
+
+
+@pytest.mark.parametrize(
+    ("value", "told"),
+    [
+        (
+            Artifact(kind="numpy", digest="a" * 64, size_bytes=9),
+            "is of type <numpy>; … .tolist() makes one of an array",
+        ),
+        ({1, 2}, "is of type set; … list(...) makes one of a set"),
+        (range(3), "is of type range; … list(...) makes one of a range"),
+    ],
+)
+def test_what_is_nearly_a_list_says_how_it_is_one(value: Any, told: str) -> None:
+    each = step("m", arguments={"xs": OutputRef("a")}, mapped=Mapped(places=("xs",)))
+    failure = folded(submitted(graph(step("a"), each)), succeeded("a", value=value)).decisions["m", StepFailed]
+    assert isinstance(failure, StepFailed)
+    told = told.replace("…", "it takes a list or a tuple:")
+    assert failure.failure.message == f"step 'm' is mapped over what is no list: xs {told}"

@@ -283,6 +283,11 @@ def asks_inside() -> Any:
 
 
 @pipeline
+def asks_in_each() -> Any:
+    return asking.map([1, 2, 3])
+
+
+@pipeline
 def empty(n: int = 3) -> int:
     return n
 

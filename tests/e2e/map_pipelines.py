@@ -257,3 +257,10 @@ def waits() -> Any:
     after = same.options(name="after").map(waited)
     same.options(name="clean", run_if="always").map([1, 2])
     return add.options(name="whole").map(numbers.options(after=[waited], name="more")(1), unmapped(after))
+
+
+def watching(run: str, of: str) -> Pipeline:
+    """Waits for the cancel of an element of another run."""
+    p = Pipeline("watching")
+    p.output(p.wait_for_event("event", run=run, step=of, kind="cancelled"))
+    return p

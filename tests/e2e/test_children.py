@@ -165,6 +165,14 @@ CASES = [
         options={"answers": {"asking/ok": True}},
         alone=True,
     ),
+    Case(
+        pipeline=these.asks_in_each,
+        steps={"asking": OK, **{f"asking[{i}]": (OK, {"number": OK, "ok": OK}) for i in range(3)}},
+        value=[{"n": n, "ok": n != 2} for n in (1, 2, 3)],
+        options={"answers": {"asking[1]/ok": False, "asking/ok": True}},
+        modes=("debug", "local"),
+        alone=True,
+    ),
     Case(pipeline=these.handed_on, steps={"number": OK, "empty": (OK, {}), "empty-2": (OK, {})}, value=[5, 3]),
     Case(
         pipeline=these.timed_out,

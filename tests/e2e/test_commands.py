@@ -53,7 +53,7 @@ def test_scripts(mode: Mode, embedded: Path, tmp_path: Path, monkeypatch: pytest
     assert elements.value == {
         "scores": [1.0, 2.0],
         "all": ["data fitted with 0.1data fitted with 0.2"],
-        "words": [["1 echo=0"], ["2 echo=1"], ["3 echo=2"]],
+        "words": [["1 echo[0]"], ["2 echo[1]"], ["3 echo[2]"]],
     }
     assert list(tmp_path.iterdir()) == []
     assert not list(Path(these.__file__).parent.rglob("harmed"))

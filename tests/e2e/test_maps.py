@@ -197,16 +197,22 @@ def test_an_element_of_a_stored_list_is_cached_by_itself(embedded: Path) -> None
 
 
 def test_a_cancel_ends_what_has_no_elements_yet_and_every_element(server: ServerProcess) -> None:
+    """And events have the names of elements as people write them, also what is waited for."""
+    watched: list[Any] = []
+
     async def main() -> RunResult[Any]:
         async with Client(BusSettings(url=server.url)) as client, Controller(client), Worker(client, slots=2):
             handle = await client.submit(these.waits, {})
+            watching = [await client.submit(these.watching(handle.id, step), {}) for step in ("wait[1]", "wait=1")]
             async for event in handle.events():
-                if event.kind == "started" and event.step == "wait=0":
+                if event.kind == "started" and event.step == "wait[0]":
                     await handle.cancel("enough")
+            watched.extend([(await one.result(timeout_s=30)).value for one in watching])
             return await handle.result(timeout_s=30)
 
     result = anyio.run(main)
     assert str(result.status) == "cancelled"
+    assert [(told["step"], told["kind"]) for told in watched] == [("wait[1]", "cancelled")] * 2
     found = {name: (str(step.status), str(step.reason or "")) for name, step in result.steps.items()}
     cancelled = ("cancelled", "request")
     assert found == {

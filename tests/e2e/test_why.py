@@ -9,7 +9,7 @@ from typing import Any
 import anyio
 import pytest
 
-from evpipe import Cache, Cause, Client, Controller, Mutex, NotFound, Pipeline, Why, Worker, pipeline
+from evpipe import Cache, Cause, Client, Controller, Mutex, NotFound, Pipeline, UsageError, Why, Worker, pipeline
 from evpipe.bus.server import ServerProcess
 from evpipe.bus.settings import BusSettings
 from evpipe.client.handle import RunHandle
@@ -70,6 +70,18 @@ def test_what_holds_a_step_up(server: ServerProcess) -> None:
                     await until_async(lambda: begun(outer, "inside"), "the child run has a launch")
                     found = await outer.why("told")
                     assert causes(found) == [Cause.PARENTS, Cause.CHILD, Cause.QUEUED, Cause.NO_WORKER]
+                    found = await outer.why("inside/fail")
+                    assert causes(found) == [Cause.QUEUED, Cause.NO_WORKER]
+                    assert (found.step, found.run) == ("fail", (await outer.why("inside")).child)
+                    for path, message in (
+                        ("inside/fial", "has no step 'fial'; did you mean 'fail'"),
+                        ("insid/fail", f"run {outer.id} has no step 'insid'; did you mean 'inside'"),
+                        ("told/fail", f"run {outer.id} has no step 'told' that is a run"),
+                    ):
+                        with pytest.raises(NotFound, match=message):
+                            await outer.why(path)
+                    with pytest.raises(UsageError, match=r"step must be the name of a step, .* not 3"):
+                        await outer.why(3)  # type: ignore[arg-type]
                     await outer.cancel()
                     found = await second.why("three")
                     assert causes(found) == [Cause.QUEUED, Cause.SEMAPHORE]

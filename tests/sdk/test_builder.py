@@ -255,6 +255,8 @@ def test_what_is_no_pipeline_is_refused(take: Any) -> None:
     """The sentence names both ways to make one."""
     with pytest.raises(UsageError, match=r"takes a function with @pipeline or a Pipeline, not a function$"):
         take(numbers)
+    with pytest.raises(UsageError, match=r"and options beside it, as in (run|submit)\(p, .*p\.options\("):
+        take(churn.options(key="k"))
 
 
 def test_run_goes_through_the_hook(monkeypatch: pytest.MonkeyPatch) -> None:

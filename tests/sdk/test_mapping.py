@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 
 from evpipe import Pipeline, UsageError, pipeline, step
@@ -27,7 +28,26 @@ def in_a_pipeline(call: Callable[[], Any]) -> None:
 @pytest.mark.parametrize(
     ("call", "sentence"),
     [
-        (lambda: scaled.map(1), "step 'scaled': nothing to map over: give at least one list, or a handle of one"),
+        (
+            lambda: scaled.map(1, "12"),
+            "step 'scaled': nothing to map over: give at least one list, or a handle of one; argument 'x' is a int; ",
+        ),
+        (
+            lambda: scaled.map({1, 2}),
+            "step 'scaled': nothing to map over: argument 'x' is a set: make it a list with list(...)",
+        ),
+        (
+            lambda: scaled.map(1, {1: 2}.keys()),
+            "step 'scaled': nothing to map over: argument 'factor' is a dict_keys: make it a list with list(...)",
+        ),
+        (
+            lambda: scaled.map(np.arange(3), np.float64(2)),
+            "step 'scaled': nothing to map over: argument 'x' is a ndarray: make it a list with .tolist()",
+        ),
+        (
+            lambda: scaled.map(np.zeros(())),
+            "step 'scaled': nothing to map over: give at least one list, or a handle of one; argument 'x' is a ndarray",
+        ),
         (lambda: scaled.map(iter([1])), "step 'scaled': argument 'x' is an iterator: map takes lists"),
         (
             lambda: scaled.map([1, 2], [1]),

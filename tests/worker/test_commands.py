@@ -116,14 +116,14 @@ def test_the_environment(tmp_path: Path) -> None:
     (tmp_path / "files" / "name" / "modules").mkdir(parents=True)
     place = Place(str(tmp_path / "attempt"), str(tmp_path / "files"), given)
     made = Folders(place, "name", None)
-    found = environment(line, place, made, LaunchSubject("default", 5, "run1", "train", 2), {"HOME": "/other"})
+    found = environment(line, place, made, LaunchSubject("default", 5, "run1", "train=1", 2), {"HOME": "/other"})
     assert found == {
         "PATH": f"{Path(sys.executable).parent}:/bin",
         "HOME": "/other",
         "PYTHONPATH": f"{tmp_path}/files/name/modules:/before",
         "PYTHONUNBUFFERED": "1",
         "EVPIPE_RUN": "run1",
-        "EVPIPE_STEP": "train",
+        "EVPIPE_STEP": "train[1]",
         "EVPIPE_ATTEMPT": "2",
         "EVPIPE_RESULT": str(tmp_path / "attempt" / "command" / "result.json"),
     }

@@ -25,6 +25,7 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
+from evpipe.bus.raised import log_raised
 from evpipe.bus.settings import BusSettings
 from evpipe.errors import BusClosed, BusError, BusRefused, BusUnreachable, UsageError
 from evpipe.wire.limits import SUBJECT_CHARS_MAX
@@ -418,9 +419,9 @@ class Connection:
             async def on_message(message: Msg) -> None:
                 try:
                     received(message)
-                except Exception:
+                except Exception as error:  # noqa: BLE001 - logged
                     # A bug; nats-py would hand it to a callback for errors of the connection.
-                    log.exception("message_not_handled", subject=message.subject)
+                    log_raised(log, "message_not_handled", error, subject=message.subject)
 
             # What may come is bounded by what was asked for (pulls, acks); a limit here would drop.
             try:

@@ -9,6 +9,7 @@ import anyio
 import structlog
 from anyio.abc import TaskGroup
 
+from evpipe.bus.raised import log_raised
 from evpipe.client.source import Source
 from evpipe.wire.subjects import LaunchSubject
 from evpipe.worker.children.child import Child, Given, Role, Stale
@@ -122,9 +123,9 @@ class Pool:
     async def _serve(self, child: Child) -> None:
         try:
             await child.serve()
-        except Exception:
+        except Exception as error:  # noqa: BLE001 - logged
             # A bug, or no descriptors left: the others are not to end with it.
-            log.exception("child_broken")
+            log_raised(log, "child_broken", error)
         finally:
             self._singles.discard(child)
             if child in self._idle:

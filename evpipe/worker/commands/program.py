@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Final, NamedTuple, TypeAlias
 
 from evpipe.client.command_files import FILES, MODULES, PROGRAMS, PYTHON, inside_of, texts_of
+from evpipe.core.names import for_people
 from evpipe.sdk.command_line import CommandLine
 from evpipe.wire.subjects import LaunchSubject
 from evpipe.worker.children.killing import kill_tree
@@ -165,7 +166,8 @@ def environment(
     # A line is seen when it is written, not when a buffer is full.
     environ.setdefault("PYTHONUNBUFFERED", "1")
     environ |= variables
-    environ |= {"EVPIPE_RUN": launch.run, "EVPIPE_STEP": launch.step, "EVPIPE_ATTEMPT": str(launch.attempt)}
+    step = for_people(launch.step)
+    environ |= {"EVPIPE_RUN": launch.run, "EVPIPE_STEP": step, "EVPIPE_ATTEMPT": str(launch.attempt)}
     environ["EVPIPE_RESULT"] = str(folders.result)
     return environ
 
