@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from evpipe.core.commands import Launch
     from evpipe.core.graph import Step
 
+#: Slots that a queue is taken to have until its workers are looked at, which is some milliseconds: what leaves before
+#: is not taken back, however urgent the next is.
+SLOTS_UNSEEN: Final = 1
 #: Slots that a queue is taken to have while no worker of it is known: one may serve it all the same.
 SLOTS_UNKNOWN: Final = 32
 #: As many launches as ended in this time may be on their way, beside one for each slot: a launch and its result take
@@ -122,7 +125,7 @@ class Lane:
     @property
     def busy_slots(self) -> int:
         """Give how many launches its workers can have at a time."""
-        slots = self.slots or SLOTS_UNKNOWN
+        slots = SLOTS_UNSEEN if self.slots is None else self.slots or SLOTS_UNKNOWN
         return slots if self.limit is None else min(slots, self.limit)
 
     def resize(self) -> None:
@@ -199,16 +202,18 @@ class Dispatch:
         self._held: dict[str, dict[str, Held]] = {}
         self._number = 0
         self._closed = False
-        #: Called when something is held back, or goes to a queue that is new here; and set anew by whoever wants to
-        #: hear of it again.
+        #: Called when something is held back; and set anew by whoever wants to hear of it again.
         self.crowded: Callable[[], None] | None = None
+        #: Called when something goes to a queue that is new here.
+        self.opened: Callable[[], None] | None = None
 
     def lane(self, queue: str) -> Lane:
         lane = self.lanes.get(queue)
         if lane is None:
             lane = self.lanes[queue] = Lane(queue)
             lane.sampled_at = self._now()
-            self._tell()
+            if self.opened is not None:
+                self.opened()
         return lane
 
     def hold(self, case: Case, command: Launch, step: Step, miss: Miss | None, lane: Lane, priority: int) -> None:
@@ -229,10 +234,6 @@ class Dispatch:
         if lane.flying < lane.window:
             self.serve(lane)
         if lane.held and self.crowded is not None:
-            self._tell()
-
-    def _tell(self) -> None:
-        if self.crowded is not None:
             tell, self.crowded = self.crowded, None
             tell()
 

@@ -1,7 +1,8 @@
 """How many launches each queue can take: the slots of its workers, the limit that an operator has set.
 
-Looked at mostly while something is held back; then a worker that comes is seen within a second, and where launches that
-count as under way are not in the queue, as after somebody has emptied it, the rest does not wait for them.
+Looked at at once when something goes to a queue for the first time, then mostly while something is held back: a worker
+that comes then is seen within a second, and where launches that count as under way are not in the queue, as after
+somebody has emptied it, the rest does not wait for them.
 """
 
 from __future__ import annotations
@@ -34,6 +35,8 @@ class QueueWatch:
         self._dispatch = dispatch
         self._crowded = anyio.Event()
         dispatch.crowded = self._crowded.set
+        self._opened = anyio.Event()
+        dispatch.opened = self._queue_opened
         #: By queue: attempts that had ended at the last look, and looks since one did.
         self._seen: dict[str, tuple[int, int]] = {}
 
@@ -41,17 +44,24 @@ class QueueWatch:
         while True:
             with anyio.move_on_after(REST_S):
                 await self._crowded.wait()
-            if any(lane.held or lane.flying for lane in self._dispatch.lanes.values()):
+            self._opened = anyio.Event()
+            if any(lane.held or lane.flying or lane.slots is None for lane in self._dispatch.lanes.values()):
                 try:
                     await self._look()
                 except BusError as error:
                     # What was known counts on.
                     log.debug("queues_not_watched", error=str(error))
-            await anyio.sleep(LOOK_EVERY_S)
+            with anyio.move_on_after(LOOK_EVERY_S):
+                await self._opened.wait()
+                continue
             if not any(lane.held for lane in self._dispatch.lanes.values()):
                 self._crowded = anyio.Event()
                 self._dispatch.crowded = self._crowded.set
                 self._seen.clear()
+
+    def _queue_opened(self) -> None:
+        self._opened.set()
+        self._crowded.set()
 
     async def _look(self) -> None:
         slots = await self._slots()

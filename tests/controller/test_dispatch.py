@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from evpipe.controller.desk import Case
-from evpipe.controller.dispatch import AHEAD_MAX, AHEAD_S, SLOTS_UNKNOWN, Dispatch, Held, Lane
+from evpipe.controller.dispatch import AHEAD_MAX, AHEAD_S, SLOTS_UNKNOWN, SLOTS_UNSEEN, Dispatch, Held, Lane
 from evpipe.core.commands import Launch
 from evpipe.core.graph import Step
 
@@ -48,7 +48,8 @@ def _names(prefix: str, count: int) -> list[str]:
 
 def test_as_much_leaves_as_keeps_the_slots_busy() -> None:
     """The slots, half as many again (at least one) for the way, and never more than the limit of the queue."""
-    for slots, limit, expected in ((8, None, 12), (1, None, 2), (None, None, SLOTS_UNKNOWN * 3 // 2), (8, 2, 3)):
+    unknown, unseen = SLOTS_UNKNOWN * 3 // 2, SLOTS_UNSEEN + 1
+    for slots, limit, expected in ((8, None, 12), (1, None, 2), (0, None, unknown), (None, None, unseen), (8, 2, 3)):
         hall = Hall(slots, limit)
         hall.hold("big", *_names("s", 100))
         assert len(hall.left) == expected
