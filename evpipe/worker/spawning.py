@@ -16,6 +16,7 @@ import structlog
 from anyio.abc import TaskGroup
 
 from evpipe.bus.clock import loop_runs_here
+from evpipe.bus.raised import log_raised
 
 log = structlog.get_logger(__name__)
 
@@ -67,6 +68,7 @@ class Spawner:
 
     def _done(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
-        if not task.cancelled() and task.exception() is not None:
+        error = None if task.cancelled() else task.exception()
+        if error is not None:
             # A bug: a step's own exceptions never come here. Its launch is not acked, so it comes again.
-            log.error("attempt_broken", exc_info=task.exception())
+            log_raised(log, "attempt_broken", error)

@@ -15,6 +15,7 @@ import structlog
 from anyio import CancelScope
 
 from evpipe.bus.protocol import Bus
+from evpipe.bus.raised import log_raised
 from evpipe.client.artifact_store import ArtifactStore
 from evpipe.client.source import Source
 from evpipe.core.events import Failure
@@ -117,7 +118,8 @@ class Executors:
             failure = Failure(message=str(error), types=types_of(type(error)))
             return conclude_failure(launch, failure, time.time(), Reason.OUTPUT)
         # A bug of ours. Another worker may do better, and after some tries the step has failed and says why.
-        log.error("executor_broken", run_id=launch.run, step_id=launch.step, attempt=launch.attempt, exc_info=error)
+        said = {"run_id": launch.run, "step_id": launch.step, "attempt": launch.attempt}
+        log_raised(log, "executor_broken", error, **said)
         failure = Failure(message=f"its worker failed: {type(error).__name__}: {error}")
         return conclude_failure(launch, failure, time.time(), Reason.LOST)
 
