@@ -83,4 +83,8 @@ def run(
         answers=answers,
         priority=priority,
     )
-    return outside_of_any_loop(lambda: anyio.run(session.run), session.interrupt)
+    try:
+        return outside_of_any_loop(lambda: anyio.run(session.run), session.interrupt)
+    except KeyboardInterrupt:
+        # What became of the run was said; how the loop ended says nothing to whoever pressed it.
+        raise KeyboardInterrupt from None

@@ -68,6 +68,8 @@ def test_interrupt_cancels(tmp_path: Path, spawn: Spawn, embedded_data: Path, ki
     assert script.finish() in (130, -signal.SIGINT)
     assert "note: cancelling" in script.err
     assert "KeyboardInterrupt" in script.err
+    # Where in the script it was, and nothing of the loop that it ended.
+    assert "anyio" not in script.err
     run_id = next(line.split()[1] for line in script.err.splitlines() if line.startswith("run: "))
 
     async def status() -> RunStatus:
