@@ -157,6 +157,8 @@ def resolve(tree: Tree, outputs: Mapping[str, Any], parameters: Mapping[str, Any
         if type(value) is Gathered:
             return value.part(tree)
         return select(value, tree) if tree.path and tree.step in outputs else value
+    if isinstance(tree, Known):
+        return tree.value
     if type(tree) in LEAVES:
         return tree
     if isinstance(tree, OneOf):
@@ -168,8 +170,6 @@ def resolve(tree: Tree, outputs: Mapping[str, Any], parameters: Mapping[str, Any
         if tree.name not in parameters:
             raise BindingError(f"the run has no value for the parameter {tree.name!r}")
         return parameters[tree.name]
-    if isinstance(tree, Known):
-        return tree.value
     if isinstance(tree, dict):
         return {
             key: child if type(child) in LEAVES else resolve(child, outputs, parameters) for key, child in tree.items()

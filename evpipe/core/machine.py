@@ -570,23 +570,23 @@ class Run(RunState):
         self.status = RunStatus.RUNNING
         state.become(StepStatus.RUNNING)
         state.queued_at_s = state.started_at_s = self.at_s
-        waiting_on = self._readiness.waiting_on
         elements = [element_of(name, index) for index in range(found.count)]
-        aligned = [
-            parent for parent in self.graph.parents[step.name] if step.name in self.graph.aligned.get(parent, ())
-        ]
+        # There may be some hundred thousand, and the lease has to be renewed.
+        self.steps.update({element: StepState() for element in elements})
+        self._specs.update(dict.fromkeys(elements, step))
+        waiting_on = dict.fromkeys(elements, 0)
         nodes = step.mapped is not None and name.count(SEPARATOR) + 1 < step.mapped.levels
-        for element in elements:
-            self.steps[element] = StepState()
-            self._specs[element] = step
-            suffix = element[len(step.name) :]
-            waiting_on[element] = sum(
-                parent + suffix in self.steps
-                and not self.steps[parent + suffix].ended
-                and not (nodes and parent + suffix in self.expansions)
-                for parent in aligned
-            )
-        ready = [element for element in elements if waiting_on[element] == 0]
+        for parent in self.graph.parents[step.name]:
+            if step.name not in self.graph.aligned.get(parent, ()):
+                continue
+            node = parent + name[len(step.name) :]
+            for index, element in enumerate(elements):
+                other = element_of(node, index)
+                above = self.steps.get(other)
+                if above is not None and not above.ended and not (nodes and other in self.expansions):
+                    waiting_on[element] += 1
+        self._readiness.waiting_on.update(waiting_on)
+        ready = [element for element, count in waiting_on.items() if count == 0]
         ready += self._readiness.count_down(self._aligned_below(name, expanded=True))
         if elements:
             return (), ready
