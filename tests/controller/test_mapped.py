@@ -82,8 +82,8 @@ def test_lists_that_are_not_open_together_are_opened_in_turn(monkeypatch: pytest
 
     async def main() -> None:
         async with hosted(slots=8) as (client, _):
-            with anyio.fail_after(60):
-                assert (await (await client.submit(made)).result()).value == expected
+            # The lists are opened by threads, which take none of the virtual clock's time: it may run far ahead.
+            assert (await (await client.submit(made)).result()).value == expected
 
     play(main)
     assert run(made, mode="debug").value == expected
