@@ -123,8 +123,10 @@ def test_a_worker_is_killed(bus: ConfiguredBus, witness: Witness, gate: Path) ->
     # A body that runs for 50 ms is announced; before that its loss is no loss, and the launch just comes again.
     until(lambda: len(re.findall(r'held[-0-9]*\.started"', observer.out)) == WIDTH, "the log shows that they started")
     doomed.kill()
-    gate.touch()
     other = bus.host("worker")
+    # Not before: what the killed worker had is killed in the next moment, and must not get to its end in this one.
+    until(lambda: all(witness.begins.get(f"held{i}") == 2 for i in range(WIDTH)), "they run again", patience_s=30.0)
+    gate.touch()
     found = program.result()
     assert found["value"] == value_of_fan(WIDTH)
     held = ("held", "held-2", "held-3")
