@@ -41,8 +41,10 @@ class Row:
     value: Any = None
     #: Looks at what states do not show.
     check: Callable[[RunResult[Any]], None] | None = None
-    #: Debug mode runs one call after another, keeps no results of other runs and cannot be cancelled.
-    modes: Sequence[str] = ("bus", "local", "debug")
+    #: Parameters that it has in debug mode instead, where one call follows the other and none is ended from outside.
+    in_debug: Mapping[str, Any] = field(default_factory=dict)
+    #: Modes in which it cannot be played, and why.
+    not_in: Mapping[str, str] = field(default_factory=dict)
     answers: Mapping[str, Any] = field(default_factory=dict)
     #: The run is cancelled when these events, of step and kind, have come.
     cancel_at: Sequence[tuple[str, str]] = ()

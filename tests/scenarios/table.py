@@ -12,10 +12,8 @@ from evpipe import RunResult, StepResult
 from tests.scenarios import pipelines as these
 from tests.scenarios.row import Row
 
-#: Debug mode keeps no results for other runs.
-KEEPS: Final = ("bus", "local")
-#: Debug mode looks at the time, and at a cancel, when a call returns.
-STOPS: Final = ("bus", "local")
+KEEPS: Final = {"debug": "it keeps no results for other runs"}
+STOPS: Final = {"debug": "it looks at the time, and at a cancel, when a call returns"}
 
 Result = RunResult[Any]
 
@@ -104,6 +102,7 @@ ROWS: Final[list[Row]] = [
         id="A1a",
         pipeline=these.diamond,
         parameters={"place": "A1a"},
+        in_debug={"place": ""},
         theirs="A B C D: ok",
         ours="A B C D: succeeded",
         check=both(after("B", "A"), after("C", "A"), after("D", "B", "C")),
@@ -112,6 +111,7 @@ ROWS: Final[list[Row]] = [
         id="A1b",
         pipeline=these.two_roots,
         parameters={"place": "A1b"},
+        in_debug={"place": ""},
         theirs="A B C D: ok",
         ours="A B C D last: succeeded",
         check=both(after("C", "A"), after("D", "A", "B")),
@@ -372,7 +372,7 @@ ROWS: Final[list[Row]] = [
         our_run="cancelled request",
         differs="who stops a run cancels it: it has not failed, and neither has what was not done",
         cancel_at=[("approve", "started")],
-        modes=STOPS,
+        not_in=STOPS,
     ),
     # ---- A13
     Row(
@@ -391,7 +391,7 @@ ROWS: Final[list[Row]] = [
         ours="long-0 long-1 long-2 nowhere-0 nowhere-1 nowhere-2: cancelled deadline",
         our_run="failed deadline",
         differs="the run has failed, its steps were cancelled for the reason `deadline`",
-        modes=STOPS,
+        not_in=STOPS,
     ),
     Row(
         id="A13c",
@@ -422,7 +422,7 @@ ROWS: Final[list[Row]] = [
         ours="hello: cached",
         value="world",
         check=called(A14a=1),
-        modes=KEEPS,
+        not_in=KEEPS,
     ),
     Row(
         id="A14a third",
@@ -434,7 +434,7 @@ ROWS: Final[list[Row]] = [
         ours="hello: succeeded",
         value="world",
         check=called(A14a=2),
-        modes=KEEPS,
+        not_in=KEEPS,
     ),
     Row(
         id="A14b first",
@@ -456,7 +456,7 @@ ROWS: Final[list[Row]] = [
         ours="item-1 item-3: cached, item-2 save: succeeded",
         differs="what was done is `cached`; there the step runs and finds its marker",
         check=called(A14b_1=1, A14b_2=2, A14b_3=1),
-        modes=KEEPS,
+        not_in=KEEPS,
     ),
     # ---- F1
     Row(
@@ -579,7 +579,7 @@ ROWS: Final[list[Row]] = [
         parameters={"token": "F7"},
         theirs="before s work t: ok",
         ours="before s work t: succeeded",
-        modes=KEEPS,
+        not_in=KEEPS,
     ),
     Row(
         id="F7(7)",
@@ -591,7 +591,7 @@ ROWS: Final[list[Row]] = [
         ours="before: cached, s work t: succeeded",
         differs="nothing ties a teardown to its setup: who runs work again names all three in `refresh`",
         check=called(F7_before=1, F7_s=2, F7_work=2, F7_t=2),
-        modes=KEEPS,
+        not_in=KEEPS,
     ),
     Row(
         id="F7(8)",
@@ -603,7 +603,7 @@ ROWS: Final[list[Row]] = [
         our_run="cancelled request",
         differs="a run is cancelled, it cannot be marked failed by hand; its finalisers run all the same",
         cancel_at=[("ow", "started"), ("it", "succeeded")],
-        modes=STOPS,
+        not_in=STOPS,
     ),
     # ---- F11
     Row(
@@ -649,7 +649,7 @@ ROWS: Final[list[Row]] = [
         theirs="load split fit score: cached",
         ours="load split fit score: cached",
         value=14 / 22,
-        modes=KEEPS,
+        not_in=KEEPS,
     ),
     Row(
         id="C1 other seed",
@@ -659,7 +659,7 @@ ROWS: Final[list[Row]] = [
         theirs="load: cached, split fit score: ok",
         ours="load: cached, split fit score: succeeded",
         value=22 / 30,
-        modes=KEEPS,
+        not_in=KEEPS,
     ),
     Row(
         id="C1 vetoed",

@@ -40,7 +40,7 @@ def nothing_configured() -> Iterator[None]:
 @pytest.mark.parametrize("mode", ["debug", "local", "bus"])
 def test_every_scenario_ends_as_its_row_says(mode: str, tmp_path: Path) -> None:
     these.start_again()
-    rows = [row for row in ROWS if mode in row.modes]
+    rows = [row for row in ROWS if mode not in row.not_in]
     if mode == "debug":
         found = {row.id: in_debug_mode(row) for row in rows}
     elif mode == "local":
@@ -53,8 +53,7 @@ def test_every_scenario_ends_as_its_row_says(mode: str, tmp_path: Path) -> None:
 
 
 def in_debug_mode(row: Row) -> list[str]:
-    # Calls follow each other: what cannot overlap does not wait for that.
-    given = {**row.parameters, "place": ""} if "place" in row.parameters else dict(row.parameters)
+    given = {**row.parameters, **row.in_debug}
     these.BROKEN.update(row.broken)
     result = run(row.pipeline, given, mode="debug", answers=dict(row.answers))
     these.BROKEN.difference_update(row.broken)
@@ -144,6 +143,12 @@ def test_a_wrong_row_is_seen() -> None:
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.id)
 def test_a_row_says_why_it_differs(row: Row) -> None:
     assert row.differs or agree(row), "it ends otherwise than there, and does not say why"
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.id)
+def test_a_row_says_why_it_is_not_played(row: Row) -> None:
+    assert row.not_in.keys() < {"bus", "local", "debug"}
+    assert all(" " in why for why in row.not_in.values()), "it leaves a mode out, and does not say why"
 
 
 def test_the_table_has_every_scenario() -> None:
