@@ -484,11 +484,13 @@ class Desk:
             self._depart(case, command, step, miss, lane)
         else:
             priority = case.priority if step.priority is None else step.priority
+            assert case.run.graph is not None
+            depth = case.run.graph.depth[step.name]
             if (case.run.id, command.step) in self._limits.holding:
                 # Its attempt was lost: what it holds does not wait for a turn.
-                self._limits.take(self._dispatch.park(case, command, step, miss, lane, priority))
+                self._limits.take(self._dispatch.park(case, command, step, miss, lane, priority, depth))
             else:
-                self._dispatch.hold(case, command, step, miss, lane, priority)
+                self._dispatch.hold(case, command, step, miss, lane, priority, depth)
 
     def _turn(self, held: Held) -> None:
         """Do what is to be done with a launch whose turn has come."""

@@ -1,4 +1,4 @@
-"""Which launches leave for a queue now, and which are held back: by priority, runs in turn.
+"""Which launches leave for a queue now, and which are held back: by priority, runs in turn, each depth-first.
 
     Launch ─▶ room in the queue's window? ─▶ the bus
                    │ no                ▲
@@ -11,6 +11,9 @@ that is held back is `queued` in its run's state all the same: it is a command, 
 
 Everything here is bookkeeping: no IO, and no clock but the one that is handed in. `queue_watch` says what workers there
 are; `limits` comes after a launch's turn.
+
+Of what a run has held back, the steps furthest down its graph go first: so the first elements of a large map come to
+the end of their chains while the last have not begun, and what lies between two steps is not piled up for all of them.
 """
 
 from __future__ import annotations
@@ -45,6 +48,7 @@ class Held:
     __slots__ = (
         "case",
         "command",
+        "depth",
         "dropped",
         "lane",
         "miss",
@@ -57,7 +61,15 @@ class Held:
     )
 
     def __init__(
-        self, case: Case, command: Launch, step: Step, miss: Miss | None, lane: Lane, priority: int, number: int
+        self,
+        case: Case,
+        command: Launch,
+        step: Step,
+        miss: Miss | None,
+        lane: Lane,
+        priority: int,
+        depth: int,
+        number: int,
     ) -> None:
         self.case = case
         self.step = step
@@ -65,6 +77,8 @@ class Held:
         self.miss = miss
         self.lane = lane
         self.priority = priority
+        #: How far down the graph its step is.
+        self.depth = depth
         #: Of those with one priority the lower goes first.
         self.number = number
         self.dropped = False
@@ -79,6 +93,44 @@ class Held:
         return (self.priority, self.number) < (other.priority, other.number)
 
 
+class _Share:
+    """What one run has held back with one priority: the deepest first, of one depth in their order."""
+
+    __slots__ = ("depths", "tiers")
+
+    def __init__(self) -> None:
+        #: Those that there are, from below: the deepest is the last.
+        self.depths: list[int] = []
+        self.tiers: dict[int, deque[Held]] = {}
+
+    def put(self, held: Held) -> None:
+        tier = self.tiers.get(held.depth)
+        if tier is None:
+            tier = self.tiers[held.depth] = deque()
+            insort(self.depths, held.depth)
+        tier.append(held)
+
+    def take(self) -> Held | None:
+        """Give the next that was not dropped."""
+        while self.depths:
+            tier = self.tiers[self.depths[-1]]
+            while tier:
+                held = tier.popleft()
+                if not held.dropped:
+                    if not tier:
+                        self._leave_out()
+                    return held
+            self._leave_out()
+        return None
+
+    def _leave_out(self) -> None:
+        del self.tiers[self.depths.pop()]
+
+    def __len__(self) -> int:
+        """Give how many there are, with those that were dropped."""
+        return sum(map(len, self.tiers.values()))
+
+
 class _Level:
     """What is held back with one priority; a run that has something is in `turns` once."""
 
@@ -86,7 +138,7 @@ class _Level:
 
     def __init__(self, priority: int) -> None:
         self.priority = priority
-        self.shares: dict[str, deque[Held]] = {}
+        self.shares: dict[str, _Share] = {}
         self.turns: deque[str] = deque()
 
     def __lt__(self, other: _Level) -> bool:
@@ -156,9 +208,9 @@ class Lane:
         run = held.case.run.id
         share = level.shares.get(run)
         if share is None:
-            share = level.shares[run] = deque()
+            share = level.shares[run] = _Share()
             level.turns.append(run)
-        share.append(held)
+        share.put(held)
         self.held += 1
 
     def take(self) -> Held | None:
@@ -168,17 +220,13 @@ class Lane:
             while level.turns:
                 run = level.turns.popleft()
                 share = level.shares[run]
-                while share:
-                    held = share.popleft()
-                    if not held.dropped:
-                        break
-                else:
-                    del level.shares[run]
-                    continue
-                if share:
+                held = share.take()
+                if share.depths:
                     level.turns.append(run)
                 else:
                     del level.shares[run]
+                if held is None:
+                    continue
                 self.held -= 1
                 return held
             del self.levels[0]
@@ -216,7 +264,9 @@ class Dispatch:
                 self.opened()
         return lane
 
-    def hold(self, case: Case, command: Launch, step: Step, miss: Miss | None, lane: Lane, priority: int) -> None:
+    def hold(
+        self, case: Case, command: Launch, step: Step, miss: Miss | None, lane: Lane, priority: int, depth: int
+    ) -> None:
         """Hold a launch back until its turn comes, which may be at once."""
         of_run = self._held.get(case.run.id)
         if of_run is None:
@@ -229,7 +279,7 @@ class Dispatch:
             self.forget(before)
             of_run = self._held.setdefault(case.run.id, {})
         self._number += 1
-        held = of_run[command.step] = Held(case, command, step, miss, lane, priority, self._number)
+        held = of_run[command.step] = Held(case, command, step, miss, lane, priority, depth, self._number)
         lane.put(held)
         if lane.flying < lane.window:
             self.serve(lane)
@@ -237,13 +287,15 @@ class Dispatch:
             tell, self.crowded = self.crowded, None
             tell()
 
-    def park(self, case: Case, command: Launch, step: Step, miss: Miss | None, lane: Lane, priority: int) -> Held:
+    def park(
+        self, case: Case, command: Launch, step: Step, miss: Miss | None, lane: Lane, priority: int, depth: int
+    ) -> Held:
         """Take in a launch that waits for no turn."""
         before = self.find(case.run.id, command.step)
         if before is not None:
             self.forget(before)
         self._number += 1
-        held = Held(case, command, step, miss, lane, priority, self._number)
+        held = Held(case, command, step, miss, lane, priority, depth, self._number)
         held.parked = True
         self._held.setdefault(case.run.id, {})[command.step] = held
         return held

@@ -111,6 +111,8 @@ class Graph:
     has_maps: bool = field(init=False, repr=False, compare=False)
     #: All steps, parents first.
     order: tuple[str, ...] = field(init=False, repr=False, compare=False)
+    #: Step -> how many steps the longest way to it has; one key per step.
+    depth: Mapping[str, int] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         check_name("pipeline", self.pipeline)
@@ -149,7 +151,9 @@ class Graph:
         object.__setattr__(self, "handlers", tuple(name for name, step in self.steps.items() if step.on_exit))
         object.__setattr__(self, "aligned", {name: frozenset(below) for name, below in aligned.items()})
         object.__setattr__(self, "has_maps", any(step.mapped is not None for step in self.steps.values()))
-        object.__setattr__(self, "order", topological_order(parents, self.dependents))
+        depth = depths(parents, self.dependents)
+        object.__setattr__(self, "depth", depth)
+        object.__setattr__(self, "order", tuple(depth))
 
     @classmethod
     def of(cls, steps: Iterable[Step], **fields: Any) -> Graph:
@@ -350,28 +354,33 @@ def check_seconds(what: str, value: float | None) -> None:
         raise UsageError(f"{what} must be seconds above 0 and at most {SECONDS_MAX:,.0f}, or None, not {value!r}")
 
 
-def topological_order(parents: Mapping[str, Sequence[str]], dependents: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
+def depths(parents: Mapping[str, Sequence[str]], dependents: Mapping[str, Sequence[str]]) -> dict[str, int]:
     """Order the steps so that each comes after its parents (Kahn 1962), keeping their order where free.
+
+    Returns:
+        By step, in that order, how many steps the longest way to it has.
 
     Raises:
         UsageError: if there is a cycle; the sentence prints one.
 
     """
     waiting_on = {name: len(above) for name, above in parents.items()}
-    ready = deque(name for name, count in waiting_on.items() if count == 0)
-    order: list[str] = []
+    found = {name: 0 for name, count in waiting_on.items() if count == 0}
+    ready = deque(found)
     while ready:
         name = ready.popleft()
-        order.append(name)
+        below_it = found[name] + 1
         for below in dependents[name]:
             waiting_on[below] -= 1
             if waiting_on[below] == 0:
+                # First in, first out: its last parent is its deepest.
+                found[below] = below_it
                 ready.append(below)
-    if len(order) < len(parents):
+    if len(found) < len(parents):
         cycle = find_cycle(parents, {name for name, count in waiting_on.items() if count})
         shown = cycle if len(cycle) <= 12 else [*cycle[:10], "…", cycle[-1]]
         raise UsageError(f"the steps wait for each other in a cycle: {' -> '.join(shown)}")
-    return tuple(order)
+    return found
 
 
 def find_cycle(parents: Mapping[str, Sequence[str]], stuck: set[str]) -> list[str]:

@@ -25,11 +25,13 @@ class Hall:
         self.left.append(f"{held.case.run.id} {held.command.step}")
         held.lane.flying += 1
 
-    def hold(self, run: str, *steps: str, priority: int = 5, attempt: int = 1, lane: Lane | None = None) -> None:
+    def hold(
+        self, run: str, *steps: str, priority: int = 5, depth: int = 0, attempt: int = 1, lane: Lane | None = None
+    ) -> None:
         case = self._cases.setdefault(run, Case(run, "demo"))
         for step in steps:
             self.dispatch.hold(
-                case, Launch(step, attempt, {}), Step(name=step), None, lane or self.lane, priority
+                case, Launch(step, attempt, {}), Step(name=step), None, lane or self.lane, priority, depth
             )  # fmt: skip
 
     def end(self, count: int = 1, every_s: float = 1.0) -> list[str]:
@@ -69,6 +71,21 @@ def test_runs_take_turns() -> None:
     hall.hold("third", "x", "y")
     hall.hold("small", "d")
     assert sorted(hall.end(3)) == ["big s15", "small d", "third x"]
+
+
+def test_of_a_run_what_is_furthest_down_goes_first() -> None:
+    """An element comes to the end of its chain while its siblings have not begun; another run has its turns."""
+    hall = Hall(2)
+    hall.hold("big", *_names("a", 100))
+    hall.hold("small", "x", "y", "z", depth=7)
+    hall.hold("big", "c0", depth=2)
+    hall.hold("big", "b1", "b2", depth=1)
+    assert hall.end(6) == ["big c0", "small x", "big b1", "small y", "big b2", "small z"]
+    hall.hold("big", "c1", "c2", depth=2)
+    hall.hold("big", "b3", depth=1)
+    hall.hold("big", "c1", depth=2, attempt=2)
+    assert hall.end(4) == ["big c2", "big c1", "big b3", "big a3"]
+    assert hall.lane.held == 96
 
 
 def test_what_is_urgent_goes_first_and_the_rest_in_turn_after_it() -> None:

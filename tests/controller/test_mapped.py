@@ -48,6 +48,36 @@ def test_who_takes_over_leaves_the_mutex_to_the_elements(seen: Witness) -> None:
     play(main)
 
 
+@step
+async def passed(x: int) -> int:
+    await anyio.sleep(0.05)
+    return x
+
+
+def test_elements_come_to_the_end_of_their_chains_while_others_wait_for_their_turn() -> None:
+    """Of a map that is larger than its window: no stage of it is run for all before the next begins."""
+    made = Pipeline("chains")
+    given = [*range(300)]
+    last = made.map("c", passed, x=made.map("b", passed, x=made.map("a", passed, x=given)))
+    made.output(last)
+
+    async def main() -> None:
+        async with hosted(slots=2) as (client, _):
+            result = await (await client.submit(made)).result()
+            assert result.value == given
+            ended = sorted(
+                (element.ended_at, name)
+                for name in "abc"
+                for element in result.steps[name].elements
+                if element.ended_at
+            )
+            order = [name for _, name in ended]
+            assert order.index("c") < 30, "the first chain is through"
+            assert order[:450].count("c") > 120, "and half of them half-way"
+
+    play(main)
+
+
 def test_the_cache_knows_elements_by_the_step_that_is_mapped(seen: Witness) -> None:
     async def statuses(client: Client, refresh: tuple[str, ...] = ()) -> list[str]:
         result = await (await client.submit(two(cache=True), refresh=refresh)).result()

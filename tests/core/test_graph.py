@@ -295,6 +295,8 @@ def test_the_order_is_topological_and_the_edges_line_up(of: Graph) -> None:
     plain = graphlib.TopologicalSorter(of.parents)
     assert set(of.order) == set(plain.static_order())
     at = {name: i for i, name in enumerate(of.order)}
+    for name, parents in of.parents.items():
+        assert of.depth[name] == max((of.depth[parent] + 1 for parent in parents), default=0)
     assert all(at[above] < at[name] for name, parents in of.parents.items() for above in parents)
     down = {(above, name) for name, parents in of.parents.items() for above in parents}
     assert down == {(name, below) for name, dependents in of.dependents.items() for below in dependents}
