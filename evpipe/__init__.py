@@ -43,6 +43,7 @@ from evpipe.sdk.pipeline import PipelineFunction, pipeline
 from evpipe.sdk.result import RunResult, StepResult
 from evpipe.sdk.retry import Retry
 from evpipe.sdk.serializer import serializer
+from evpipe.sdk.skip import SkipStep
 from evpipe.sdk.step import Step, step
 from evpipe.sdk.waits import approval, sleep, wait_for_event
 
@@ -87,6 +88,7 @@ __all__ = [
     "RunStatus",
     "RunSummary",
     "Semaphore",
+    "SkipStep",
     "Step",
     "StepContext",
     "StepResult",

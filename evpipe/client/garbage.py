@@ -22,7 +22,7 @@ from evpipe.wire.values import unpack
 #: Every reference is a digest in hex: whatever else there is in a payload, also of a newer version, it is found so.
 _DIGEST: Final = re.compile(rb"(?<![0-9a-f])[0-9a-f]{64}(?![0-9a-f])")
 #: Kinds of events that may refer to objects.
-_KINDS: Final = ("submitted", "succeeded", "failed", "cached", "received", "finished")
+_KINDS: Final = ("submitted", "succeeded", "failed", "skipped", "cached", "received", "finished")
 #: Objects that may refer to others are read; of stored values only those that say so.
 _GRAPH_BYTES_MAX: Final = 512 * 1024 * 1024
 

@@ -10,7 +10,7 @@ import structlog
 from evpipe.bus.protocol import Bus, Record
 from evpipe.client.artifact_store import ArtifactStore
 from evpipe.client.logs import Choice, told_of
-from evpipe.core.events import StepCached, StepFailed, StepSucceeded
+from evpipe.core.events import StepCached, StepFailed, StepSkipped, StepSucceeded
 from evpipe.core.machine import Run
 from evpipe.core.names import for_people
 from evpipe.core.notes import MetricPoint, Notes, points_of
@@ -21,7 +21,7 @@ from evpipe.wire.notes import METRIC, PROGRESS, Progress, decode_points, decode_
 
 log = structlog.get_logger(__name__)
 
-_ENDS = ("succeeded", "failed", "cached")
+_ENDS = ("succeeded", "failed", "skipped", "cached")
 _UNDER_WAY = frozenset({StepStatus.QUEUED, StepStatus.RUNNING})
 
 
@@ -35,7 +35,7 @@ async def read_notes(bus: Bus, run_id: str, pipeline: str, step: str | None = No
                 event = decode_event(bus.subjects.parse_event(record.subject), record.payload, record.at_s)
             except RemoteProtocolError:
                 continue
-            if isinstance(event, (StepSucceeded, StepFailed, StepCached)) and event.notes is not None:
+            if isinstance(event, (StepSucceeded, StepFailed, StepSkipped, StepCached)) and event.notes is not None:
                 attempt = 0 if isinstance(event, StepCached) else event.attempt
                 # What ends an attempt is the first that says so.
                 found.setdefault((event.step, attempt), event.notes)

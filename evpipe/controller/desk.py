@@ -342,7 +342,7 @@ class Desk:
         lane: Lane | None = None
         if subject.step is not None and (state := case.run.steps.get(subject.step)) is not None:
             if state.ended:
-                if state.status is StepStatus.FAILED:
+                if state.status is StepStatus.FAILED or state.status is StepStatus.SKIPPED:
                     self._look_ups.step_failed(case.run.id, subject.step)
                 self._look_ups.step_ended(case.run.id, subject.step)
                 self.watches.step_ended(case.run.id, subject.step)

@@ -125,7 +125,7 @@ class LookUps:
             self._task_group.start_soon(self._run, case, command, key)
 
     def step_failed(self, run: str, step: str) -> None:
-        """Take note that a step has failed for good."""
+        """Take note that a step has failed for good, or has skipped itself: that there is no result of it."""
         if (run, step) in self._leaders:
             self._failed[run, step] = self._count
             if len(self._failed) > FAILED_KEPT:
@@ -226,8 +226,9 @@ class LookUps:
                 if await self._lives(content):
                     return content
                 if self._failed.get((content.run, content.step), -1) >= number:
-                    # It waited for one that has failed. All that did go now, and not one after the other: what made
-                    # that one fail is likely to make them fail, too, and nothing is gained by waiting in turn.
+                    # It waited for one that has failed, or skipped itself. All that did go now, and not one after
+                    # the other: what made that one fail is likely to make them fail, too, and nothing is gained by
+                    # waiting in turn.
                     self._launch(case, command, miss)
                     return None
             if content == me or await self._lead(fingerprint, me, found):

@@ -166,11 +166,22 @@ class StepRetried:  # controller
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class StepSkipped:  # controller
+class StepSkipped:  # controller, of a step that is not launched; worker, of an attempt that skipped its step
+    """The step is left out: for what became of the steps before it, or because its own body said so.
+
+    What a body says is the end of its attempt, as `StepSucceeded` is. It has this kind, and is no failure with a mark
+    on it: who subscribes to failures is told of none, and a step that is left out is so in one way, whoever decided.
+    """
+
     at_s: float = 0.0
     step: str
+    #: The attempt that it ends; 0: there was none.
+    attempt: int = 0
+    #: Of an attempt always `condition`.
     reason: Reason = Reason.UPSTREAM
     message: str = ""
+    started_at_s: float = 0.0
+    notes: Notes | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -240,6 +240,8 @@ class Run(RunState):
         return ()
 
     def _skipped(self, event: StepSkipped) -> Commands:
+        if event.attempt:
+            return self._skipped_itself(event)
         state = self.steps.get(event.step)
         if state is None:
             return self._unknown(event.step)
@@ -251,6 +253,21 @@ class Run(RunState):
         state.reason, state.message = event.reason, event.message
         assert self.graph is not None
         self._choices |= event.reason is Reason.CONDITION or self.graph.has_maps
+        return self._ended(event.step, state)
+
+    def _skipped_itself(self, event: StepSkipped) -> Commands:
+        """Take the end of an attempt whose body has decided that its step is left out."""
+        state, problem = self._current(event)
+        if state is None:
+            return problem
+        if event.reason is not Reason.CONDITION or self.spec(event.step).child is not None:
+            return (Quarantine(f"step {event.step!r} cannot skip itself for the reason {event.reason.value}"),)
+        state.become(StepStatus.SKIPPED)
+        state.reason, state.message, state.failure = event.reason, event.message, None
+        if event.started_at_s and state.started_at_s is None:
+            state.started_at_s = event.started_at_s
+        state.notes = event.notes
+        self._choices = True
         return self._ended(event.step, state)
 
     def _cancelled(self, event: StepCancelled) -> Commands:
@@ -387,7 +404,7 @@ class Run(RunState):
             return None, (Quarantine(f"step {name!r} was {done} before it began to wait"),)
         return state, ()
 
-    def _of_wait(self, event: StepSucceeded | StepStarted | StepFailed | StepCached) -> Commands:
+    def _of_wait(self, event: StepSucceeded | StepStarted | StepFailed | StepCached | StepSkipped) -> Commands:
         """Answer an event of an attempt about a step that has none."""
         if isinstance(event, StepStarted):
             self.decisions.pop((event.step, StepStarted), None)
@@ -408,7 +425,7 @@ class Run(RunState):
     # ---- what follows ------------------------------------------------------------------------
 
     def _current(
-        self, event: StepSucceeded | StepStarted | StepFailed | StepCached, *, pending: bool = False
+        self, event: StepSucceeded | StepStarted | StepFailed | StepCached | StepSkipped, *, pending: bool = False
     ) -> tuple[StepState | None, Commands]:
         """Give the step's state if the event is about its attempt under way, else None and the answer.
 

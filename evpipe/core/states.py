@@ -50,7 +50,7 @@ class Reason(StrEnum):
     OUTPUT = "output"
     #: Somebody asked for it.
     REQUEST = "request"
-    #: Its `when` was false, or its `run_if` did not hold.
+    #: Its `when` was false, its `run_if` did not hold, or its body raised `SkipStep`.
     CONDITION = "condition"
 
 
@@ -89,7 +89,7 @@ _ENDS = STEP_VALUES | {StepStatus.FAILED, StepStatus.SKIPPED, StepStatus.CANCELL
 STEP_TRANSITIONS: dict[StepStatus, frozenset[StepStatus]] = {
     # At once to running: a wait, which nobody takes up.
     _P: frozenset({_Q, _R, StepStatus.SKIPPED, StepStatus.CANCELLED, StepStatus.FAILED}),
-    _Q: frozenset({_R, _P, *STEP_VALUES, StepStatus.FAILED, StepStatus.CANCELLED}),
+    _Q: frozenset({_R, _P, *STEP_VALUES, StepStatus.FAILED, StepStatus.SKIPPED, StepStatus.CANCELLED}),
     _R: frozenset({_Q, _P, *STEP_VALUES, StepStatus.FAILED, StepStatus.SKIPPED, StepStatus.CANCELLED}),
     **{end: frozenset() for end in StepStatus if end in _ENDS},
 }

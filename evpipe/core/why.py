@@ -64,7 +64,7 @@ class Cause(StrEnum):
     FAILED = "failed"
     #: The run was refused.
     REJECTED = "rejected"
-    #: Its own condition was false, or its `run_if` did not hold.
+    #: Its own condition was false, its `run_if` did not hold, or its body raised `SkipStep`.
     CONDITION = "condition"
     #: Skipped for what became of the steps before it.
     UPSTREAM = "upstream"
@@ -240,6 +240,9 @@ class _Chain:
         run = self.run
         step = run.spec(name)
         above = [parent for parent in self._parents(name) if run.steps[parent].ended]
+        if state.attempt:
+            said = f"skipped itself: {message}"
+            return self._one(name, state, Cause.CONDITION, said, reason=reason, since_s=state.ended_at_s)
         if reason is Reason.CONDITION:
             left_out = [p for p in above if run.steps[p].status is StepStatus.SKIPPED]
             if step.when is None or left_out or not message.startswith("its condition"):

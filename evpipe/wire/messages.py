@@ -269,7 +269,10 @@ def encode_event(event: Decision | StepSucceeded | StepApproved) -> tuple[str | 
         case StepRetried():
             return event.step, "retry", encode_map({"attempt": event.attempt, "due_at": event.due_at_s})
         case StepSkipped():
-            return event.step, "skipped", encode_map({"reason": event.reason.value, "message": _cut(event.message)})
+            fields = {"reason": event.reason.value, "message": _cut(event.message)}
+            if event.attempt:
+                fields |= {"attempt": event.attempt, "started_at": event.started_at_s}
+            return event.step, "skipped", encode_map(fields)
         case StepCancelled():
             reason, message = event.reason.value, _cut(event.message)
             fields = {"attempt": event.attempt, "reason": reason, "message": message}
@@ -369,7 +372,13 @@ def _retried(fields: Fields, step: str, at_s: float) -> Event:
 
 def _skipped(fields: Fields, step: str, at_s: float) -> Event:
     return StepSkipped(
-        at_s=at_s, step=step, reason=_reason(fields, Reason.UPSTREAM), message=fields.text("message", "")
+        at_s=at_s,
+        step=step,
+        attempt=fields.whole("attempt", 0),
+        reason=_reason(fields, Reason.UPSTREAM),
+        message=fields.text("message", ""),
+        started_at_s=fields.number("started_at", 0.0),
+        notes=notes_of(fields),
     )
 
 

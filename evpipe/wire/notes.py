@@ -23,7 +23,7 @@ from evpipe.wire.values import pack, pack_unchecked
 #: The kinds of telemetry.
 METRIC: Final = "metric"
 PROGRESS: Final = "progress"
-#: The field of `succeeded`, `failed` and `cached`.
+#: The field of `succeeded`, `failed`, `skipped` and `cached`.
 FIELD: Final = "notes"
 
 

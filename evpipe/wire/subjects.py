@@ -30,7 +30,7 @@ STEP_KINDS = frozenset(
     {"started", "succeeded", "cached", "approved", "received", "failed", "retry", "due", "skipped", "cancelled"}
 )
 #: The kinds that only a controller writes, with the expected last sequence of their subject.
-DECISION_KINDS = frozenset({"cached", "received", "retry", "due", "skipped", "cancelled", "finished"})
+DECISION_KINDS = frozenset({"cached", "received", "retry", "due", "cancelled", "finished"})
 
 _RUN_ID = re.compile(r"[a-z0-9]{8,32}\Z")
 _PRIORITY = re.compile(r"[0-9]\Z")

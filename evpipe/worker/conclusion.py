@@ -5,26 +5,30 @@ It is made where the step ran, so that a worker hands on what a child made witho
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
-from evpipe.core.events import Failure, StepFailed
+from evpipe.core.events import Failure, StepFailed, StepSkipped
 from evpipe.core.names import for_people
 from evpipe.core.states import Reason
 from evpipe.errors import EncodingError, EvpipeError
+from evpipe.sdk.skip import SkipStep
 from evpipe.wire.messages import LaunchOrder, encode_event, encode_succeeded
 from evpipe.wire.serializers.registry import ArtifactUnreadable
 from evpipe.wire.storing import encode_stored
 from evpipe.wire.subjects import LaunchSubject
 from evpipe.worker.attempt_files import AttemptFiles
 from evpipe.worker.code import CodeNotFound
-from evpipe.worker.failures import failure_of
+from evpipe.worker.failures import failure_of, text_of
 from evpipe.worker.outputs import OutputMismatch, shape_output
+
+#: Kinds of events that tell the end of an attempt.
+KINDS: Final = frozenset({"succeeded", "failed", "skipped"})
 
 
 class Conclusion(NamedTuple):
     """The end of an attempt."""
 
-    #: Of the event: "succeeded" or "failed".
+    #: Of the event: one of `KINDS`.
     kind: str
     payload: bytes
     #: Whether files in the attempt's folder have to be stored before it is told.
@@ -62,6 +66,8 @@ def conclude_value(
 
 def conclude_error(launch: LaunchSubject, error: BaseException, started_at_s: float) -> Conclusion:
     """Make the end of an attempt whose body raised, or could not be called."""
+    if isinstance(error, SkipStep):
+        return _conclude_skip(launch, error, started_at_s)
     if isinstance(error, ArtifactUnreadable):
         # Its arguments cannot be made, and another attempt would not find them either.
         return conclude_failure(launch, Failure(message=str(error)), started_at_s, Reason.OUTPUT)
@@ -70,6 +76,18 @@ def conclude_error(launch: LaunchSubject, error: BaseException, started_at_s: fl
     else:
         failure = failure_of(error)
     return conclude_failure(launch, failure, started_at_s)
+
+
+def _conclude_skip(launch: LaunchSubject, error: SkipStep, started_at_s: float) -> Conclusion:
+    event = StepSkipped(
+        step=launch.step,
+        attempt=launch.attempt,
+        reason=Reason.CONDITION,
+        message=text_of(error) or "its body raised SkipStep",
+        started_at_s=started_at_s,
+    )
+    _, kind, payload = encode_event(event)
+    return Conclusion(kind, payload)
 
 
 def conclude_failure(

@@ -12,11 +12,7 @@ from evpipe.wire.limits import MESSAGE_CHARS_MAX, TRACEBACK_CHARS_MAX
 def failure_of(error: BaseException) -> Failure:
     """Describe an exception; never raises, whatever the exception's own methods do."""
     name = type(error).__name__
-    try:
-        text = str(error)
-    except Exception as second:  # noqa: BLE001 - a user's __str__ may raise anything
-        text = f"<its __str__ raised {type(second).__name__}>"
-    text = text[:MESSAGE_CHARS_MAX]
+    text = text_of(error)
     try:
         # The first frame is the worker's own.
         shown = "".join(traceback.format_exception(type(error), error, _past_worker(error)))
@@ -28,6 +24,15 @@ def failure_of(error: BaseException) -> Failure:
         types=types_of(type(error)),
         traceback=shown[-4 * TRACEBACK_CHARS_MAX :],
     )
+
+
+def text_of(error: BaseException) -> str:
+    """Give what an exception says of itself, cut to a limit."""
+    try:
+        text = str(error)
+    except Exception as second:  # noqa: BLE001 - a user's __str__ may raise anything
+        text = f"<its __str__ raised {type(second).__name__}>"
+    return text[:MESSAGE_CHARS_MAX]
 
 
 def timeout_failure(timeout_s: float | None) -> Failure:

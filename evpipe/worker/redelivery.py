@@ -10,13 +10,24 @@ from enum import Enum
 from typing import Final
 
 from evpipe.bus.protocol import Bus, Record
-from evpipe.core.events import Event, Finished, StepCached, StepCancelled, StepFailed, StepStarted, StepSucceeded
+from evpipe.core.events import (
+    Event,
+    Finished,
+    StepCached,
+    StepCancelled,
+    StepFailed,
+    StepSkipped,
+    StepStarted,
+    StepSucceeded,
+)
 from evpipe.errors import RemoteProtocolError
 from evpipe.wire.messages import decode_event
 from evpipe.wire.subjects import LaunchSubject
 
 #: Kinds that say how far attempts of a step have come.
-KINDS: Final = ("started", "succeeded", "failed", "cached", "cancelled")
+KINDS: Final = ("started", "succeeded", "failed", "skipped", "cached", "cancelled")
+#: Those that a worker tells of the end of an attempt.
+_TOLD: Final = ("succeeded", "failed", "skipped")
 QUESTIONS: Final = 3
 QUESTION_S: Final = 1.0
 
@@ -49,7 +60,7 @@ async def examine(bus: Bus, launch: LaunchSubject) -> Verdict:
             if event.attempt > launch.attempt:
                 return Verdict.OVER
             started = event.attempt == launch.attempt
-        elif isinstance(event, (StepSucceeded, StepFailed)) and event.attempt >= launch.attempt:
+        elif _ends(event, launch):
             return Verdict.OVER
     # The newest of a kind may be a late repetition of an earlier attempt's, behind which this one's end is hidden.
     if await _ended_before(bus, launch):
@@ -73,22 +84,27 @@ async def _unless_run_over(bus: Bus, launch: LaunchSubject, verdict: Verdict) ->
 
 async def _ended_before(bus: Bus, launch: LaunchSubject) -> bool:
     over = False
-    wanted = [bus.subjects.events_of_step(launch.run, launch.step, kind) for kind in ("succeeded", "failed")]
+    wanted = [bus.subjects.events_of_step(launch.run, launch.step, kind) for kind in _TOLD]
     async for records in bus.replay(wanted, up_to=await bus.last_sequence()):
         for record in records:
             event = _decoded(bus, record)
-            over |= isinstance(event, (StepSucceeded, StepFailed)) and event.attempt >= launch.attempt
+            over |= _ends(event, launch)
     return over
 
 
 async def _ended_meanwhile(bus: Bus, launch: LaunchSubject) -> bool:
-    for kind in ("succeeded", "failed", "cached", "cancelled"):
+    for kind in (*_TOLD, "cached", "cancelled"):
         event = _decoded(bus, await bus.last(bus.subjects.events_of_step(launch.run, launch.step, kind)))
         if isinstance(event, (StepCancelled, StepCached)):
             return True
-        if isinstance(event, (StepSucceeded, StepFailed)) and event.attempt >= launch.attempt:
+        if _ends(event, launch):
             return True
     return False
+
+
+def _ends(event: Event | None, launch: LaunchSubject) -> bool:
+    """Say whether a worker has told the end of this attempt, or of a later one."""
+    return isinstance(event, (StepSucceeded, StepFailed, StepSkipped)) and event.attempt >= launch.attempt
 
 
 def _decoded(bus: Bus, record: Record | None) -> Event | None:

@@ -81,6 +81,10 @@ def skipped(name: str, message: str = "", at_s: float = 0.0) -> StepSkipped:
     return StepSkipped(at_s=at_s, step=name, message=message)
 
 
+def skipped_itself(name: str, attempt: int = 1, message: str = "not today", at_s: float = 0.0) -> StepSkipped:
+    return StepSkipped(at_s=at_s, step=name, attempt=attempt, reason=Reason.CONDITION, message=message)
+
+
 def cancelled(
     name: str, attempt: int = 0, reason: Reason = Reason.REQUEST, message: str = "", at_s: float = 0.0
 ) -> StepCancelled:

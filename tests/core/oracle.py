@@ -131,6 +131,8 @@ def attempts_of(plan: Plan, step: Step) -> End:
         outcome = plan.outcome(step.name, attempt)
         if outcome == "ok":
             return End(StepStatus.SUCCEEDED, None, attempt)
+        if outcome == "skip":
+            return End(StepStatus.SKIPPED, Reason.CONDITION, attempt)
         if outcome == "lost":
             losses += 1
             if losses > LOST_ALLOWED:

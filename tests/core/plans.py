@@ -19,8 +19,8 @@ from evpipe.core.states import OnFailure, RunIf
 from evpipe.core.waits import Wait, WaitKind
 
 #: How an attempt ends: "odd" is an error of a type that a policy with a filter does not retry.
-Outcome: TypeAlias = Literal["ok", "error", "odd", "timeout", "lost", "output"]
-OUTCOMES: tuple[Outcome, ...] = ("ok", "error", "odd", "timeout", "lost", "output")
+Outcome: TypeAlias = Literal["ok", "error", "odd", "timeout", "lost", "output", "skip"]
+OUTCOMES: tuple[Outcome, ...] = ("ok", "error", "odd", "timeout", "lost", "output", "skip")
 ERROR_TYPES = {"error": ("m.Error", "builtins.Exception"), "odd": ("m.Odd", "builtins.Exception")}
 #: The key that the output of every step has, and one that none has.
 KEY, NO_KEY = "value", "missing"
@@ -38,8 +38,8 @@ class Plan:
     def outcome(self, step: str, attempt: int) -> Outcome:
         script = self.scripts[step]
         outcome = script[attempt - 1] if attempt <= len(script) else "ok"
-        # A run is lost by nobody: whoever leads it next goes on with it.
-        return "error" if outcome == "lost" and self.graph.steps[base_of(step)].child is not None else outcome
+        # A run is lost by nobody: whoever leads it next goes on with it. And it does not skip the step that it is.
+        return "error" if outcome in ("lost", "skip") and self.graph.steps[base_of(step)].child is not None else outcome
 
 
 @st.composite

@@ -37,7 +37,7 @@ from typing import Any
 
 from evpipe.core.bindings import OutputRef
 from evpipe.core.commands import Await, CancelRun, Command, Decide, Launch, Quarantine, StopAttempt, SubmitRun, WakeAt
-from evpipe.core.events import CancelCause, Event, Failure, StepFailed
+from evpipe.core.events import CancelCause, Event, Failure, StepFailed, StepSkipped
 from evpipe.core.graph import Graph, Step
 from evpipe.core.machine import Run
 from evpipe.core.retry import RetryPolicy
@@ -170,6 +170,8 @@ def parse_event(line: str, graph: Graph) -> Event:
             return making.due(step, int(attempt), at_s)
         case [step, "skipped", *text]:
             return making.skipped(step, " ".join(text), at_s)
+        case [step, "skipped-itself", attempt, *text]:
+            return making.skipped_itself(step, int(attempt), message=" ".join(text), at_s=at_s)
         case [step, "cancelled", attempt, reason, *text]:
             return making.cancelled(step, int(attempt), Reason(reason), " ".join(text), at_s)
     raise AssertionError(f"no event: {line!r}")
@@ -200,7 +202,7 @@ def command_text(command: Command) -> str:
             shown = ", ".join(
                 f"{field.name} {value_text(getattr(event, field.name))}"
                 for field in fields(event)
-                if field.name != "at_s" and not _is_nothing(getattr(event, field.name))
+                if field.name not in _unsaid(event) and not _is_nothing(getattr(event, field.name))
             )
             return f"-> decide {type(event).__name__}: {shown}"
         case Quarantine(reason=reason):
@@ -238,6 +240,11 @@ def value_text(value: Any) -> str:
     if isinstance(value, Failure):
         return repr(value.message)
     return f"{value:g}" if isinstance(value, float) else repr(value)
+
+
+def _unsaid(event: Event) -> tuple[str, ...]:
+    # What is decided to be skipped has no attempt.
+    return ("at_s", "attempt", "started_at_s") if isinstance(event, StepSkipped) else ("at_s",)
 
 
 def _is_nothing(value: object) -> bool:

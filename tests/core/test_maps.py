@@ -29,6 +29,7 @@ from tests.core.test_oracle import settled
 from tests.core.world import World
 
 SEEDS = st.integers(0, 2**32)
+OUTCOMES_WITHOUT_SKIP = tuple(outcome for outcome in OUTCOMES if outcome != "skip")
 #: Rules for which it makes no difference whether a list's elements are looked at one by one.
 RULES = [RunIf.ALL_SUCCEEDED] * 4 + [RunIf.ALL_DONE, RunIf.NONE_FAILED, RunIf.ALWAYS]
 
@@ -44,6 +45,9 @@ def mapped_plans(draw: st.DrawFn) -> tuple[Plan, Plan]:
     plain: list[Step] = []
     #: Step -> its length; None: it is not mapped.
     lengths: dict[str, int | None] = {}
+    #: What is taken as a whole: one that is left out is None in it, and in the other graph it is a parent of its own.
+    whole_lists: set[str] = set()
+    one_by_one: dict[str, list[str]] = {}
     for i in range(draw(st.integers(1, 6))):
         name = f"s{i}"
         length = draw(st.sampled_from([None, None, 0, 1, 2, 3]))
@@ -76,9 +80,11 @@ def mapped_plans(draw: st.DrawFn) -> tuple[Plan, Plan]:
                 path = draw(st.sampled_from([(), (KEY,)]))
                 arguments[parent] = OutputRef(parent, path)
                 places.append(parent)
+                one_by_one.setdefault(name, []).append(parent)
                 for j, element in enumerate(each):
                     element[parent] = OutputRef(f"{parent}-{j}", path)
                 continue
+            whole_lists.add(parent)
             whole: Tree = OutputRef(parent) if count is None else elements
             arguments[parent] = [OutputRef(parent)] if length is not None else OutputRef(parent)
             single[parent] = whole
@@ -99,7 +105,12 @@ def mapped_plans(draw: st.DrawFn) -> tuple[Plan, Plan]:
             plain.append(Step(name=f"{name}-{j}", arguments=element, after=tuple(plain_after), **options))
         lengths[name] = length
     names = [one for name, n in lengths.items() for one in ([name] if n is None else [f"{name}={j}" for j in range(n)])]
-    scripts = {name: draw(st.lists(st.sampled_from(OUTCOMES), max_size=4).map(tuple)) for name in names}
+    for name in reversed(lengths):
+        # An element that takes one that was left out is left out, too.
+        whole_lists.update(one_by_one.get(name, ()) if name in whole_lists else ())
+    kept_in = [name for name in names if "=" in name and name.partition("=")[0] in whole_lists]
+    outcomes = {name: OUTCOMES if name not in kept_in else OUTCOMES_WITHOUT_SKIP for name in names}
+    scripts = {name: draw(st.lists(st.sampled_from(outcomes[name]), max_size=4).map(tuple)) for name in names}
     with_maps = Graph.of(steps, pipeline="demo", output={name: OutputRef(name) for name in lengths})
     without = Graph.of(plain, pipeline="demo")
     return Plan(with_maps, scripts), Plan(without, {plain_name(name): script for name, script in scripts.items()})

@@ -46,7 +46,7 @@ STRANGE_EVENTS: st.SearchStrategy[Event] = st.one_of(
     st.builds(StepApproved, at_s=TIMES, step=STEPS, answer=VALUES, by=st.sampled_from(["", "ann"])),
     st.builds(StepReceived, at_s=TIMES, step=STEPS, value=VALUES),
     st.builds(StepRetried, at_s=TIMES, step=STEPS, attempt=ATTEMPTS, due_at_s=TIMES),
-    st.builds(StepSkipped, at_s=TIMES, step=STEPS, reason=REASONS),
+    st.builds(StepSkipped, at_s=TIMES, step=STEPS, attempt=st.just(0) | ATTEMPTS, reason=REASONS),
     st.builds(StepCancelled, at_s=TIMES, step=STEPS, attempt=ATTEMPTS, reason=REASONS),
     st.builds(Due, at_s=TIMES, step=STEPS | st.none(), attempt=ATTEMPTS),
     st.builds(CancelRequested, at_s=TIMES, cause=st.sampled_from(CancelCause)),
@@ -78,6 +78,7 @@ def answers(draw: st.DrawFn, run: Run) -> Event | None:
                 st.one_of(
                     st.builds(StepStarted, step=st.just(step), attempt=st.just(attempt)),
                     st.builds(StepSucceeded, step=st.just(step), attempt=st.just(attempt), value=VALUES),
+                    st.builds(StepSkipped, step=st.just(step), attempt=st.just(attempt), reason=REASONS),
                     st.builds(
                         StepFailed, step=st.just(step), attempt=st.just(attempt), reason=REASONS, failure=FAILURES
                     ),

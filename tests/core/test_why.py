@@ -24,6 +24,7 @@ from tests.core.making import (
     graph,
     retried,
     skipped,
+    skipped_itself,
     started,
     step,
     submitted,
@@ -94,6 +95,16 @@ CASES: dict[str, tuple[Run, str, list[Cause], list[str]]] = {
         "tails",
         [Cause.CONDITION],
         ["tails: skipped: its condition is false: flip == side (flip is 'heads', side is 'tails')"],
+    ),
+    "by its own body": (
+        folded(
+            submitted(WITH_CONDITION, side="tails"),
+            succeeded("flip", value="tails"),
+            skipped_itself("tails", message="its condition is false: said the body"),
+        ),
+        "tails",
+        [Cause.CONDITION],
+        ["tails: skipped itself: its condition is false: said the body"],
     ),
     "below a condition": (
         folded(

@@ -25,6 +25,7 @@ from evpipe.core.events import (
     StepCancelled,
     StepFailed,
     StepReceived,
+    StepSkipped,
     StepStarted,
     StepSucceeded,
     Submitted,
@@ -155,6 +156,9 @@ class World:
         events: list[Event] = [StepStarted(step=launch.step, attempt=launch.attempt)] if starts else []
         if outcome == "ok":
             return [*events, ok]
+        if outcome == "skip":
+            reason = Reason.CONDITION
+            return [*events, StepSkipped(step=launch.step, attempt=launch.attempt, reason=reason, message="not today")]
         failure = Failure(message=f"{outcome} of {launch.step}", types=ERROR_TYPES.get(outcome, ()))
         bad = StepFailed(step=launch.step, attempt=launch.attempt, reason=_REASONS[outcome], failure=failure)
         return [*events, bad]

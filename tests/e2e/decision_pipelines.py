@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from evpipe import Pipeline, Retry, RunSummary, exit_status, not_, one_of, pipeline, step
+from evpipe import Mutex, Pipeline, Retry, RunSummary, SkipStep, current, exit_status, not_, one_of, pipeline, step
 
 
 @step
@@ -147,3 +147,52 @@ def built_with_handlers() -> Pipeline:
     p = Pipeline("built", on_exit=notify)
     p.output(p.step("notify", told, value=p.param("word", str)))
     return p
+
+
+@step(cache=True, retries=Retry(3, delay_s=0), limits=Mutex("not_today"))
+def not_today(word: str) -> str:
+    current().metric("looked", current().attempt)
+    message = f"no {word} today"
+    raise SkipStep(message)
+
+
+@step(executor="inline", retries=Retry(1, delay_s=0))
+async def at_the_second_look(word: str) -> str:
+    message = f"no {word} today"
+    raise ValueError(message) if current().attempt == 1 else SkipStep(message)
+
+
+@step
+def handles_nothing(*, status: str) -> None:
+    message = f"nothing to tell: {status}"
+    raise SkipStep(message)
+
+
+@step
+def no_evens(number: int) -> int:
+    if number % 2 == 0:
+        raise SkipStep
+    return number
+
+
+@step(limits=Mutex("not_today"))
+def afterwards(value: Any) -> str:
+    return f"after {value}"
+
+
+@pipeline(on_exit=handles_nothing)
+def skip_themselves() -> dict[str, Any]:
+    """Of each executor one, what comes after them, and elements of a map."""
+    child = not_today.options(name="child", executor="process", on_failure="fail")("child")
+    thread = not_today.options(name="thread", executor="thread", on_failure="continue")("thread")
+    coroutine = at_the_second_look.options(name="coroutine")("coroutine")
+    below = told.options(name="below")(child)
+    each = no_evens.map([1, 2, 3])
+    return {
+        "after": afterwards.options(run_if="all_done", after=[child, thread, coroutine])(below),
+        "one": one_of(thread, each[0]),
+        "none_failed": told.options(name="none_failed", run_if="none_failed")([child, thread]),
+        "mourned": told.options(name="mourned", run_if="any_failed")(coroutine),
+        "each": each,
+        "element": told.options(name="of_element")(each[1]),
+    }

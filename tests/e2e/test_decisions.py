@@ -9,7 +9,7 @@ from typing import Any, get_args
 import anyio
 import pytest
 
-from evpipe import Client, Controller, RunResult, Worker, run
+from evpipe import Client, Controller, RunResult, SkipStep, Worker, run
 from evpipe.bus.server import ServerProcess
 from evpipe.bus.settings import BusSettings
 from evpipe.sdk.hook import Mode
@@ -190,6 +190,42 @@ def test_what_is_decided(case: Case, mode: Mode, embedded: Path) -> None:
         assert result.steps[name].error == error
     if case.status == "succeeded":
         assert result.value == case.value
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_body_skips_its_step(mode: Mode, embedded: Path) -> None:
+    """As a false condition does: no retry, no failure, no result in the cache, and its mutex is free."""
+    result = run(these.skip_themselves, mode=mode)
+    found = {
+        name: (str(step.status), str(step.reason or ""), step.attempts, step.error)
+        for name, step in result.steps.items()
+        if step.status != "succeeded"
+    }
+    left_out = ("skipped", "condition")
+    assert found == {
+        "child": (*left_out, 1, "no child today"),
+        "thread": (*left_out, 1, "no thread today"),
+        "coroutine": (*left_out, 2, "no coroutine today"),
+        "below": (*left_out, 0, "step 'child' was skipped"),
+        "mourned": (*left_out, 0, "its run_if any_failed does not hold: coroutine skipped"),
+        "no_evens[1]": (*left_out, 1, "its body raised SkipStep"),
+        "handles_nothing": (*left_out, 1, "nothing to tell: succeeded"),
+    }
+    assert result.value == {
+        "after": "after None",
+        "one": 1,
+        "none_failed": "told [None, None]",
+        "mourned": None,
+        "each": [1, None, 3],
+        "element": "told None",
+    }
+    assert [point.value for point in result.steps["child"].metrics] == [1.0]
+    assert result.steps["child"].started_at is not None
+
+
+def test_a_function_that_skips_raises_outside_of_a_run() -> None:
+    with pytest.raises(SkipStep, match="no bread today"):
+        these.not_today("bread")
 
 
 def test_finalisers_run_after_a_cancel(server: ServerProcess) -> None:

@@ -25,6 +25,8 @@ from tests.protocol.steps import value_of
 #: Faults after which an attempt may be begun again, or be given up as lost.
 #: Ends with a value.
 VALUES = ("succeeded", "cached")
+#: What a worker tells of the end of an attempt.
+TOLD = ("succeeded", "failed", "skipped")
 
 DISTURBING = ("lost", "silent", "ghost", "full", "blink", "pause", "crash", "forget")
 
@@ -63,12 +65,14 @@ class Facts:
             if step != name or kind not in ("succeeded", "cached", "failed", "skipped", "cancelled"):
                 continue
             fields = decode_map(record.payload, "event").map
-            if kind in ("skipped", "cancelled"):
+            if kind == "cancelled" or (kind == "skipped" and "attempt" not in fields):
                 return kind, record.sequence, None
             if fields["attempt"] != attempt:
                 continue
             if kind in VALUES:
                 return kind, record.sequence, fields["value"]
+            if kind == "skipped":
+                return kind, record.sequence, None
             after_cancel = cancelled_at is not None and cancelled_at < record.sequence
             if not after_cancel and fields["reason"] == "lost" and losses < LOST_MAX:
                 losses, attempt = losses + 1, attempt + 1
@@ -100,7 +104,11 @@ def check(seen: Outcomes) -> None:
 
 
 def _check_decisions(facts: Facts) -> None:
-    for (step, kind), records in facts.kinds.items():
+    for (step, kind), all_records in facts.kinds.items():
+        # What the workers tell may be told twice.
+        records = [r for r in all_records if kind != "skipped" or not _has_attempt(r)]
+        if not records:
+            continue
         if kind in ("finished", "skipped", "cancelled", "cached", "submitted", "cancel-requested"):
             assert len(records) == 1, f"{len(records)} times {step} {kind}"
         if kind in ("retry", "due"):
@@ -128,7 +136,10 @@ def _check_ends(run: str, facts: Facts, seen: Outcomes) -> None:
             assert plan.cached
             _check_origin(facts.kinds[name, "cached"][0], seen)
         if kind == "skipped":
-            assert any(facts.ends[p][0] in ("failed", "skipped") for p in above), f"{name} was skipped for nothing"
+            itself = name in plan.skips and all(p in values for p in above)
+            assert itself or any(facts.ends[p][0] in ("failed", "skipped") for p in above), (
+                f"{name} was skipped for nothing"
+            )
         if kind == "cancelled":
             assert facts.about_run("cancel-requested"), f"{name} was cancelled and nobody asked"
     kinds = Counter(end[0] for end in facts.ends.values())
@@ -144,9 +155,14 @@ def _check_ends(run: str, facts: Facts, seen: Outcomes) -> None:
         for name in plan.parents:
             doomed = plan.failures.get(name, 0) > plan.retries[name]
             upstream = any(facts.ends[p][0] not in VALUES for p in plan.parents[name])
-            wanted = "skipped" if upstream else "failed" if doomed else "succeeded"
+            wanted = "failed" if doomed else "skipped" if name in plan.skips else "succeeded"
+            wanted = "skipped" if upstream else wanted
             found = "succeeded" if facts.ends[name][0] == "cached" else facts.ends[name][0]
             assert found == wanted, f"{name} is {facts.ends[name][0]}, not {wanted}"
+
+
+def _has_attempt(record: Record) -> bool:
+    return "attempt" in decode_map(record.payload, "event").map
 
 
 def _check_origin(record: Record, seen: Outcomes) -> None:
@@ -160,7 +176,7 @@ def _check_origin(record: Record, seen: Outcomes) -> None:
 def _check_notes(run: str, facts: Facts, folded: Run) -> None:
     """What an attempt said is with its end, all of it and nobody else's; the fold has that of the end that counts."""
     for (step, kind), records in facts.kinds.items():
-        for record in records if kind in ("succeeded", "failed", "cached") else ():
+        for record in records if kind in (*TOLD, "cached") and (kind != "skipped" or _has_attempt(records[0])) else ():
             fields = decode_map(record.payload, "event").map
             if kind == "failed" and fields["reason"] != "error":
                 # Nobody is left who heard it.
@@ -174,7 +190,7 @@ def _check_notes(run: str, facts: Facts, folded: Run) -> None:
             assert [row[:2] for row in notes["metrics"]] == [["began", float(number)], ["woke", float(number)]]
     for name, (kind, sequence, _) in facts.ends.items():
         kept = folded.steps[name].notes
-        if kind in VALUES:
+        if kind in VALUES or (kind == "skipped" and folded.steps[name].attempt):
             (record,) = (record for record in facts.records if record.sequence == sequence)
             assert kept is not None
             assert dict(kept.artifacts) == decode_map(record.payload, "event").map["notes"]["artifacts"]
@@ -197,9 +213,9 @@ def _check_begins(run: str, facts: Facts, seen: Outcomes) -> None:
             kind, sequence, _ = facts.ends[parent]
             assert kind in VALUES, f"{begin} and its parent {parent} is {kind}"
             assert sequence <= begin.log_length, f"{begin} before the end of {parent} at {sequence}"
-        for kind in ("succeeded", "failed") if begin.log_length < finished else ():
+        for kind in TOLD if begin.log_length < finished else ():
             for record in facts.kinds.get((begin.step, kind), []):
-                ended = decode_map(record.payload, "event").map["attempt"] >= begin.attempt
+                ended = decode_map(record.payload, "event").map.get("attempt", 0) >= begin.attempt
                 # One that comes again is looked up first: after its end was in the log it does not begin.
                 # At one and the same moment the two may cross.
                 crossed = record.sequence > begin.log_length or record.at_s - EPOCH_S > begin.at - 0.2
@@ -248,7 +264,7 @@ def _check_overlaps(seen: Outcomes) -> int:
     for record in seen.server.records:
         _, _, _, _, run, step, kind = record.subject.split(".")
         lost = kind == "failed" and b"lost" in record.payload
-        if lost or (kind == "cancelled" and cut_off) or (kind in ("succeeded", "failed") and (run, step) in twice):
+        if lost or (kind == "cancelled" and cut_off) or (kind in TOLD and (run, step) in twice):
             attempt = decode_map(record.payload, "event").map["attempt"]
             over.setdefault((run, step, attempt), record.at_s - EPOCH_S)
     bodies: dict[str, list[tuple[float, float, tuple[str, str], int]]] = {}

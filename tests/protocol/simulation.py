@@ -53,6 +53,8 @@ class Plan:
     cached: bool = False
     #: By step, what it shares with others.
     limits: dict[str, tuple[Limit, ...]] = field(default_factory=dict)
+    #: Steps that skip themselves, when they do not fail any more.
+    skips: frozenset[str] = frozenset()
     #: Those of its steps that are pipelines.
     children: dict[str, Plan] = field(default_factory=dict)
 
@@ -240,6 +242,7 @@ class Simulation:
         cached: all runs are of one pipeline whose steps are cached, so that they meet in the cache.
         limited: several runs, most of whose steps have mutexes, semaphores and rates in common.
         families: runs have steps that are runs.
+        skips: some steps skip themselves.
     """
 
     #: Of families, too: a controller dies between two of its messages; a run that is a step is cancelled by somebody.
@@ -254,7 +257,9 @@ class Simulation:
         cached: bool = False,
         limited: bool = False,
         families: bool = False,
+        skips: bool = False,
     ) -> None:
+        self.skips = skips
         self.cached = cached
         self.limited = limited
         self.families = families
@@ -420,21 +425,39 @@ class Simulation:
             plans = {f"key{i}": draw_limits(rng, draw_plan(rng)) for i in range(rng.choice((2, 3, 4)))}
         if self.families:
             plans = {f"key{i}": draw_family(rng) for i in range(rng.choice((1, 1, 2)))}
+        # From numbers of their own: a seed keeps what else it draws.
+        of_skips = random.Random(f"skips of {self.seen.seed}")
         failures: dict[str, int] = {}
         delays: dict[str, float] = {}
+        skips: set[str] = set()
         for i, (key, plan) in enumerate(plans.items()):
             # Steps of different runs have different names on the stage.
             renamed = _renamed(plan, "r" if self.cached else f"r{i}")
+            if self.skips:
+                skips.update(name for name in renamed.parents if of_skips.random() < 0.2)
+                renamed = replace(renamed, skips=frozenset(skips & renamed.parents.keys()))
             plans[key] = renamed
             for inner in renamed.all():
                 failures |= inner.failures
                 delays |= inner.delays_s
-        await self._on_stage(plans, delays, failures)
+        if self.cached and self.skips:
+            # They are one pipeline, whose steps have the same names.
+            plans = {key: replace(plan, skips=frozenset(skips)) for key, plan in plans.items()}
+        await self._on_stage(plans, delays, failures, frozenset(skips))
 
-    async def _on_stage(self, plans: dict[str, Any], delays: dict[str, float], failures: dict[str, int]) -> None:
+    async def _on_stage(
+        self,
+        plans: dict[str, Any],
+        delays: dict[str, float],
+        failures: dict[str, int],
+        skips: frozenset[str] = frozenset(),
+    ) -> None:
         """Play these plans, with steps that take so long and fail so often."""
         self.seen.stage = Stage(
-            delay_s=lambda name, _: delays[name], failures=failures, log_length=lambda: len(self.server.records)
+            delay_s=lambda name, _: delays[name],
+            failures=failures,
+            log_length=lambda: len(self.server.records),
+            skips=skips,
         )
         stage.append(self.seen.stage)
         try:
@@ -535,9 +558,10 @@ def simulate(
     cached: bool = False,
     limited: bool = False,
     families: bool = False,
+    skips: bool = False,
 ) -> Outcomes:
     """Play one seed of the plain simulation."""
-    return play(seed, Simulation(seed, faults, cached=cached, limited=limited, families=families))
+    return play(seed, Simulation(seed, faults, cached=cached, limited=limited, families=families, skips=skips))
 
 
 def play(seed: int, simulation: Simulation) -> Outcomes:

@@ -10,7 +10,7 @@ from typing import Any
 import anyio
 from structlog.contextvars import get_contextvars
 
-from evpipe import current, step
+from evpipe import SkipStep, current, step
 
 
 class Trouble(Exception):
@@ -41,6 +41,8 @@ class Stage:
     #: How many executions of a step raise, the first ones.
     failures: dict[str, int]
     log_length: Callable[[], int]
+    #: Steps that skip themselves, when they do not fail any more.
+    skips: frozenset[str] = frozenset()
     begins: list[Begin] = field(default_factory=list)
     executed: dict[tuple[str, str], int] = field(default_factory=dict)
 
@@ -65,6 +67,8 @@ async def work(name: str, inputs: list[int]) -> int:
     context.metric("woke", attempt)
     if now.failures.get(name, 0) >= attempt:
         raise Trouble(f"{name} fails its attempts up to {now.failures[name]}")
+    if name in now.skips:
+        raise SkipStep(f"{name} skips itself")
     return value_of(name, inputs)
 
 

@@ -5,6 +5,7 @@ All steps run in the process that tests them, so what they share stands in this 
 
 from __future__ import annotations
 
+import functools
 from collections import Counter, defaultdict
 from typing import Any
 
@@ -16,6 +17,7 @@ from evpipe import (
     Pipeline,
     Retry,
     RunSummary,
+    SkipStep,
     approval,
     command,
     exit_status,
@@ -431,10 +433,16 @@ def branches(first: str, second: str = "true_2") -> None:
     done.options(name="join_1")(one_of(true_1, false_3))
 
 
-def skipping(rule: RunIfName) -> Pipeline:
+@step(retries=2)
+async def always_skips() -> str:
+    message = "it always skips"
+    raise SkipStep(message)
+
+
+def skipping(rule: RunIfName, *, itself: bool = False) -> Pipeline:
     p = Pipeline("skipping")
     goes = p.param("goes", bool, default=False)
-    skipper = p.step("skipper", done, when=goes)
+    skipper = p.step("skipper", always_skips) if itself else p.step("skipper", done, when=goes)
     normal = p.step("normal", done)
     join = p.step("join", done, after=[skipper, normal], run_if=rule)
     p.step("final", done, after=[join])
@@ -530,11 +538,26 @@ def lazy(token: str, seed: int = 1) -> float:
     return score(fit(a, b), c, d)
 
 
-def vetoed() -> Pipeline:
-    p = Pipeline("vetoed")
-    wanted = p.param("wanted", bool, default=False)
-    data = p.step("load", load, token="veto")
-    parts: Any = p.step("split", split, data=data, seed=1, when=wanted)
-    model: int = p.step("fit", fit, a=parts["a"], b=parts["b"])
-    p.step("score", score, model=model, c=parts["c"], d=parts["d"])
-    return p
+def asked_before(body: Any) -> Any:
+    """A callback before a step, as a decorator: it changes an argument, or vetoes the step."""
+
+    @functools.wraps(body)
+    async def asked(data: list[int], seed: int) -> Any:
+        if seed < 0:
+            message = "the callback said no"
+            raise SkipStep(message)
+        return await body(data, seed + 1)
+
+    return asked
+
+
+@step(outputs=("a", "b", "c", "d"))
+@asked_before
+async def asked_split(data: list[int], seed: int) -> tuple[list[int], ...]:
+    return await split.fn(data, seed)
+
+
+@pipeline
+def asks(token: str, seed: int) -> float:
+    a, b, c, d = asked_split.options(name="split")(load(token), seed)
+    return score(fit(a, b), c, d)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from evpipe import Pipeline, current
+from evpipe import Pipeline, SkipStep, current
 from evpipe.core.graph import Graph, Step
 from evpipe.core.mapping import base_of
 from evpipe.core.names import for_people
@@ -16,7 +16,7 @@ from tests.core.oracle import output_of
 from tests.core.plans import Outcome, Plan
 
 #: Ends of attempts that a function can bring about by itself.
-PLAYED: tuple[Outcome, ...] = ("ok", "error", "odd", "output")
+PLAYED: tuple[Outcome, ...] = ("ok", "error", "odd", "output", "skip")
 
 
 class Error(Exception):
@@ -37,6 +37,8 @@ async def play(*, scripts: dict[str, list[str]], **_inputs: Any) -> Any:
             raise Error(outcome)
         case "odd":
             raise Odd(outcome)
+        case "skip":
+            raise SkipStep(outcome)
         case "output":
             return play  # a function has no encoding
         case _:

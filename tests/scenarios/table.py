@@ -496,6 +496,19 @@ ROWS: Final[list[Row]] = [
         theirs="skipper: skip, normal join final: ok",
         ours="skipper: skipped condition, normal join final: succeeded",
     ),
+    Row(
+        id="F3 all_success itself",
+        pipeline=these.skipping("all_succeeded", itself=True),
+        theirs="skipper join final: skip, normal: ok",
+        ours="skipper join final: skipped condition, normal: succeeded",
+        check=both(attempts(skipper=1, join=0), says("skipper", "it always skips")),
+    ),
+    Row(
+        id="F3 one_success itself",
+        pipeline=these.skipping("any_succeeded", itself=True),
+        theirs="skipper: skip, normal join final: ok",
+        ours="skipper: skipped condition, normal join final: succeeded",
+    ),
     # ---- F5
     Row(
         id="F5 sum",
@@ -662,10 +675,20 @@ ROWS: Final[list[Row]] = [
         not_in=KEEPS,
     ),
     Row(
-        id="C1 vetoed",
-        pipeline=these.vetoed(),
+        id="C1 changed",
+        pipeline=these.asks,
+        parameters={"token": "C1 changed", "seed": 6},
+        theirs="load split fit score: ok",
+        ours="load split fit score: succeeded",
+        value=38 / 46,
+    ),
+    Row(
+        id="C1 veto",
+        pipeline=these.asks,
+        parameters={"token": "C1 veto", "seed": -1},
         theirs="load: ok, split fit score: never",
         ours="load: succeeded, split fit score: skipped condition",
-        differs="no callback is asked before a step: a parameter, or a step before it, decides, with `when`",
+        differs="the callback is a decorator, so there is an attempt, which ends when it says no",
+        check=both(attempts(split=1, fit=0), says("split", "the callback said no")),
     ),
 ]

@@ -64,6 +64,9 @@ EVENTS: dict[str, Decision | StepSucceeded | StepApproved] = {
     ),
     "retry": StepRetried(step="a", attempt=2, due_at_s=12.5),
     "skipped": StepSkipped(step="a", reason=Reason.UPSTREAM, message="step 'b' failed"),
+    "skipped itself": StepSkipped(
+        step="a", attempt=2, reason=Reason.CONDITION, message="no new data", started_at_s=0.5
+    ),
     "cancelled": StepCancelled(step="a", attempt=1, reason=Reason.DEADLINE, message="late"),
     "due": Due(step="a", attempt=2),
     "due of the run": Due(step=None),

@@ -28,7 +28,7 @@ from evpipe.worker.children.guard_process import Guard
 from evpipe.worker.children.killing import kill_tree
 from evpipe.worker.children.output import Output
 from evpipe.worker.children.single import CHANNEL_CLOSED
-from evpipe.worker.conclusion import Conclusion
+from evpipe.worker.conclusion import KINDS, Conclusion
 from evpipe.worker.failures import types_of
 from evpipe.worker.notes import AttemptNotes
 
@@ -422,7 +422,7 @@ class Child:
                 if self.spoilt:
                     log.debug("child_spoilt", why=self.spoilt)
                 kind, payload = frame.get("kind"), frame.get("payload")
-                if kind not in {"succeeded", "failed"} or not isinstance(payload, bytes):
+                if kind not in KINDS or not isinstance(payload, bytes):
                     raise RemoteProtocolError("an end that is no event")
                 held.conclusion = Conclusion(kind, payload, frame.get("has_artifacts") is True)
                 held.end()
