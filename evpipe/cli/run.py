@@ -96,7 +96,7 @@ def run(
     error, each line with the step's name; on a configured bus only with --watch. `evpipe runs logs` shows it later.
 
     On the embedded bus, and with --mode local, Ctrl-C and --timeout cancel the run, because this process runs its
-    steps; on a configured bus it goes on.
+    steps; so does Ctrl-C with --mode debug. On a configured bus it goes on.
     """
     as_json = output == "json"
     with data_apart() as data:

@@ -31,4 +31,5 @@ class Talk(Display):
         import dataclasses
 
         assert self.run is not None
-        return dataclasses.replace(RunResult.of(self.run), pipeline=self._pipeline)
+        result = RunResult.of(self.run)
+        return dataclasses.replace(result, pipeline=result.pipeline or self._pipeline)

@@ -2,13 +2,14 @@
 
 Breakpoints work and a traceback is the step's own. Values still go through the same encode and decode as
 on the bus, so a step cannot see what another did to an argument, and results and states are those of the
-other modes; only time-outs and cancellation are noticed when a call returns.
+other modes; only time-outs and the run's deadline are noticed when a call returns. Ctrl-C ends a call.
 """
 
 from __future__ import annotations
 
 import codecs
 import heapq
+import math
 import os
 import shutil
 import sys
@@ -21,6 +22,8 @@ from pathlib import Path
 from typing import Any, Final
 
 import anyio
+import anyio.from_thread
+from anyio.lowlevel import EventLoopToken, current_token
 
 from evpipe.client.client import check_refresh, new_run_id
 from evpipe.client.command_files import command_files, commands_of
@@ -32,6 +35,8 @@ from evpipe.client.waiting import WaitingStep, this_user
 from evpipe.core.children import end_of_step
 from evpipe.core.commands import Await, Decide, Launch, SubmitRun, WakeAt
 from evpipe.core.events import (
+    CancelCause,
+    CancelRequested,
     Decision,
     Due,
     Event,
@@ -40,7 +45,9 @@ from evpipe.core.events import (
     Origin,
     StepApproved,
     StepCached,
+    StepFailed,
     StepReceived,
+    StepStarted,
     StepSucceeded,
     Submitted,
 )
@@ -51,11 +58,12 @@ from evpipe.core.machine import Run
 from evpipe.core.mapping import base_of
 from evpipe.core.names import for_people
 from evpipe.core.parameters import check_parameters
-from evpipe.core.states import Reason
+from evpipe.core.states import Reason, RunIf
 from evpipe.core.waits import WaitKind, answer_problem
 from evpipe.errors import EvpipeError, UsageError
 from evpipe.hosting.answers import BY, Answers, ask, can_ask, nobody_answers
 from evpipe.hosting.display import Display
+from evpipe.hosting.interrupts import CANCELLING, INTERRUPTED, Interrupts
 from evpipe.hosting.rates import keep_rates
 from evpipe.sdk.context import entered
 from evpipe.sdk.pipeline import Built
@@ -111,6 +119,7 @@ def run_debug(
 
     Raises:
         UsageError: if a step waits for what nobody can give it.
+        KeyboardInterrupt: after Ctrl-C, when the run has been cancelled and has ended; after another one at once.
     """
     prepared = Answers(answers, built.graph)
     check_refresh(refresh, built.graph, no_cache=no_cache)
@@ -121,9 +130,13 @@ def run_debug(
     digest = graph_digest(data)
     store.graphs[digest] = data
     payload = encode_submission(Submission(graph=digest, parameters=built.parameters), store.writer)
-    run = _DebugRun(new_run_id(), decode_submission(payload), built.graph.pipeline, store, prepared).to_end()
+    with store.interrupts:
+        run = _DebugRun(new_run_id(), decode_submission(payload), built.graph.pipeline, store, prepared).to_end()
     if display is not None:
+        display.show(run)
         display.finished(run)
+    if store.interrupts.asked:
+        raise KeyboardInterrupt
     return store.result_of(run)
 
 
@@ -132,6 +145,7 @@ class _Store:
 
     def __init__(self, graph: Graph, display: Display | None, *, caches: bool) -> None:
         self.display = display
+        self.interrupts = Interrupts()
         # For as long as its values may be asked for.
         self.base = TemporaryFolder("debug")
         #: Encoded graphs, by digest.
@@ -140,6 +154,7 @@ class _Store:
         self.results: dict[str, tuple[StepSucceeded, str, str, str]] = {}
         self.facts = (facts_of_run(graph) if caches else None) or NO_FACTS
         self.lists = OpenLists()
+        self._said_so = False
         #: By id, all runs that have begun.
         self.runs: dict[str, Run] = {}
         with_pickle = any(step.pickle for step in steps_in(graph))
@@ -147,6 +162,15 @@ class _Store:
         self.reader = self.shelf(with_pickle)
         #: Where the files of its commands are, as of when it began; "": they have none.
         self.commands = self._put(command_files(commands_of(graph)))
+
+    def asked_to_end(self) -> CancelRequested | None:
+        """Give what Ctrl-C asks for, if it has come."""
+        if not self.interrupts.asked:
+            return None
+        if not self._said_so and self.display is not None:
+            self.display.note(CANCELLING)
+        self._said_so = True
+        return CancelRequested(cause=CancelCause.REQUEST, message=INTERRUPTED)
 
     def spool(self, pickles: bool) -> Spool:
         return Spool(lambda: self.base.path, pickles=pickles)
@@ -195,55 +219,158 @@ class _DebugRun:
         submission: as it was encoded and decoded.
         pipeline: its graph's, if it can be read.
         answers: of its steps that wait.
+        above: the run that this one is a step of.
     """
 
-    def __init__(self, run_id: str, submission: Submission, pipeline: str, store: _Store, answers: Answers) -> None:
+    def __init__(
+        self,
+        run_id: str,
+        submission: Submission,
+        pipeline: str,
+        store: _Store,
+        answers: Answers,
+        above: _DebugRun | None = None,
+    ) -> None:
         self.run = store.runs[run_id] = Run(run_id)
         self._submission = submission
         self._pipeline = pipeline
         self._store = store
         self._answers = answers
+        self._above = above
+        #: What is to be folded next; before it is empty nothing is called.
+        self._events: deque[Event] = deque()
+        #: What calls have given: it counts after all that came before they returned.
+        self._results: deque[Event] = deque()
+        self._place: dict[str, int] = {}
+        self._ready: list[tuple[int, int, Launch | SubmitRun]] = []
+        self._waits: list[tuple[float, int, WakeAt]] = []
+        self._open_waits: deque[Await] = deque()
+        self._deadline_s = math.inf
+        self._count = 0
+        self._told_to_end = False
 
     def to_end(self) -> Run:
-        run = self.run
         submitted = self._submitted()
-        place = {} if submitted.graph is None else {name: i for i, name in enumerate(submitted.graph.order)}
-        #: What is to be folded next; before it is empty nothing is called.
-        events: deque[Event] = deque([submitted])
-        ready: list[tuple[int, int, Launch | SubmitRun]] = []
-        waits: list[tuple[float, int, WakeAt]] = []
-        open_waits: deque[Await] = deque()
-        count = 0
-        while not run.ended:
-            if events:
-                for command in run.step(events.popleft()):
-                    count += 1
-                    match command:
-                        case Await():
-                            open_waits.append(command)
-                        case Launch() | SubmitRun():
-                            heapq.heappush(ready, (place[base_of(command.step)], count, command))
-                        case Decide():
-                            events.append(self._logged(command.event))
-                        case WakeAt():
-                            heapq.heappush(waits, (command.at_s, count, command))
-                        case _:
-                            # Nothing runs that could be stopped, and nothing comes from outside that could be nonsense.
-                            pass
-            elif open_waits and not ready:
+        if submitted.graph is not None:
+            self._place = {name: i for i, name in enumerate(submitted.graph.order)}
+        self._events.append(submitted)
+        while not self.run.ended:
+            self._look()
+            if self._events:
+                self._fold()
+            elif self._results:
+                self._events.append(self._results.popleft())
+            elif self._open_waits and not self._ready:
                 # A person is asked when all else is done.
-                events.extend(self._answered(open_waits.popleft().step))
-            elif waits and (waits[0][0] <= time.time() or not ready):
-                at_s, _, wake = heapq.heappop(waits)
-                if wake.step is not None:
-                    time.sleep(max(0.0, at_s - time.time()))
-                events.append(Due(at_s=time.time(), step=wake.step, attempt=wake.attempt))
+                self._answer(self._open_waits.popleft().step)
+            elif self._waits and (self._waits[0][0] <= time.time() or not self._ready):
+                self._wait()
             else:
-                command = heapq.heappop(ready)[2]
-                state = run.steps[command.step]
+                command = heapq.heappop(self._ready)[2]
+                state = self.run.steps[command.step]
                 if not state.ended and state.attempt == command.attempt:
-                    events.append(self._launched(command) if isinstance(command, Launch) else self._child_run(command))
-        return run
+                    self._begin(command)
+        return self.run
+
+    def _look(self) -> None:
+        """Take what has come from outside since the last look: Ctrl-C, or the end of the time that there is."""
+        end = self._end_from_above()
+        if end is not None and not self._told_to_end:
+            self._told_to_end = True
+            self._events.append(self._logged(end))
+        if time.time() >= self._deadline_s:
+            self._deadline_s = math.inf
+            self._events.append(Due(at_s=time.time(), step=None))
+
+    def _end_from_above(self) -> CancelRequested | None:
+        """Give what ends this run from outside: for one that is a step, the end of the run around it."""
+        if self._above is None:
+            return self._store.asked_to_end()
+        parent = self._submission.parent
+        assert parent is not None, "of a run that is a step"
+        self._above._look()
+        while self._above._events:
+            self._above._fold()
+        asked = self._above.run.cancel
+        if asked is None or self._above.run.spec(parent.step).run_if is RunIf.ALWAYS:
+            return None
+        return CancelRequested(cause=asked.cause, message=asked.message, by_parent=True)
+
+    def _ends_by_cancel(self, step: str) -> bool:
+        """Say whether a step ends when the run at the top is cancelled."""
+        if self.run.spec(step).run_if is RunIf.ALWAYS:
+            return False
+        parent = self._submission.parent
+        return self._above is None or parent is None or self._above._ends_by_cancel(parent.step)
+
+    def _fold(self) -> None:
+        """Fold the next event."""
+        for command in self.run.step(self._events.popleft()):
+            self._count += 1
+            match command:
+                case Await():
+                    self._open_waits.append(command)
+                case Launch() | SubmitRun():
+                    heapq.heappush(self._ready, (self._place[base_of(command.step)], self._count, command))
+                case Decide():
+                    self._events.append(self._logged(command.event))
+                case WakeAt(step=None):
+                    self._deadline_s = command.at_s
+                case WakeAt():
+                    heapq.heappush(self._waits, (command.at_s, self._count, command))
+                case _:
+                    # What runs is over when this is folded, and nothing comes from outside that could be nonsense.
+                    pass
+
+    def _begin(self, command: Launch | SubmitRun) -> None:
+        """Run an attempt to its end."""
+        if isinstance(command, SubmitRun):
+            self._results.append(self._child_run(command))
+            return
+        began_s = time.time()
+        ends = self._ends_by_cancel(command.step)
+        try:
+            with self._store.interrupts.ending(ends):
+                result = self._launched(command)
+        except KeyboardInterrupt:
+            if not self._store.interrupts.caught():
+                raise
+            if not ends:
+                failure = Failure(message=INTERRUPTED)
+                failed = StepFailed(step=command.step, attempt=command.attempt, failure=failure, started_at_s=began_s)
+                self._results.append(self._logged(failed))
+        else:
+            self._results.append(result)
+            if isinstance(result, StepCached):
+                return
+        self._events.append(StepStarted(at_s=began_s, step=command.step, attempt=command.attempt))
+
+    def _wait(self) -> None:
+        """Wait for the next moment at which something is due."""
+        at_s, _, wake = self._waits[0]
+        if at_s <= time.time():
+            heapq.heappop(self._waits)
+            self._events.append(Due(at_s=time.time(), step=wake.step, attempt=wake.attempt))
+            return
+        try:
+            # Whether what waits goes on is seen after it: a finaliser waits again.
+            with self._store.interrupts.ending(not self._store.interrupts.asked):
+                time.sleep(max(0.0, min(at_s, self._deadline_s) - time.time()))
+        except KeyboardInterrupt:
+            if not self._store.interrupts.caught():
+                raise
+
+    def _answer(self, step: str) -> None:
+        """Give an answer to a step that waits for a person or an event."""
+        try:
+            with self._store.interrupts.ending(self._ends_by_cancel(step)):
+                found = self._answered(step)
+        except KeyboardInterrupt:
+            if not self._store.interrupts.caught():
+                raise
+            self._open_waits.append(Await(step, self.run.steps[step].attempt))
+        else:
+            self._results.extend(found)
 
     def _answered(self, step: str) -> list[Event]:
         """Give what comes of a wait for a person or an event: nothing, if only its time ends it."""
@@ -292,8 +419,9 @@ class _DebugRun:
         except EvpipeError as error:
             return self._logged(refusal_of_child(command.step, attempt, error))
         child_id = child_run_id(run.id, command.step, attempt)
+        answers = self._answers.inside(command.step)
         child = _DebugRun(
-            child_id, decode_submission(payload), step.child.pipeline, self._store, self._answers.inside(command.step)
+            child_id, decode_submission(payload), step.child.pipeline, self._store, answers, self
         ).to_end()
         end = Finished(status=child.status, reason=child.reason, message=child.message, value=child.value)
         try:
@@ -376,7 +504,7 @@ class _DebugRun:
             function = find_function(step.code)
             positional, named = (files.decode(data, order) if order.artifacts else order).call()
             if step.executor == "inline":
-                value = outside_of_any_loop(lambda: anyio.run(_awaited, function, positional, named))
+                value = _Coroutine(function, positional, named).to_end()
             else:
                 value = function(*positional, **named)
         except KeyboardInterrupt:
@@ -485,5 +613,30 @@ def _from_step_on(error: BaseException) -> BaseException:
 _NOT_THE_STEP: Final = frozenset({"evpipe", "anyio", "asyncio"})
 
 
-async def _awaited(function: Any, positional: Any, named: Any) -> Any:
-    return await function(*positional, **named)
+class _Coroutine:
+    """A call of an async step: in a loop of its own, which may have to be in another thread."""
+
+    def __init__(self, function: Any, positional: Any, named: Any) -> None:
+        self._function = function
+        self._positional = positional
+        self._named = named
+        self._token: EventLoopToken | None = None
+        self._scope: anyio.CancelScope | None = None
+
+    def to_end(self) -> Any:
+        value = outside_of_any_loop(lambda: anyio.run(self._awaited), self._interrupt)
+        if self._scope is not None and self._scope.cancel_called:
+            raise KeyboardInterrupt
+        return value
+
+    async def _awaited(self) -> Any:
+        self._token = current_token()
+        with anyio.CancelScope() as self._scope:
+            return await self._function(*self._positional, **self._named)
+
+    def _interrupt(self) -> bool:
+        """End it where it does not run in the thread that Ctrl-C comes to."""
+        if self._scope is None:
+            return False
+        anyio.from_thread.run_sync(self._scope.cancel, token=self._token)
+        return True

@@ -29,6 +29,7 @@ from evpipe.core.machine import Run
 from evpipe.errors import EvpipeError, WaitTimeout
 from evpipe.hosting.answers import Answers, answer_waits
 from evpipe.hosting.display import Display
+from evpipe.hosting.interrupts import CANCELLING, INTERRUPTED
 from evpipe.hosting.orphans import cancel_orphans, own_queue
 from evpipe.sdk.hook import Mode
 from evpipe.sdk.pipeline import Built
@@ -259,11 +260,11 @@ class Session:
             async for _ in signals:
                 self._interrupted = True
                 if self._hosts:
-                    self._display.note("cancelling (Ctrl-C again to leave at once)")
+                    self._display.note(CANCELLING)
                     with anyio.move_on_after(CANCEL_WAIT_S):
                         async with anyio.create_task_group() as task_group:
                             task_group.start_soon(self._second_interrupt, signals, task_group.cancel_scope)
-                            await self._cancel(handle, "interrupted with Ctrl-C")
+                            await self._cancel(handle, INTERRUPTED)
                             task_group.cancel_scope.cancel()
                 else:
                     self._say_how_it_goes_on(handle)

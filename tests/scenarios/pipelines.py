@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 from collections import Counter, defaultdict
+from collections.abc import Callable
 from typing import Any
 
 import anyio
@@ -20,6 +21,7 @@ from evpipe import (
     SkipStep,
     approval,
     command,
+    current,
     exit_status,
     one_of,
     pipeline,
@@ -51,8 +53,14 @@ async def give(value: Any) -> Any:
     return value
 
 
+#: Is told of a step when its body begins.
+TELL: list[Callable[[str], None]] = []
+
+
 @step
 async def take(seconds: float) -> str:
+    for tell in TELL:
+        tell(current().step)
     await anyio.sleep(seconds)
     return "done"
 
@@ -70,7 +78,7 @@ async def meet(place: str, name: str, *inputs: Any, count: int = 2) -> str:
 
 def start_again() -> None:
     """Forget what was counted, and who has met."""
-    for remembered in (CALLS, _MET, _ALL_MET, BROKEN):
+    for remembered in (CALLS, _MET, _ALL_MET, BROKEN, TELL):
         remembered.clear()
 
 
@@ -366,9 +374,9 @@ def limited() -> None:
 
 
 @pipeline(deadline_s=0.5)
-def out_of_time() -> None:
+def out_of_time(seconds: float = 86_400) -> None:
     for i in range(3):
-        take.options(name=f"long-{i}")(86_400)
+        take.options(name=f"long-{i}")(seconds)
         take.options(name=f"nowhere-{i}", queue="nobody")(0)
 
 
@@ -465,16 +473,18 @@ def teardown(name: str, setup: Any, *after: Any, **options: Any) -> Any:
 
 
 @pipeline
-def sections(fails: str = "", skips: str = "", waits: bool = False) -> None:
+def sections(fails: str = "", skips: str = "", waits: bool = False, last: bool = False) -> None:
+    """`last` puts the work that waits after the other where two steps cannot run at the same time."""
+
     def does(name: str) -> dict[str, Any]:
         return {"does": bad if name == fails else done}
 
     outer = task("os", **does("os"))
-    work = take.options(name="ow", after=[outer])(60) if waits else task("ow", outer)
     goes = give.options(name="goes", after=[outer])(skips != "is")
     inner = task("is", outer, when=goes, **does("is"))
     inner_work = task("iw", inner, **does("iw"))
     inner_end = teardown("it", inner, inner_work)
+    work = take.options(name="ow", after=[outer, *([inner_end] if last else ())])(60) if waits else task("ow", outer)
     teardown("ot", outer, work, inner_end, **does("ot"))
 
 

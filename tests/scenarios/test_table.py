@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import io
+import signal
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +19,9 @@ from evpipe.bus.nats.bus import NatsBus
 from evpipe.bus.server import ServerProcess
 from evpipe.bus.settings import BusSettings
 from evpipe.client.handle import RunHandle
+from evpipe.core.machine import Run
+from evpipe.hosting.debug import run_debug
+from evpipe.hosting.display import Display
 from tests.scenarios import pipelines as these
 from tests.scenarios.row import Row, agree, states
 from tests.scenarios.table import ROWS
@@ -53,11 +59,55 @@ def test_every_scenario_ends_as_its_row_says(mode: str, tmp_path: Path) -> None:
 
 
 def in_debug_mode(row: Row) -> list[str]:
+    time.sleep(row.pause_s)
     given = {**row.parameters, **row.in_debug}
     these.BROKEN.update(row.broken)
-    result = run(row.pipeline, given, mode="debug", answers=dict(row.answers))
+    if row.cancel_at:
+        result = interrupted(row, given)
+    else:
+        result = run(row.pipeline, given, mode="debug", answers=dict(row.answers), refresh=row.refresh)
     these.BROKEN.difference_update(row.broken)
     return problems_of(row, result)
+
+
+class Seen(Display):
+    """Keeps the run that it was told of."""
+
+    def __init__(self) -> None:
+        super().__init__(io.StringIO())
+        self.ended: list[Run] = []
+
+    def finished(self, run: Run) -> None:
+        self.ended.append(run)
+
+
+class Terminal:
+    """Somebody who presses Ctrl-C when asked."""
+
+    def isatty(self) -> bool:
+        return True
+
+    def readline(self) -> str:
+        signal.raise_signal(signal.SIGINT)
+        return "yes"
+
+
+def interrupted(row: Row, given: dict[str, Any]) -> RunResult[Any]:
+    """Press Ctrl-C while that runs, or is asked, which is to have begun; all that comes before it has ended by then."""
+    last = [step for step, kind in row.cancel_at if kind == "started"]
+
+    def press(step: str) -> None:
+        if step in last:
+            signal.raise_signal(signal.SIGINT)
+
+    these.TELL.append(press)
+    seen = Seen()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.stdin", Terminal())
+        with pytest.raises(KeyboardInterrupt):
+            run_debug(row.pipeline.build(given), seen)
+    these.TELL.remove(press)
+    return RunResult.of(seen.ended[0])
 
 
 async def on_bus(rows: Sequence[Row], unopened: Any) -> dict[str, list[str]]:
