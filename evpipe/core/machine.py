@@ -41,7 +41,7 @@ from evpipe.core.graph import STEPS_MAX, Step
 from evpipe.core.mapping import base_of, element_of, expand, split_element
 from evpipe.core.names import SEPARATOR, for_people
 from evpipe.core.readiness import Readiness
-from evpipe.core.retry import LOST_MAX
+from evpipe.core.retry import LOST_MAX, RetryPolicy
 from evpipe.core.rules import reason_to_skip
 from evpipe.core.run_state import RunState, StepState
 from evpipe.core.states import (
@@ -460,20 +460,23 @@ class Run(RunState):
             # What was refused is refused again, and what somebody has ended is not begun again by itself.
             # Pending: its arguments cannot be made, so no further attempt could be launched either.
             return None
+        policy = self.spec(event.step).retries
         if event.reason is Reason.LOST:
-            if state.losses >= LOST_MAX:
+            if state.losses >= LOST_MAX or self._too_late(event.step, state, policy, self.at_s):
                 return None
             state.losses += 1
             lost = state.attempt
             state.attempt += 1
             return (StopAttempt(event.step, lost), *self._begin(event.step, state))
-        policy = self.spec(event.step).retries
         if state.failures >= policy.count or not policy.matches(event.failure.types):
+            return None
+        jitter_key = f"{self.id}.{event.step}.{state.attempt + 1}"
+        delay_s = policy.delay_before(state.failures + 1, jitter_key=jitter_key)
+        due_at_s = self.at_s + delay_s
+        if self._too_late(event.step, state, policy, due_at_s):
             return None
         state.failures += 1
         state.attempt += 1
-        delay_s = policy.delay_before(state.failures, jitter_key=f"{self.id}.{event.step}.{state.attempt}")
-        due_at_s = self.at_s + delay_s
         decided = self._decide(StepRetried(step=event.step, attempt=state.attempt, due_at_s=due_at_s))
         if not delay_s:
             return (decided, *self._begin(event.step, state))
@@ -481,6 +484,21 @@ class Run(RunState):
         state.started_at_s = None
         state.due_at_s = due_at_s
         return (decided, WakeAt(due_at_s, event.step, state.attempt))
+
+    def _too_late(self, name: str, state: StepState, policy: RetryPolicy, at_s: float) -> bool:
+        """Say whether the time for a step's attempts is over when the next one would begin."""
+        if policy.within_s is None:
+            return False
+        began_s = self.began.get(name)
+        if began_s is None:
+            # What a worker says of its own clock counts as far as the log bears it out.
+            queued_at_s = state.queued_at_s or 0.0
+            began_s = min(self.at_s, max(queued_at_s, state.started_at_s or queued_at_s))
+            self.began[name] = began_s
+        if at_s <= began_s + policy.within_s:
+            return False
+        state.message += f" (another attempt would begin more than {policy.within_s:g} s after the first)"
+        return True
 
     def _begin(self, name: str, state: StepState) -> Commands:
         """Begin the current attempt of a step.

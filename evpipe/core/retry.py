@@ -11,6 +11,7 @@ from evpipe.errors import UsageError
 COUNT_MAX = 1_000
 #: An attempt lost with its worker is not the step's fault: it has a budget of its own, not charged to `count`.
 LOST_MAX = 3
+WITHIN_S_MAX = 86_400.0 * 366
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,6 +30,9 @@ class RetryPolicy:
     jitter: float = 0.1
     #: Names ("module.Class") of the exceptions that are retried; empty: all are.
     on: tuple[str, ...] = ()
+    #: No attempt begins more than this many seconds after the first one, above 0; None: whenever. Attempts that were
+    #: lost take of this time, too.
+    within_s: float | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.count, int) or isinstance(self.count, bool) or not 0 <= self.count <= COUNT_MAX:
@@ -42,6 +46,13 @@ class RetryPolicy:
             value = getattr(self, name)
             if not isinstance(value, (int, float)) or isinstance(value, bool) or not low <= value <= high:
                 raise UsageError(f"retries: {name} must be a number from {low:g} to {high:g}, not {value!r}")
+        within_s = self.within_s
+        if within_s is not None and (
+            not isinstance(within_s, (int, float)) or isinstance(within_s, bool) or not 0 < within_s <= WITHIN_S_MAX
+        ):
+            raise UsageError(
+                f"retries: within_s must be None or a number above 0 and up to {WITHIN_S_MAX:g}, not {within_s!r}"
+            )
 
     def matches(self, exception_types: Sequence[str]) -> bool:
         """Say whether a failure with these exception types (the class and its bases) is retried."""

@@ -64,6 +64,7 @@ class RunState:
         "_specs",
         "answers",
         "at_s",
+        "began",
         "cancel",
         "decisions",
         "expansions",
@@ -101,6 +102,8 @@ class RunState:
         self.expansions: dict[str, Expansion] = {}
         #: The values of the steps that succeeded.
         self.outputs: dict[str, Any] = {}
+        #: When the first attempt of steps began whose retries have a time, once one has failed; by the log's clock.
+        self.began: dict[str, float] = {}
         #: The answers that approvals got.
         self.answers: dict[str, StepApproved] = {}
         #: Steps that failed for good, in the log's order.

@@ -133,6 +133,8 @@ def _step_map(step: Step, writer: ArtifactWriter | None, digest_of: Callable[[Gr
             "jitter": float(policy.jitter),
             "on": list(policy.on),
         }
+        if policy.within_s is not None:
+            found["retries"]["within_s"] = float(policy.within_s)
     if step.timeout_s is not None:
         found["timeout_s"] = float(step.timeout_s)
     if step.on_failure is not OnFailure.FAIL:
@@ -292,6 +294,7 @@ def _retries(found: Fields, key: str) -> RetryPolicy:
         delay_max_s=fields.number("delay_max_s", _RETRIES_DEFAULT.delay_max_s),
         jitter=fields.number("jitter", _RETRIES_DEFAULT.jitter),
         on=fields.texts("on"),
+        within_s=fields.maybe_number("within_s"),
     )
 
 

@@ -138,7 +138,7 @@ def snapshot(run: Run) -> dict[str, Any]:
             value = dict(value)
         elif slot == "expansions":
             value = {name: repr(expansion) for name, expansion in value.items()}
-        elif slot in ("failed", "outputs", "parameters", "answers"):
+        elif slot in ("failed", "outputs", "parameters", "answers", "began"):
             value = copy.copy(value)
         found[_SHOWN.get(slot, slot)] = value
     return found

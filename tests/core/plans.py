@@ -43,12 +43,14 @@ class Plan:
 
 
 @st.composite
-def retry_policies(draw: st.DrawFn) -> RetryPolicy:
+def retry_policies(draw: st.DrawFn, *, timed: bool = False) -> RetryPolicy:
+    """Policies; `timed`: some with a time for all attempts, so that what is tried depends on the workers, too."""
     return RetryPolicy(
         count=draw(st.integers(0, 2)),
         delay_s=draw(st.sampled_from([0.0, 5.0])),
         jitter=draw(st.sampled_from([0.0, 0.1])),
         on=draw(st.sampled_from([(), ("m.Error",)])),
+        within_s=draw(st.sampled_from([None, 3.0, 12.0])) if timed else None,
     )
 
 
@@ -100,7 +102,7 @@ def graphs(draw: st.DrawFn, steps_max: int = 8, *, order_free: bool = False) -> 
                 name=name,
                 arguments=arguments,
                 after=tuple(after),
-                retries=draw(retry_policies()),
+                retries=draw(retry_policies(timed=not order_free)),
                 when=when,
                 run_if=draw(st.sampled_from([RunIf.ALL_SUCCEEDED] * 6 + [*RunIf])),
                 on_failure=draw(st.sampled_from(OnFailure)),

@@ -153,6 +153,13 @@ def test_at_every_prefix_of_the_log_the_rules_hold(plan: Plan, seed: int, cancel
                 of_finaliser = graph.steps.get(getattr(command.event, "step", ""))
                 goes_on = of_finaliser is not None and of_finaliser.run_if is RunIf.ALWAYS
                 assert goes_on or isinstance(command.event, (StepCancelled, Finished))
+        for command in commands:
+            if isinstance(command, (Launch, SubmitRun, WakeAt)) and command.step is not None and command.attempt > 1:
+                within_s = graph.steps[command.step].retries.within_s
+                began_s = first_began(world.log, command.step, run.steps[command.step].queued_at_s or 0.0)
+                due_s = command.at_s if isinstance(command, WakeAt) else run.at_s
+                # One that waited was decided on before.
+                assert within_s is None or due_s <= began_s + within_s or isinstance(event, Due), command
         waiting_on = snapshot(run)["waiting_on"]
         assert waiting_on == {name: len(above - released) for name, above in needed.items()}
         assert run.open_count == sum(not state.ended for state in run.steps.values())
@@ -219,6 +226,17 @@ def settled(
                     return cancelled or ended_in(log, step, attempt)
                 case _:
                     return False
+
+
+def first_began(log: list[Event], step: str, ready_s: float) -> float:
+    """When the first attempt of a step began, by its log: when that was said, if that was before it ended."""
+    for event in log:
+        if getattr(event, "step", None) == step and getattr(event, "attempt", 0) == 1:
+            if isinstance(event, StepStarted):
+                return event.at_s
+            if isinstance(event, StepFailed):
+                break
+    return ready_s
 
 
 def waited_in(log: list[Event], step: str) -> bool:

@@ -255,7 +255,9 @@ def never() -> None:
 
 @pipeline
 def backs_off() -> None:
-    task("broken", does=bad, retries=Retry(5, delay_s=0.01, factor=2, delay_max_s=0.05, jitter=0))
+    """Seconds are hundredths: a minute is 0.6."""
+    policy = Retry(1000, delay_s=0.01, factor=2, delay_max_s=0.05, jitter=0, within_s=0.6)
+    task("broken", does=bad, retries=policy)
 
 
 @step
@@ -383,6 +385,11 @@ def out_of_time(seconds: float = 86_400) -> None:
 @pipeline
 def each_attempt() -> None:
     take.options(name="B", timeout_s=0.05, retries=Retry(1, delay_s=0))(0.15)
+
+
+@pipeline
+def all_attempts() -> None:
+    take.options(name="B", timeout_s=0.05, retries=Retry(1000, delay_s=0, within_s=1))(0.15)
 
 
 # ---- A14 results that are used again
