@@ -8,9 +8,15 @@ import statistics
 from collections.abc import Callable, Coroutine
 from typing import Any
 
+from evpipe.hosting.serve import collect_less_often
+
 
 def run_loop(main: Callable[[], Coroutine[Any, Any, None]]) -> None:
-    """Run a coroutine on uvloop if it is installed, else on asyncio's own loop: the same for both sides of a ratio."""
+    """Run a coroutine as a process of its own does: the same for both sides of a ratio.
+
+    On uvloop if it is installed, else on asyncio's own loop.
+    """
+    collect_less_often()
     try:
         import uvloop
     except ImportError:
