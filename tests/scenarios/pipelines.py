@@ -276,6 +276,19 @@ def what_is_retried() -> None:
         outside.options(name=f"outside-{name}", retries=policy, on_failure="skip")()
 
 
+@step(queue="doomed")
+async def outlives_its_worker() -> int:
+    """Stay for as long as its first worker lives; gives the attempt that did not."""
+    if current().attempt == 1:
+        await anyio.sleep_forever()
+    return current().attempt
+
+
+@pipeline
+def loses_its_worker() -> int:
+    return outlives_its_worker.options(name="lost")()
+
+
 class WorthAnother(Exception):
     """What a step raises when another attempt may help."""
 
@@ -503,10 +516,11 @@ async def kept(token: str, name: str) -> str:
 
 @pipeline
 def work_again(token: str) -> None:
+    """What has effects, as a setup and its teardown, is not cached."""
     before = kept.options(name="before")(token, "before")
-    s = kept.options(name="s", after=[before])(token, "s")
+    s = kept.options(name="s", after=[before], cache=False)(token, "s")
     work = kept.options(name="work", after=[s])(token, "work")
-    kept.options(name="t", run_if="always", after=[work])(token, "t")
+    kept.options(name="t", run_if="always", when=s, after=[work], cache=False)(token, "t")
 
 
 # ---- F11 groups

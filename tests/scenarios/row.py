@@ -48,6 +48,10 @@ class Row:
     answers: Mapping[str, Any] = field(default_factory=dict)
     #: The run is cancelled when these events, of step and kind, have come.
     cancel_at: Sequence[tuple[str, str]] = ()
+    #: A queue that a process of its own serves, which is killed when a step on it has begun; another takes over.
+    dies: str = ""
+    #: It is alone with a controller that ends when the first answer is asked for; another one begins.
+    restarts: bool = False
     #: What is broken while it runs.
     broken: Sequence[str] = ()
     refresh: Sequence[str] = ()

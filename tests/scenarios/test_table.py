@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import io
 import signal
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from subprocess import DEVNULL
 from typing import Any, Final
 
 import anyio
@@ -16,12 +18,14 @@ import pytest
 from evpipe import Client, Controller, RunResult, Worker, run
 from evpipe.bus.memory import MemoryBus
 from evpipe.bus.nats.bus import NatsBus
+from evpipe.bus.protocol import Bus
 from evpipe.bus.server import ServerProcess
 from evpipe.bus.settings import BusSettings
 from evpipe.client.handle import RunHandle
 from evpipe.core.machine import Run
 from evpipe.hosting.debug import run_debug
 from evpipe.hosting.display import Display
+from tests.e2e.helpers import clean_environment, until_async
 from tests.scenarios import pipelines as these
 from tests.scenarios.row import Row, agree, states
 from tests.scenarios.table import ROWS
@@ -53,7 +57,7 @@ def test_every_scenario_ends_as_its_row_says(mode: str, tmp_path: Path) -> None:
         found = anyio.run(on_bus, rows, MemoryBus())
     else:
         with ServerProcess(tmp_path / "nats") as server:
-            found = anyio.run(on_bus, rows, NatsBus(BusSettings(url=server.url)))
+            found = anyio.run(on_bus, rows, NatsBus(BusSettings(url=server.url)), server.url)
     assert len(found) == len(rows)
     assert {name: problems for name, problems in found.items() if problems} == {}
 
@@ -110,7 +114,7 @@ def interrupted(row: Row, given: dict[str, Any]) -> RunResult[Any]:
     return RunResult.of(seen.ended[0])
 
 
-async def on_bus(rows: Sequence[Row], unopened: Any) -> dict[str, list[str]]:
+async def on_bus(rows: Sequence[Row], unopened: Any, url: str = "") -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     lines: dict[str, list[Row]] = {}
     for row in rows:
@@ -118,7 +122,12 @@ async def on_bus(rows: Sequence[Row], unopened: Any) -> dict[str, list[str]]:
 
     async def line(client: Client, rows: Sequence[Row]) -> None:
         for row in rows:
-            found[row.id] = await one(client, row)
+            if row.restarts:
+                found[row.id] = await restarted(row, url)
+            elif row.dies:
+                found[row.id] = await lost(client, row, url)
+            else:
+                found[row.id] = await one(client, row)
 
     async with unopened as bus:
         client = Client(bus=bus)
@@ -137,6 +146,68 @@ async def one(client: Client, row: Row) -> list[str]:
     result = await handle.result(timeout_s=PATIENCE_S)
     these.BROKEN.difference_update(row.broken)
     return problems_of(row, result)
+
+
+async def lost(client: Client, row: Row, url: str) -> list[str]:
+    """Play a row whose worker is a process of its own, which is killed when it has begun a step; another takes over."""
+    worker = f"-m evpipe worker --url {url} -q {row.dies} --code local:{these.__name__}".split()
+    async with await anyio.open_process(
+        [sys.executable, *worker], env=clean_environment(), stdout=DEVNULL, stderr=DEVNULL
+    ) as dies:
+        try:
+            handle = await client.submit(row.pipeline, row.parameters)
+            await begun(handle)
+        finally:
+            dies.kill()
+    async with Worker(client, [row.dies]):
+        return problems_of(row, await handle.result(timeout_s=PATIENCE_S))
+
+
+async def restarted(row: Row, url: str) -> list[str]:
+    """Play a row in a world of its own, whose controller ends while an answer is waited for; another follows."""
+    unopened: Any = NatsBus(BusSettings(url=url, prefix="restarted")) if url else MemoryBus()
+    async with unopened as bus:
+        client = Client(bus=bus)
+        async with Worker(client, ["default"], slots=1):
+            async with Controller(client):
+                handle = await client.submit(row.pipeline, row.parameters)
+                await begun(handle, *row.answers)
+            # Acks may be a moment later.
+            await until_async(lambda: is_idle(bus), "nothing is in a queue or with a worker")
+            before = await under_way(handle)
+            async with Controller(client) as second:
+                await until_async(lambda: leads(second), "the second controller leads")
+                after = await under_way(handle)
+                await drive(handle, row)
+                result = await handle.result(timeout_s=PATIENCE_S)
+    if not before == after == dict.fromkeys(row.answers, "running"):
+        return [f"{before} before the restart, {after} after it"]
+    return problems_of(row, result)
+
+
+async def leads(controller: Controller) -> bool:
+    return controller.leading
+
+
+async def is_idle(bus: Bus) -> bool:
+    return not any(lane.waiting or lane.taken for lane in await bus.lanes())
+
+
+async def under_way(handle: RunHandle[Any]) -> dict[str, str]:
+    """Give the steps that have begun and not ended."""
+    steps = (await handle.state()).steps
+    return {name: state.status.value for name, state in steps.items() if state.attempt and not state.ended}
+
+
+async def begun(handle: RunHandle[Any], *steps: str) -> None:
+    """Wait until these steps have begun; without any, until one has."""
+    left = {*steps}
+    with anyio.fail_after(PATIENCE_S):
+        async for event in handle.events():
+            if event.kind == "started":
+                left.discard(event.step or "")
+                if not left:
+                    break
 
 
 async def drive(handle: RunHandle[Any], row: Row) -> None:
