@@ -473,12 +473,16 @@ class MemoryTelemetry:
         await self._bus.reach()
         return next((record for record in reversed(self._stream.records) if record.subject == subject), None)
 
-    def replay(self, subjects: Sequence[str], *, up_to: int, after: int = 0) -> AsyncIterator[list[Record]]:
-        return replayed(self._stream.read, self._bus.reach, subjects, after, up_to)
+    def replay(
+        self, subjects: Sequence[str], *, up_to: int, after: int = 0, since_s: float | None = None
+    ) -> AsyncIterator[list[Record]]:
+        return replayed(self._stream.read, self._bus.reach, subjects, after, up_to, since_s)
 
     @asynccontextmanager
-    async def follow(self, subjects: Sequence[str], *, after: int = 0) -> AsyncIterator[AsyncIterator[list[Record]]]:
-        yield MemoryFeed(self._stream.read, self._bus.reach, subjects, after)
+    async def follow(
+        self, subjects: Sequence[str], *, after: int = 0, since_s: float | None = None
+    ) -> AsyncIterator[AsyncIterator[list[Record]]]:
+        yield MemoryFeed(self._stream.read, self._bus.reach, subjects, after, since_s or 0.0)
 
 
 class MemorySignals:

@@ -174,11 +174,13 @@ class Telemetry(Protocol):
     async def last(self, subject: str) -> Record | None:
         """Give the newest record of a subject, if there is one; read at the stream's leader."""
 
-    def replay(self, subjects: Sequence[str], *, up_to: int, after: int = 0) -> AsyncIterator[list[Record]]:
+    def replay(
+        self, subjects: Sequence[str], *, up_to: int, after: int = 0, since_s: float | None = None
+    ) -> AsyncIterator[list[Record]]:
         """As `Bus.replay`; records that made room for others are simply not there."""
 
     def follow(
-        self, subjects: Sequence[str], *, after: int = 0
+        self, subjects: Sequence[str], *, after: int = 0, since_s: float | None = None
     ) -> AbstractAsyncContextManager[AsyncIterator[list[Record]]]:
         """As `Bus.follow`; records that made room for others before they were read are simply not there."""
 

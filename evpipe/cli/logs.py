@@ -31,7 +31,7 @@ STEP_COLOURS: Final = ("cyan", "green", "magenta", "blue", "bright_cyan", "brigh
 def logs(run_id: str, step: str | None, attempt: int | None, follow: bool, url: str | None, output: str) -> Exit:
     """Show what the steps of a run write, or what STEP alone does.
 
-    Steps of runs that are its steps are among them, as inner/train; with --follow each is asked for by that.
+    Steps of runs that are its steps are among them, as inner/train.
 
     Output is kept for 7 days, less where there is much of it. On a terminal it is shown without its escape sequences.
 
@@ -45,7 +45,7 @@ def logs(run_id: str, step: str | None, attempt: int | None, follow: bool, url: 
             check_name("step", part)
 
     async def write(client: Client) -> None:
-        from evpipe.client.family import lines_below
+        from evpipe.client.family_logs import lines_below
 
         handle = await find_run(client, run_id)
         run = await handle.state()
@@ -56,7 +56,7 @@ def logs(run_id: str, step: str | None, attempt: int | None, follow: bool, url: 
         entries = (
             lines_below(client.bus, run, below, attempt=attempt)
             if below
-            else handle.logs(step, attempt=attempt, follow=follow)
+            else handle.logs(step, attempt=attempt, follow=follow, below=True)
         )
         some = False
         async for entry in entries:
@@ -85,7 +85,7 @@ class Lines:
     """Writes entries as lines for standard output.
 
     Args:
-        steps: the names of the run's steps, in the graph's order.
+        steps: the names of the run's steps, in the graph's order; others may come, such as those of runs below.
         alone: whether they are of one step, so that its name needs no telling.
     """
 
@@ -106,7 +106,9 @@ class Lines:
             text = click.style(text, dim=True)
         if self._alone:
             return text
+        self._width = max(self._width, len(entry.step))
         name = f"{entry.step:<{self._width}} |"
         if self._coloured:
-            name = click.style(name, fg=self._colours.get(entry.step))
+            colour = self._colours.setdefault(entry.step, STEP_COLOURS[len(self._colours) % len(STEP_COLOURS)])
+            name = click.style(name, fg=colour)
         return f"{name} {text}"

@@ -352,6 +352,8 @@ def _because_of(reason: str | None, error: str) -> str:
 def watch(run_id: str, url: str | None, output: str) -> Exit:
     """Watch a run until it has ended, then show its result as `evpipe run` does, with the same exit code.
 
+    Steps of runs that are its steps are shown below those, as inner/train, and counted in their place.
+
     Ctrl-C only ends the watching.
     """
     from evpipe.cli.talk import Talk
@@ -370,10 +372,10 @@ def watch(run_id: str, url: str | None, output: str) -> Exit:
 async def _watched(handle: RunHandle[Any], talk: Talk) -> Run:
     talk.submitted(handle)
     async with talk.live_progress(handle):
-        async for run in handle.watch():
-            talk.show(run)
-    talk.finished(run)
-    return run
+        async for family in handle.watch_tree():
+            talk.show(family)
+    talk.finished(family)
+    return family.run
 
 
 # ---- events

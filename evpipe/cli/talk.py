@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from evpipe.client.family import Family
 from evpipe.client.handle import RunHandle
 from evpipe.core.machine import Run
 from evpipe.hosting.display import Display
@@ -22,9 +23,9 @@ class Talk(Display):
         self.run = Run(handle.id)
         self._pipeline = handle.pipeline
 
-    def show(self, run: Run) -> None:
-        super().show(run)
-        self.run = run
+    def show(self, family: Family) -> None:
+        super().show(family)
+        self.run = family.run
 
     def result(self) -> RunResult[Any]:
         """Give the run as it was last seen."""

@@ -2,32 +2,94 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
-from contextlib import aclosing
-from dataclasses import replace
-from typing import Final
+from collections import Counter
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final, NamedTuple, Self
 
 import anyio
 
-from evpipe.bus.protocol import Bus
+from evpipe.bus.protocol import Bus, Record
 from evpipe.client.fold import RunFold
-from evpipe.client.logs import LogEntry, entries_of, read_logs, told_of
+from evpipe.client.growing import Events, GrowingFeed, Member
+from evpipe.core.graph import Graph
 from evpipe.core.lineage import child_run_id
 from evpipe.core.machine import Run
 from evpipe.core.names import for_people, from_people
-from evpipe.errors import NotFound, RemoteProtocolError
-from evpipe.wire.messages import parent_in
-from evpipe.wire.subjects import RUN
+from evpipe.core.run_state import StepState
+from evpipe.core.states import StepStatus
+from evpipe.errors import NotFound
 
 #: Logs that are read at the same time.
 READS_MAX: Final = 16
-#: Runs whose lines are read together, in the order in which they were told.
-TOGETHER_MAX: Final = 100
 
 
-async def folded(bus: Bus, run_id: str) -> Run:
-    """Give a run as the log shows it now."""
-    fold = RunFold(bus, run_id)
+class Row(NamedTuple):
+    """A step of a run, or of one below it."""
+
+    #: Such as "train" and "inner/fit[2]".
+    path: str
+    #: The run that has it, and its name there, on the bus.
+    run: Run
+    name: str
+
+    @property
+    def state(self) -> StepState:
+        return self.run.steps[self.name]
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """A run, and the runs that its steps are, all the way down, as far as the log shows them."""
+
+    run: Run
+    #: By the path of the step that it is, such as "inner" and "inner/fit[2]".
+    below: Mapping[str, Run] = field(default_factory=dict)
+
+    def inside(self, path: str, run: Run, name: str) -> Run | None:
+        """Give the run that the current attempt of a step is, if it has begun."""
+        found = self.below.get(path)
+        parent = None if found is None else found.parent
+        is_current = parent is not None and (parent.run, parent.attempt) == (run.id, run.steps[name].attempt)
+        return found if is_current else None
+
+    def rows(self) -> Iterator[Row]:
+        """Give all steps in the graphs' order, each that is a run before those of that, and a mapped one before its
+        elements.
+        """
+        above = [("", self.run, self.run.in_order())]
+        while above:
+            prefix, run, names = above[-1]
+            for name in names:
+                path = prefix + for_people(name)
+                yield Row(path, run, name)
+                found = self.inside(path, run, name) if self.below else None
+                if found is not None:
+                    above.append((f"{path}/", found, found.in_order()))
+                    break
+            else:
+                above.pop()
+
+    def counts(self) -> Counter[StepStatus]:
+        """Count the steps by their states: of one that is a run the steps of that, of a mapped one its elements."""
+        if not self.below:
+            return self.run.counts()
+        found: Counter[StepStatus] = Counter()
+        for path, run, name in self.rows():
+            inside = self.inside(path, run, name)
+            if name not in run.expansions and (inside is None or not inside.steps):
+                found[run.steps[name].status] += 1
+        return found
+
+
+def has_children(run: Run) -> bool:
+    """Say whether steps of a run are runs; not what they are now, but what its graph says."""
+    return run.graph is not None and any(step.child is not None for step in run.graph.steps.values())
+
+
+async def folded(bus: Bus, run_id: str, graphs: dict[str, Graph] | None = None) -> Run:
+    """Give a run as the log shows it now; see `RunFold`."""
+    fold = RunFold(bus, run_id, graphs)
     last = await bus.last_sequence()
     async for records in bus.replay([bus.subjects.events_of_run(run_id)], up_to=last):
         for record in records:
@@ -42,6 +104,7 @@ async def runs_below(bus: Bus, run: Run) -> dict[str, Run]:
         By the path of the step, such as "inner" and "inner/fit[2]"; each after the one that it is a step of.
     """
     found: dict[str, Run] = {}
+    graphs: dict[str, Graph] = {}
     level = {"": run}
     limiter = anyio.CapacityLimiter(READS_MAX)
     while level:
@@ -55,7 +118,7 @@ async def runs_below(bus: Bus, run: Run) -> dict[str, Run]:
 
         async def look(path: str, run_id: str, read: dict[str, Run] = read) -> None:
             async with limiter:
-                read[path] = await folded(bus, run_id)
+                read[path] = await folded(bus, run_id, graphs)
 
         async with anyio.create_task_group() as task_group:
             for path, run_id in paths.items():
@@ -94,63 +157,97 @@ def child_of(run: Run, step: str) -> str:
     return child_run_id(run.id, step, state.attempt)
 
 
-# ---- what they write
+# ---- as they go on
 
 
-async def lines_below(bus: Bus, run: Run, runs: Mapping[str, Run], *, attempt: int | None) -> AsyncIterator[LogEntry]:
-    """Give the lines of a run and of those below it that there are now; steps are named by their paths."""
-    paths = {run.id: "", **{one.id: f"{path}/" for path, one in runs.items()}}
-    up_to = await bus.telemetry.last_sequence()
-    ids = list(paths)
-    for i in range(0, len(ids), TOGETHER_MAX):
-        subjects = [bus.subjects.telemetry_of(run_id, None, attempt) for run_id in ids[i : i + TOGETHER_MAX]]
-        async for records in bus.telemetry.replay(subjects, up_to=up_to):
-            for record in records:
-                for run_id, entry in entries_of(bus, [record]):
-                    yield replace(entry, step=paths[run_id] + entry.step)
-
-
-async def lines_of_path(bus: Bus, run: Run, path: str, *, attempt: int | None, follow: bool) -> AsyncIterator[LogEntry]:
-    """Give the lines of a step of a run below; as `RunHandle.logs`."""
-    inside, name = await run_of_path(bus, run, path)
-    pipeline = inside.graph.pipeline if inside.graph is not None else ""
-    above = path.rpartition("/")[0]
-    async for entry in read_logs(bus, inside.id, pipeline, step=name, attempt=attempt, follow=follow):
-        yield replace(entry, step=f"{above}/{entry.step}")
-
-
-async def follow_lines_below(bus: Bus, run_id: str, pipeline: str, *, after: int) -> AsyncIterator[LogEntry]:
-    """Give the lines of a run and of those below it as they come, until it has ended; steps are named by their paths.
-
-    It reads what every run tells: for who hosts them.
+class FamilyFold:
+    """Folds a run and those below it, from their first records on, as they come.
 
     Args:
-        after: sequence of the telemetry at which the run had not begun.
+        pipeline: whose run it is.
     """
-    paths: dict[str, str | None] = {run_id: ""}
-    subject = bus.subjects.telemetry_of("*")
-    async with aclosing(told_of(bus, run_id, pipeline, subject, follow=True, after=after)) as told:
-        async for records in told:
-            for found_in, entry in entries_of(bus, records):
-                if found_in not in paths:
-                    paths[found_in] = await _path_of(bus, found_in, paths)
-                path = paths[found_in]
-                if path is not None:
-                    yield replace(entry, step=path + entry.step)
+
+    def __init__(self, bus: Bus, run_id: str, pipeline: str) -> None:
+        self._bus = bus
+        self._graphs: dict[str, Graph] = {}
+        self._folds: dict[str, RunFold] = {}
+        self._below: dict[str, Run] = {}
+        #: What the paths of a run's steps begin with, by run; also of attempts that were followed by others.
+        self.prefixes: dict[str, str] = {}
+        self.feed = GrowingFeed(Events(bus))
+        self.root = Member(run_id, pipeline)
+        self._begin(self.root, "")
+        self.family = Family(self._folds[run_id].run, self._below)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.feed.__aexit__()
+
+    def _begin(self, member: Member, prefix: str) -> None:
+        self._folds[member.run] = RunFold(self._bus, member.run, self._graphs)
+        self.prefixes[member.run] = prefix
+        self.feed.add(member)
+
+    async def fold(self, records: Sequence[Record]) -> list[Member]:
+        """Fold what the feed gave.
+
+        Returns:
+            The runs that are known by it, and are followed from now on.
+        """
+        found: list[Member] = []
+        for record in records:
+            fold = self._folds.get(record.subject.split(".")[4])
+            if fold is None:
+                # Of an attempt that was followed by another.
+                continue
+            await fold.fold(record)
+            run = fold.run
+            if run.submitted_at_s == record.at_s and run is not self.family.run:
+                self._below.setdefault(self.prefixes[run.id].removesuffix("/"), run)
+            while fold.begun:
+                found.append(self._child(run, *fold.begun.pop(), record))
+            if run.ended:
+                self.feed.drop(run.id)
+        return found
+
+    def _child(self, run: Run, name: str, attempt: int, record: Record) -> Member:
+        path = self.prefixes[run.id] + for_people(name)
+        if attempt > 1:
+            self._forget(path)
+        child = run.spec(name).child
+        assert child is not None, "only of steps that are runs"
+        member = Member(child_run_id(run.id, name, attempt), child.pipeline, record.sequence, record.at_s)
+        self._begin(member, f"{path}/")
+        return member
+
+    def _forget(self, path: str) -> None:
+        """Leave out the run that an attempt was, and those below it."""
+        for run_id in [run_id for run_id in self._folds if self.prefixes[run_id].startswith(f"{path}/")]:
+            del self._folds[run_id]
+            self.feed.drop(run_id)
+        for below in [below for below in self._below if below == path or below.startswith(f"{path}/")]:
+            del self._below[below]
+
+    async def rest(self) -> list[Member]:
+        """Fold what those below had said when the root said what was folded last."""
+        found: list[Member] = []
+        async for records in self.feed.rest():
+            found += await self.fold(records)
+        return found
 
 
-async def _path_of(bus: Bus, run_id: str, paths: Mapping[str, str | None]) -> str | None:
-    """Give the path of the steps of a run; None if it is not below those whose paths are known."""
-    steps: list[str] = []
-    while run_id not in paths:
-        try:
-            record = await bus.last(bus.subjects.events_of_step(run_id, RUN, "submitted"))
-        except RemoteProtocolError:
-            return None
-        parent = None if record is None else parent_in(record.payload)
-        if parent is None:
-            return None
-        steps.append(for_people(parent.step))
-        run_id = parent.run
-    above = paths[run_id]
-    return None if above is None else above + "".join(f"{step}/" for step in reversed(steps))
+async def watch_family(bus: Bus, run_id: str, pipeline: str) -> AsyncGenerator[Family, None]:
+    """Give a run and those below it after each batch of their events, until it has ended.
+
+    It is the same object each time, changed in place.
+    """
+    async with FamilyFold(bus, run_id, pipeline) as fold:
+        async for records in fold.feed:
+            await fold.fold(records)
+            if fold.family.run.ended:
+                break
+            yield fold.family
+        await fold.rest()
+        yield fold.family

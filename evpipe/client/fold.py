@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from evpipe.bus.protocol import Bus, Record
 from evpipe.client.graphs import fetch_graph
+from evpipe.core.commands import SubmitRun
 from evpipe.core.events import Event, Submitted
+from evpipe.core.graph import Graph
 from evpipe.core.lineage import check_depth, check_parent
 from evpipe.core.machine import Run
 from evpipe.core.parameters import check_parameters
@@ -23,10 +25,15 @@ async def folded(bus: Bus, run_id: str) -> RunFold:
 
 
 class RunFold:
-    """Folds the records of one run, in order."""
+    """Folds the records of one run, in order.
 
-    def __init__(self, bus: Bus, run_id: str) -> None:
+    Args:
+        graphs: what was fetched, by digest; runs that are folded together fetch each graph once.
+    """
+
+    def __init__(self, bus: Bus, run_id: str, graphs: dict[str, Graph] | None = None) -> None:
         self._bus = bus
+        self._graphs = {} if graphs is None else graphs
         self.run = Run(run_id)
         #: Sequence of the newest record folded.
         self.sequence = 0
@@ -34,6 +41,8 @@ class RunFold:
         self._pipeline = ""
         #: What its submit says beside the graph and the parameters; None before it was folded, or if it cannot be read.
         self.submission: Submission | None = None
+        #: Attempts that are runs, by step and number, in the order in which they began; whoever reads it may empty it.
+        self.begun: list[tuple[str, int]] = []
 
     async def fold(self, record: Record) -> Event | None:
         """Apply the next record.
@@ -55,7 +64,9 @@ class RunFold:
             return None
         if event is not None:
             # The controller acts on the commands; a client only looks at the state.
-            self.run.step(event)
+            for command in self.run.step(event):
+                if type(command) is SubmitRun:
+                    self.begun.append((command.step, command.attempt))
         return event
 
     async def _submitted(self, record: Record) -> Submitted:
@@ -64,7 +75,9 @@ class RunFold:
             submission = self.submission = decode_submission(record.payload)
             parent = check_parent(submission.parent, self.run.id)
             check_depth(parent, self._pipeline)
-            graph = await fetch_graph(self._bus, submission.graph)
+            graph = self._graphs.get(submission.graph)
+            if graph is None:
+                graph = self._graphs[submission.graph] = await fetch_graph(self._bus, submission.graph)
             parameters = check_parameters(graph.parameters, submission.parameters, of=graph.pipeline)
         except (UsageError, RemoteProtocolError) as error:
             return Submitted(at_s=record.at_s, graph=None, parameters={}, rejection=str(error), parent=parent)

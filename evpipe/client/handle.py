@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
@@ -12,10 +13,11 @@ from evpipe.bus.protocol import Bus
 from evpipe.client.artifact_store import ArtifactStore
 from evpipe.client.cancelling import request_cancel
 from evpipe.client.events import RunEvent, run_event
-from evpipe.client.family import lines_of_path, runs_below
+from evpipe.client.family import Family, has_children, runs_below, watch_family
+from evpipe.client.family_logs import follow_lines_below, follow_progress_below, lines_below, lines_of_path
 from evpipe.client.fold import RunFold, folded
 from evpipe.client.logs import LogEntry, check_choice, read_logs
-from evpipe.client.notes import follow_progress, read_metrics, read_notes, read_progress
+from evpipe.client.notes import RECENT_S, follow_progress, read_metrics, read_notes, read_progress
 from evpipe.client.values import look_of, opener_of
 from evpipe.client.waiting import WaitingStep, answer_step, waiting_steps
 from evpipe.client.why import explained
@@ -121,8 +123,18 @@ class RunHandle(Generic[R_co]):
                     if fold.run.ended:
                         return
 
+    async def watch_tree(self) -> AsyncGenerator[Family, None]:
+        """Give the run and those that its steps are, all the way down, after each batch of their events.
+
+        Ends when the run has ended. It is the same object each time, changed in place: `run`, `below` by the paths of
+        the steps, `rows()` with the state of every step, and `counts()` of them.
+        """
+        async with aclosing(watch_family(self._bus, self.id, self.pipeline)) as family:
+            async for found in family:
+                yield found
+
     def logs(
-        self, step: str | None = None, *, attempt: int | None = None, follow: bool = True
+        self, step: str | None = None, *, attempt: int | None = None, follow: bool = True, below: bool = False
     ) -> AsyncIterator[LogEntry]:
         """Give the lines that the run's steps write, for as long as they are kept (7 days, by default).
 
@@ -133,17 +145,32 @@ class RunHandle(Generic[R_co]):
             step: only those of this step; of a run below by its path, as in `inner/train`.
             attempt: only those of attempts with this number, from 1.
             follow: go on until the run has ended; else end with what there is now.
+            below: where no step is named, also those of the runs below, whose steps are named by their paths.
 
         Raises:
             NotFound: if the run has no such step.
             UsageError: if the attempt's number or the step's name can be none.
         """
         if step is not None and "/" in step:
-            return self._logs_below(step, attempt, follow)
+            return self._logs_of_path(step, attempt, follow)
+        if step is None and below:
+            return self._logs_below(attempt, follow)
         return read_logs(self._bus, self.id, self.pipeline, step=step, attempt=attempt, follow=follow)
 
-    async def _logs_below(self, path: str, attempt: int | None, follow: bool) -> AsyncIterator[LogEntry]:
+    async def _logs_of_path(self, path: str, attempt: int | None, follow: bool) -> AsyncIterator[LogEntry]:
         async for entry in lines_of_path(self._bus, await self.state(), path, attempt=attempt, follow=follow):
+            yield entry
+
+    async def _logs_below(self, attempt: int | None, follow: bool) -> AsyncIterator[LogEntry]:
+        await check_choice(self._bus, self.id, None, attempt)
+        run = await self.state()
+        if not has_children(run):
+            entries = read_logs(self._bus, self.id, self.pipeline, step=None, attempt=attempt, follow=follow)
+        elif follow:
+            entries = follow_lines_below(self._bus, self.id, self.pipeline, attempt=attempt)
+        else:
+            entries = lines_below(self._bus, run, await self.below(run), attempt=attempt)
+        async for entry in entries:
             yield entry
 
     async def below(self, run: Run | None = None) -> dict[str, Run]:
@@ -226,11 +253,20 @@ class RunHandle(Generic[R_co]):
         return await read_progress(self._bus, await self.state())
 
     async def watch_progress(self) -> AsyncGenerator[Progress, None]:
-        """Give what attempts say of their progress: what they said last, then what they say until the run has ended."""
+        """Give what attempts say of their progress: what they said last, then what they say until the run has ended.
+
+        Also those of the runs below, whose steps are named by their paths; of what they said before, that of the last
+        ten minutes.
+        """
         after = await self._bus.telemetry.last_sequence()
-        for told in (await self.progress()).values():
+        run = await self.state()
+        for told in (await read_progress(self._bus, run)).values():
             yield told
-        async with aclosing(follow_progress(self._bus, self.id, self.pipeline, after)) as later:
+        if has_children(run):
+            recent = follow_progress_below(self._bus, self.id, self.pipeline, since_s=time.time() - RECENT_S)
+        else:
+            recent = follow_progress(self._bus, self.id, self.pipeline, after)
+        async with aclosing(recent) as later:
             async for told in later:
                 yield told
 

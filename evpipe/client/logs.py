@@ -82,7 +82,7 @@ async def told_of(
         ):
             ended = False
             while not ended:
-                records, end = await _next_of(told, ends)
+                records, end = await next_of(told, ends)
                 if records:
                     yield records
                     after = records[-1].sequence
@@ -147,7 +147,7 @@ async def check_choice(bus: Bus, run_id: str, step: str | None, attempt: int | N
     return Choice(name, of_elements=base == name and graph.steps[base].mapped is not None)
 
 
-async def _next_of(
+async def next_of(
     told: AsyncIterator[list[Record]], ends: AsyncIterator[list[Record]]
 ) -> tuple[list[Record], list[Record]]:
     """Wait for the next records of one of two feeds, or of both; a feed's wait may be cancelled and begun again."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from typing import Final
 
 import structlog
 
@@ -21,6 +22,8 @@ from evpipe.wire.notes import METRIC, PROGRESS, Progress, decode_points, decode_
 
 log = structlog.get_logger(__name__)
 
+#: What was said of progress longer ago is looked for only where the step is known to run.
+RECENT_S: Final = 600.0
 _ENDS = ("succeeded", "failed", "skipped", "cached")
 _UNDER_WAY = frozenset({StepStatus.QUEUED, StepStatus.RUNNING})
 
@@ -75,7 +78,7 @@ async def read_progress(bus: Bus, run: Run) -> dict[str, Progress]:
     for name, state in run.steps.items():
         if state.status in _UNDER_WAY:
             record = await bus.telemetry.last(bus.subjects.telemetry(run.id, name, state.attempt, PROGRESS))
-            told = _progress(bus, record) if record is not None else None
+            told = progress_in(bus, record) if record is not None else None
             if told is not None:
                 found[for_people(name)] = told
     return found
@@ -87,12 +90,13 @@ async def follow_progress(bus: Bus, run_id: str, pipeline: str, after: int) -> A
     async with aclosing(told_of(bus, run_id, pipeline, subject, follow=True, after=after)) as batches:
         async for records in batches:
             for record in records:
-                told = _progress(bus, record)
+                told = progress_in(bus, record)
                 if told is not None:
                     yield told
 
 
-def _progress(bus: Bus, record: Record) -> Progress | None:
+def progress_in(bus: Bus, record: Record) -> Progress | None:
+    """Read what an attempt says of its progress; None if nobody can."""
     try:
         subject = bus.subjects.parse_telemetry(record.subject)
         return decode_progress(record.payload, for_people(subject.step), subject.attempt)

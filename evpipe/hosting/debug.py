@@ -27,6 +27,7 @@ from anyio.lowlevel import EventLoopToken, current_token
 
 from evpipe.client.client import check_refresh, new_run_id
 from evpipe.client.command_files import command_files, commands_of
+from evpipe.client.family import Family
 from evpipe.client.fingerprints import components_of, facts_of_run
 from evpipe.client.lists import BeginT, OpenLists
 from evpipe.client.logs import LogEntry
@@ -133,8 +134,9 @@ def run_debug(
     with store.interrupts:
         run = _DebugRun(new_run_id(), decode_submission(payload), built.graph.pipeline, store, prepared).to_end()
     if display is not None:
-        display.show(run)
-        display.finished(run)
+        family = Family(run, store.below)
+        display.show(family)
+        display.finished(family)
     if store.interrupts.asked:
         raise KeyboardInterrupt
     return store.result_of(run)
@@ -157,6 +159,8 @@ class _Store:
         self._said_so = False
         #: By id, all runs that have begun.
         self.runs: dict[str, Run] = {}
+        #: By the path of the step, those that steps are; of one that was retried the last.
+        self.below: dict[str, Run] = {}
         with_pickle = any(step.pickle for step in steps_in(graph))
         self.writer = self.spool(with_pickle)
         self.reader = self.shelf(with_pickle)
@@ -248,6 +252,12 @@ class _DebugRun:
         self._deadline_s = math.inf
         self._count = 0
         self._told_to_end = False
+        #: What the paths of its steps begin with.
+        self._prefix = ""
+        if above is not None and submission.parent is not None:
+            path = above._prefix + for_people(submission.parent.step)
+            store.below[path] = self.run
+            self._prefix = f"{path}/"
 
     def to_end(self) -> Run:
         submitted = self._submitted()
@@ -481,7 +491,7 @@ class _DebugRun:
             order = decode_launch(data)
         except EvpipeError as error:
             return conclude_failure(subject, Failure(message=str(error)), began_s, Reason.OUTPUT)
-        kept = _Kept(subject, self._store.display)
+        kept = _Kept(subject, self._store.display, self._prefix)
         recorder = _Recorder(subject, order, kept, files, self._store.base)
         try:
             with entered(recorder, of_process=True):
@@ -557,8 +567,9 @@ class _Shown:
 class _Kept(Kept):
     """What an attempt says: kept, and its lines shown."""
 
-    def __init__(self, launch: LaunchSubject, display: Display | None) -> None:
+    def __init__(self, launch: LaunchSubject, display: Display | None, prefix: str) -> None:
         super().__init__()
+        self._prefix = prefix
         self._launch = launch
         self._display = display
         self._lock = threading.Lock()
@@ -576,7 +587,7 @@ class _Kept(Kept):
 
     def line(self, level: str, text: str, fields: Mapping[str, Any], at_s: float) -> None:
         if self._display is not None:
-            step, attempt = for_people(self._launch.step), self._launch.attempt
+            step, attempt = self._prefix + for_people(self._launch.step), self._launch.attempt
             entry = LogEntry(at_s=at_s, step=step, attempt=attempt, stream="log", text=text, level=level, fields=fields)
             self._display.output(entry)
 

@@ -11,8 +11,6 @@ import anyio
 import structlog
 
 from evpipe.core.lineage import child_run_id
-from evpipe.core.machine import Run
-from evpipe.core.names import for_people
 from evpipe.core.run_state import StepState
 from evpipe.core.states import STEP_VALUES, RunStatus, StepStatus
 from evpipe.errors import EvpipeError
@@ -23,6 +21,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.live import Live
 
+    from evpipe.client.family import Family, Row
     from evpipe.client.handle import RunHandle
     from evpipe.client.logs import LogEntry
 
@@ -30,6 +29,7 @@ log = structlog.get_logger(__name__)
 
 #: Rows of the table: what is under way first, then what ended last.
 ROWS_MAX: Final = 16
+PATH_CHARS_MAX: Final = 48
 STYLES: Final = {
     StepStatus.PENDING: "dim",
     StepStatus.QUEUED: "cyan",
@@ -66,9 +66,9 @@ class Display:
         self._stream = stream
         self._quiet = quiet
         self._live: Live | None = None
-        self._run: Run | None = None
+        self._family: Family | None = None
         self._offset_s = 0.0
-        #: By step; of attempts that may have ended.
+        #: By the path of the step; of attempts that may have ended.
         self._progress: dict[str, Progress] = {}
 
     def bus(self, where: str) -> None:
@@ -137,18 +137,18 @@ class Display:
             # The run is shown without it.
             log.debug("progress_not_shown", error=str(error))
 
-    def show(self, run: Run) -> None:
-        """Take the run as it is now; the table is drawn from it at its own pace."""
-        self._run = run
+    def show(self, family: Family) -> None:
+        """Take the run, and those below it, as they are now; the table is drawn from them at its own pace."""
+        self._family = family
         # Durations of what runs are shown by the log's clock, which need not be this machine's.
-        self._offset_s = run.at_s - time.time()
+        self._offset_s = max(run.at_s for run in (family.run, *family.below.values())) - time.time()
 
     def progress(self, told: Progress) -> None:
         """Take what a step says of its progress."""
         self._progress[told.step] = told
 
-    def finished(self, run: Run) -> None:
-        counts = run.counts()
+    def finished(self, family: Family) -> None:
+        run, counts = family.run, family.counts()
         parts = [f"{counts[status]} {status}" for status in StepStatus if counts[status]]
         took_s = run.at_s - (run.submitted_at_s or run.at_s)
         line = f"{run.status}: {', '.join(parts) or 'no steps'} in {took_s:.2f} s"
@@ -170,35 +170,45 @@ class Display:
         from rich.table import Table
         from rich.text import Text
 
-        run = self._run
-        if run is None:
+        family = self._family
+        if family is None:
             return Text("waiting for the controller …", style="dim")
-        counts = run.counts()
+        counts = family.counts()
         caption = "  ".join(f"{counts[s]} {s}" for s in StepStatus if counts[s])
-        table = Table(box=None, pad_edge=False, caption=caption, caption_justify="left")
-        for column in ("step", "status", "attempt", "time", ""):
+        table = Table(box=None, pad_edge=False, caption=caption, caption_justify="left", expand=True)
+        for column in ("step", "status", "attempt", "time"):
             table.add_column(column, no_wrap=True, overflow="ellipsis")
+        # The rest of the line, however long it is.
+        table.add_column("", no_wrap=True, overflow="ellipsis", ratio=1)
         now_s = time.time() + self._offset_s
-        for name, state in shown_rows({name: run.steps[name] for name in run.in_order()}):
+        rows = list(family.rows())
+        for row in shown_rows(rows):
+            state = row.state
             status = Text(state.status, style=STYLES[state.status])
-            note = state.message if state.status not in STEP_VALUES else ""
-            told = self._progress.get(for_people(name))
-            if told is not None and told.attempt == state.attempt and not state.ended:
-                note = progress_text(told)
-            if state.status is StepStatus.RUNNING and state.attempt and run.spec(name).child is not None:
-                note = f"run {child_run_id(run.id, name, state.attempt)}"
-            if state.status is StepStatus.RUNNING and (waits_for := run.waits_for(name)):
-                left = "" if state.due_at_s is None else f" ({max(0.0, state.due_at_s - now_s):.0f} s left)"
-                note = waits_for + left
-            elif state.due_at_s is not None:
-                note = f"again in {max(0.0, state.due_at_s - now_s):.1f} s: {state.message}"
             attempt = str(state.attempt) if state.attempt > 1 else ""
+            note = self._note(row, now_s)
             first = note.splitlines()[0] if note else ""
-            table.add_row(for_people(name), status, attempt, _took(state, now_s), Text(first, "dim"))
-        hidden = len(run.steps) - ROWS_MAX
+            table.add_row(_shortened(row.path), status, attempt, _took(state, now_s), Text(first, "dim"))
+        hidden = len(rows) - ROWS_MAX
         if hidden > 0:
             table.add_row(Text(f"… {hidden:,} more", style="dim"))
         return table
+
+    def _note(self, row: Row, now_s: float) -> str:
+        """Say beside a row what there is to say: what the step waits for, how far it is, why it ended."""
+        run, state = row.run, row.state
+        waits_for = run.waits_for(row.name)
+        if waits_for:
+            left = "" if state.due_at_s is None else f" ({max(0.0, state.due_at_s - now_s):.0f} s left)"
+            return waits_for + left
+        if state.due_at_s is not None:
+            return f"again in {max(0.0, state.due_at_s - now_s):.1f} s: {state.message}"
+        if state.status is StepStatus.RUNNING and state.attempt and run.spec(row.name).child is not None:
+            return f"run {child_run_id(run.id, row.name, state.attempt)}"
+        told = self._progress.get(row.path)
+        if told is not None and told.attempt == state.attempt and not state.ended:
+            return progress_text(told)
+        return state.message if state.status not in STEP_VALUES else ""
 
 
 def progress_text(told: Progress) -> str:
@@ -206,19 +216,25 @@ def progress_text(told: Progress) -> str:
     return shown(f"{told.fraction:.0%} {' '.join(told.message.split())}".rstrip())
 
 
-def shown_rows(steps: dict[str, StepState]) -> list[tuple[str, StepState]]:
-    """Choose the rows of the table: the most telling ones, in the graph's order."""
-    if len(steps) <= ROWS_MAX:
-        return list(steps.items())
-    by_status: dict[StepStatus, list[str]] = {status: [] for status in _ORDER}
-    for name, state in steps.items():
-        by_status[state.status].append(name)
-    chosen: set[str] = set()
+def shown_rows(rows: list[Row]) -> list[Row]:
+    """Choose the rows of the table: the most telling ones, in the order in which they are."""
+    if len(rows) <= ROWS_MAX:
+        return rows
+    by_status: dict[StepStatus, list[int]] = {status: [] for status in _ORDER}
+    for i, row in enumerate(rows):
+        by_status[row.state.status].append(i)
+    chosen: list[int] = []
     for status in _ORDER:
-        names = by_status[status]
+        places = by_status[status]
+        left = ROWS_MAX - len(chosen)
         # Of what has ended the last are news, of what is to come the first.
-        chosen.update((names[-ROWS_MAX:] if status in STEP_VALUES else names)[: ROWS_MAX - len(chosen)])
-    return [(name, state) for name, state in steps.items() if name in chosen]
+        chosen += places[-left:] if status in STEP_VALUES and left else places[:left]
+    return [rows[i] for i in sorted(chosen)]
+
+
+def _shortened(path: str) -> str:
+    """Leave out the beginning of a path that is deep."""
+    return path if len(path) <= PATH_CHARS_MAX else f"…{path[1 - PATH_CHARS_MAX :]}"
 
 
 def _took(state: StepState, now_s: float) -> str:

@@ -17,11 +17,10 @@ import structlog
 from anyio.lowlevel import current_token
 
 from evpipe.bus.memory import MemoryBus
-from evpipe.bus.protocol import Bus
 from evpipe.bus.settings import BusSettings, load_settings
 from evpipe.client.cache import cache_line
 from evpipe.client.client import Client, check_refresh
-from evpipe.client.family import follow_lines_below
+from evpipe.client.family import Family
 from evpipe.client.handle import RunHandle
 from evpipe.controller.controller import Controller
 from evpipe.core.graph import queues_of, steps_in
@@ -95,7 +94,7 @@ class Session:
         #: Hands an interrupt to the loop that this runs in; None while nobody there waits for one.
         self._interrupt: Callable[[], None] | None = None
         #: As last seen.
-        self._run: Run | None = None
+        self._family: Family | None = None
 
     async def run(self) -> RunResult[Any]:
         """Run it.
@@ -126,8 +125,6 @@ class Session:
 
     async def _run_to_end(self) -> RunResult[Any]:
         async with self._client() as (client, queue):
-            has_children = any(step.child is not None for step in self._built.graph.steps.values())
-            begun_at = await client.bus.telemetry.last_sequence() if has_children else None
             handle = await client.submit_built(
                 self._built,
                 key=self._key,
@@ -149,21 +146,21 @@ class Session:
                     task_group.start_soon(answering, client.bus, handle, self._answers)
                 shown = anyio.Event()
                 if self._hosts or self._watch:
-                    task_group.start_soon(self._show_output, client.bus, handle, begun_at, shown)
-                run = await self._wait(handle)
-                if run.ended and (self._hosts or self._watch):
+                    task_group.start_soon(self._show_output, handle, shown)
+                family = await self._wait(handle)
+                if family.run.ended and (self._hosts or self._watch):
                     with anyio.move_on_after(OUTPUT_WAIT_S):
                         await shown.wait()
                 task_group.cancel_scope.cancel()
             if self._interrupted:
-                if self._run is not None and self._run.ended:
-                    self._display.finished(self._run)
+                if self._family is not None and self._family.run.ended:
+                    self._display.finished(self._family)
                 raise KeyboardInterrupt
-            self._display.finished(run)
-            await self._say_what_was_cached(client, run)
+            self._display.finished(family)
+            await self._say_what_was_cached(client, family.run)
             # Those of its own steps. Of others' workers whoever reads them says so, to `RunHandle.result`.
             pickles = self._hosts and any(step.pickle for step in steps_in(self._built.graph))
-            return handle.result_of(run, allow_pickle=pickles)
+            return handle.result_of(family.run, allow_pickle=pickles)
 
     @asynccontextmanager
     async def _client(self) -> AsyncIterator[tuple[Client, str]]:
@@ -198,17 +195,11 @@ class Session:
                 yield client, queue
                 task_group.cancel_scope.cancel()
 
-    async def _show_output(self, bus: Bus, handle: RunHandle[Any], begun_at: int | None, shown: anyio.Event) -> None:
-        """Show what its steps write, as it comes; of a flood a part, so that there is time for everything else.
-
-        Args:
-            begun_at: sequence of the telemetry before the submit, of one whose steps are runs; None: they are not.
-        """
+    async def _show_output(self, handle: RunHandle[Any], shown: anyio.Event) -> None:
+        """Show what its steps write, as it comes; of a flood a part, so that there is time for everything else."""
         window_at, count, skipped = anyio.current_time(), 0, 0
-        lines = (
-            handle.logs() if begun_at is None else follow_lines_below(bus, handle.id, handle.pipeline, after=begun_at)
-        )
-        async for entry in lines:
+        below = any(step.child is not None for step in self._built.graph.steps.values())
+        async for entry in handle.logs(below=below):
             if anyio.current_time() - window_at > SHOW_WINDOW_S:
                 if skipped:
                     self._display.note(f"{skipped:,} lines of output are not shown; `evpipe runs logs` has them")
@@ -224,13 +215,13 @@ class Session:
             self._display.note(f"{skipped:,} lines of output are not shown; `evpipe runs logs` has them")
         shown.set()
 
-    async def _wait(self, handle: RunHandle[Any]) -> Run:
-        run = Run(handle.id)
+    async def _wait(self, handle: RunHandle[Any]) -> Family:
+        family = Family(Run(handle.id))
         with anyio.move_on_after(self._timeout_s) as scope:
             async with self._display.live_progress(handle):
-                async for run in handle.watch():
-                    self._saw(run)
-        if scope.cancelled_caught and not run.ended:
+                async for family in handle.watch_tree():
+                    self._saw(family)
+        if scope.cancelled_caught and not family.run.ended:
             if self._hosts:
                 with anyio.move_on_after(CANCEL_WAIT_S, shield=True):
                     await self._cancel(handle, f"its caller waited {self._timeout_s:g} s")
@@ -239,21 +230,21 @@ class Session:
                 )
             self._say_how_it_goes_on(handle)
             raise WaitTimeout(f"run {handle.id} has not ended after {self._timeout_s:g} s; it goes on")
-        return run
+        return family
 
     def _say_how_it_goes_on(self, handle: RunHandle[Any]) -> None:
         watch, cancel = f"`evpipe runs watch {handle.id}`", f"`evpipe runs cancel {handle.id}`"
         self._display.note(f"run {handle.id} goes on; watch it with {watch}, cancel it with {cancel}")
 
-    def _saw(self, run: Run) -> None:
-        self._run = run
-        self._display.show(run)
+    def _saw(self, family: Family) -> None:
+        self._family = family
+        self._display.show(family)
 
     async def _cancel(self, handle: RunHandle[Any], message: str) -> None:
         """Cancel the run and wait for its end."""
         await handle.cancel(message)
-        async for run in handle.watch():
-            self._saw(run)
+        async for family in handle.watch_tree():
+            self._saw(family)
 
     async def _on_interrupt(self, handle: RunHandle[Any], scope: anyio.CancelScope) -> None:
         with self._interrupts() as signals:

@@ -126,8 +126,11 @@ class Subjects:
     def event(self, pipeline: str, run: str, step: str | None, kind: str) -> str:
         return f"{self._event}{shard_of(run)}.{pipeline}.{run}.{step or RUN}.{kind}"
 
-    def events_of_run(self, run: str) -> str:
-        return f"{self._event}{shard_of(run)}.*.{run}.>"
+    def events_of_run(self, run: str, pipeline: str = "*") -> str:
+        return f"{self._event}{shard_of(run)}.{pipeline}.{run}.>"
+
+    def events_of_pipeline(self, pipeline: str) -> str:
+        return f"{self._event}*.{pipeline}.>"
 
     def events_of_step(self, run: str, step: str, kind: str = "*") -> str:
         return f"{self._event}{shard_of(run)}.*.{run}.{step}.{kind}"

@@ -39,21 +39,21 @@ async def until_told(bus: Bus, sequence: int) -> None:
     await until_answer(ask, what=f"{sequence} are stored")
 
 
-async def kept(bus: Bus, subject: str, **bounds: int) -> list[Record]:
-    up_to = bounds.pop("up_to", None) or await bus.telemetry.last_sequence()
+async def kept(bus: Bus, subject: str, *, up_to: int = 0, after: int = 0, since_s: float | None = None) -> list[Record]:
+    up_to = up_to or await bus.telemetry.last_sequence()
     records: list[Record] = []
-    async for batch in bus.telemetry.replay([subject], up_to=up_to, **bounds):
+    async for batch in bus.telemetry.replay([subject], up_to=up_to, after=after, since_s=since_s):
         assert batch, "a batch is never empty"
         records += batch
     return records
 
 
 @asynccontextmanager
-async def following(bus: Bus, subject: str, after: int = 0) -> AsyncIterator[Reader]:
+async def following(bus: Bus, subject: str, after: int = 0, since_s: float | None = None) -> AsyncIterator[Reader]:
     reader = Reader()
 
     async def read() -> None:
-        async with bus.telemetry.follow([subject], after=after) as feed:
+        async with bus.telemetry.follow([subject], after=after, since_s=since_s) as feed:
             async for records in feed:
                 assert records, "a batch is never empty"
                 reader.records += records
@@ -116,6 +116,14 @@ async def test_a_follower_that_starts_late_gets_what_is_kept(world: World) -> No
         await until(lambda: len(all_of_it.records) == 21 and len(rest.records) == 6)
         assert [int(p) for p in all_of_it.payloads] == list(range(21))
         assert [int(p) for p in rest.payloads] == list(range(15, 21))
+    since_s = all_of_it.records[20].at_s
+    async with following(bus, told(world), since_s=since_s) as young:
+        bus.telemetry.tell(told(world), b"21")
+        await until(lambda: bool(young.records) and young.records[-1].sequence == 22)
+        expected = [record for record in await kept(bus, told(world)) if record.at_s >= since_s]
+        assert young.records == expected
+        found = await kept(bus, told(world), since_s=since_s)
+        assert found[-len(expected) :] == expected, "of the rest some may be there"
 
 
 @contract
@@ -277,14 +285,18 @@ class TellsTwice(MemoryTelemetry):
 
 class FollowsFromTheEnd(MemoryTelemetry):
     @asynccontextmanager
-    async def follow(self, subjects: Sequence[str], *, after: int = 0) -> AsyncIterator[AsyncIterator[list[Record]]]:
+    async def follow(
+        self, subjects: Sequence[str], *, after: int = 0, since_s: float | None = None
+    ) -> AsyncIterator[AsyncIterator[list[Record]]]:
         async with super().follow(subjects, after=max(after, self._stream.last_sequence)) as feed:
             yield feed
 
 
 class FollowsWithoutFilter(MemoryTelemetry):
     @asynccontextmanager
-    async def follow(self, subjects: Sequence[str], *, after: int = 0) -> AsyncIterator[AsyncIterator[list[Record]]]:
+    async def follow(
+        self, subjects: Sequence[str], *, after: int = 0, since_s: float | None = None
+    ) -> AsyncIterator[AsyncIterator[list[Record]]]:
         async with super().follow([self._bus.subjects.all_telemetry], after=after) as feed:
             yield feed
 

@@ -13,6 +13,7 @@ def test_one_tree(hosted_bus: CommandLine) -> None:
     inside = {name: root["steps"][name]["run"] for name in ("churn", "again")}
     assert root["steps"]["total"]["run"] is None
     assert "churn/load | loading 2" in done.err.splitlines()
+    assert done.err.splitlines()[-1].startswith("succeeded: 5 succeeded in ")
 
     until(lambda: len(hosted_bus("runs", "list", "--all", "-o", "json").json) == 3, "all are listed")
     assert [run["id"] for run in hosted_bus("runs", "list", "-o", "json").json] == [root["id"]]
@@ -37,6 +38,10 @@ def test_one_tree(hosted_bus: CommandLine) -> None:
 
     written = hosted_bus("runs", "logs", root["id"]).out.splitlines()
     assert sorted(line.split(" |")[0].strip() for line in written) == ["again/load", "churn/load"]
+    followed = hosted_bus("runs", "logs", root["id"], "-f").out.splitlines()
+    assert sorted(line.split() for line in followed) == sorted(line.split() for line in written)
+    watched = hosted_bus("runs", "watch", root["id"])
+    assert watched.err.splitlines()[-1].startswith("succeeded: 5 succeeded in ")
     assert hosted_bus("runs", "logs", root["id"], "again/load").out == "loading 3\n"
     assert hosted_bus("runs", "logs", root["id"], "total/load").code == 3
     dry = hosted_bus("run", f"{MODULE}:nested", "--dry-run").out.splitlines()

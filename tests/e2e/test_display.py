@@ -44,7 +44,7 @@ def test_the_table_shows_progress(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
                 assert "half" not in str(screen.getvalue().rpartition("goes_on")[2])
 
     async def watch(handle: Any) -> None:
-        async for run in handle.watch():
-            display.show(run)
+        async for family in handle.watch_tree():
+            display.show(family)
 
     anyio.run(main)

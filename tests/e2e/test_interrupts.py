@@ -22,6 +22,7 @@ from evpipe import (
     sleep,
     step,
 )
+from evpipe.client.family import Family
 from evpipe.core.machine import Run
 from evpipe.hosting.debug import run_debug
 from evpipe.hosting.display import Display
@@ -97,8 +98,9 @@ class Said(Display):
         super().__init__(self.text)
         self.runs: list[Run] = []
 
-    def finished(self, run: Run) -> None:
-        super().finished(run)
+    def finished(self, family: Family) -> None:
+        super().finished(family)
+        run = family.run
         self.runs.append(run)
 
 

@@ -21,6 +21,7 @@ from evpipe.bus.nats.bus import NatsBus
 from evpipe.bus.protocol import Bus
 from evpipe.bus.server import ServerProcess
 from evpipe.bus.settings import BusSettings
+from evpipe.client.family import Family
 from evpipe.client.handle import RunHandle
 from evpipe.core.machine import Run
 from evpipe.hosting.debug import run_debug
@@ -81,8 +82,8 @@ class Seen(Display):
         super().__init__(io.StringIO())
         self.ended: list[Run] = []
 
-    def finished(self, run: Run) -> None:
-        self.ended.append(run)
+    def finished(self, family: Family) -> None:
+        self.ended.append(family.run)
 
 
 class Terminal:

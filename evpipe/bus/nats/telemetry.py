@@ -51,10 +51,14 @@ class NatsTelemetry:
             return None
         return None if found is None else found[0]
 
-    def replay(self, subjects: Sequence[str], *, up_to: int, after: int = 0) -> AsyncIterator[list[Record]]:
-        return read_up_to(self._feed, self._stream, list(subjects), after, up_to)
+    def replay(
+        self, subjects: Sequence[str], *, up_to: int, after: int = 0, since_s: float | None = None
+    ) -> AsyncIterator[list[Record]]:
+        return read_up_to(self._feed, self._stream, list(subjects), after, up_to, since_s)
 
     @asynccontextmanager
-    async def follow(self, subjects: Sequence[str], *, after: int = 0) -> AsyncIterator[AsyncIterator[list[Record]]]:
-        async with self._feed(self._stream, list(subjects), after, None) as feed:
+    async def follow(
+        self, subjects: Sequence[str], *, after: int = 0, since_s: float | None = None
+    ) -> AsyncIterator[AsyncIterator[list[Record]]]:
+        async with self._feed(self._stream, list(subjects), after, since_s) as feed:
             yield feed
