@@ -268,6 +268,8 @@ def telling(event: RunEvent) -> str:
             return one_line(str(data.get("worker", "")))
         case "succeeded":
             return one_line(_short.repr(data.get("value")))
+        case "progress":
+            return _recorded(data.get("notes"))
         case "retry":
             due_at = data.get("due_at")
             return f"in {max(0.0, due_at - event.at.timestamp()):.1f} s" if isinstance(due_at, float) else ""
@@ -280,6 +282,15 @@ def telling(event: RunEvent) -> str:
             return f"{status} {one_line(_short.repr(data['value']))}" if "value" in data else _because(status, data)
         case _:
             return one_line(" ".join(f"{key}={_short.repr(value)}" for key, value in data.items()))
+
+
+def _recorded(notes: object) -> str:
+    if not isinstance(notes, Mapping):
+        return ""
+    metrics, artifacts = notes.get("metrics", ()), notes.get("artifacts", ())
+    count = len(metrics) if isinstance(metrics, (list, tuple)) else getattr(metrics, "length", None) or 0
+    told = [f"{count:,} point{'' if count == 1 else 's'} of metrics"] if count else []
+    return one_line(", ".join([*told, *(f"artifact {name!r}" for name in artifacts)]))
 
 
 def parameters_text(parameters: Mapping[str, Any]) -> str:

@@ -17,12 +17,13 @@ from evpipe.wire.cache import BUCKET, CacheEntry, decode_entry, is_entry_key
 from evpipe.wire.graphs import children_in
 from evpipe.wire.presence import BUCKET as WORKERS
 from evpipe.wire.storing import artifacts_in
+from evpipe.wire.subjects import PROGRESS
 from evpipe.wire.values import unpack
 
 #: Every reference is a digest in hex: whatever else there is in a payload, also of a newer version, it is found so.
 _DIGEST: Final = re.compile(rb"(?<![0-9a-f])[0-9a-f]{64}(?![0-9a-f])")
 #: Kinds of events that may refer to objects.
-_KINDS: Final = ("submitted", "succeeded", "failed", "skipped", "cached", "received", "finished")
+_KINDS: Final = ("submitted", PROGRESS, "succeeded", "failed", "skipped", "cached", "received", "finished")
 #: Objects that may refer to others are read; of stored values only those that say so.
 _GRAPH_BYTES_MAX: Final = 512 * 1024 * 1024
 

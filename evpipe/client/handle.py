@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
@@ -17,7 +17,7 @@ from evpipe.client.family import Family, has_children, runs_below, watch_family
 from evpipe.client.family_logs import follow_lines_below, follow_progress_below, lines_below, lines_of_path
 from evpipe.client.fold import RunFold, folded
 from evpipe.client.logs import LogEntry, check_choice, read_logs
-from evpipe.client.notes import RECENT_S, follow_progress, read_metrics, read_notes, read_progress
+from evpipe.client.notes import RECENT_S, follow_progress, read_metrics, read_progress, read_recorded
 from evpipe.client.values import look_of, opener_of
 from evpipe.client.waiting import WaitingStep, answer_step, waiting_steps
 from evpipe.client.why import explained
@@ -25,7 +25,7 @@ from evpipe.core.events import CancelCause, CancelRequested
 from evpipe.core.machine import Run
 from evpipe.core.names import for_people, from_people, nearest
 from evpipe.core.notes import MetricPoint
-from evpipe.core.states import RunStatus
+from evpipe.core.states import STEP_VALUES, RunStatus
 from evpipe.core.why import Why
 from evpipe.errors import NotFound, WaitTimeout
 from evpipe.sdk.result import RunResult
@@ -203,8 +203,9 @@ class RunHandle(Generic[R_co]):
     async def metrics(self, step: str | None = None, *, attempt: int | None = None) -> list[MetricPoint]:
         """Give the points that the run's steps recorded with `current().metric`, as far as they are.
 
-        Of an attempt that has ended every one is kept with its result. Of one that runs, or that was cancelled or lost
-        with its worker, there are those that telemetry has: for some days, and some may be missing.
+        Of an attempt that has ended every one is kept with its result. While it runs they are kept about every second
+        (of a long one, every thousandth of its time), and at once when it is cancelled; what is newer is telemetry, of
+        which some may be missing. So of one that is lost with its worker, those of the last second are.
 
         Args:
             step: only those of this step.
@@ -223,12 +224,14 @@ class RunHandle(Generic[R_co]):
         return await read_metrics(self._bus, self.id, self.pipeline, choice, attempt)
 
     async def artifacts(self, step: str, *, attempt: int | None = None, allow_pickle: bool = False) -> dict[str, Any]:
-        """Give what an attempt of a step kept with `current().artifact`, by name, once it has ended.
+        """Give what an attempt of a step kept with `current().artifact`, by name.
+
+        While it runs they are kept as its points are (see `metrics`).
 
         Files and folders in it are below a temporary folder, until this process ends.
 
         Args:
-            attempt: its number, from 1; None: the one that ended the step.
+            attempt: its number, from 1; None: the last one.
             allow_pickle: whether they may be pickles, which runs what is in them.
 
         Raises:
@@ -237,15 +240,20 @@ class RunHandle(Generic[R_co]):
         """
         await check_choice(self._bus, self.id, step, attempt)
         name = from_people(step)
-        if attempt is not None:
-            notes = (await read_notes(self._bus, self.id, self.pipeline, name)).get((name, attempt))
-        else:
+        stored: Mapping[str, Any] = {}
+        if attempt is None:
             steps = (await self.state()).steps
             if name not in steps:
                 raise NotFound(f"run {self.id} has no step {step!r}")
-            notes = steps[name].notes
+            state = steps[name]
+            if state.notes is not None:
+                stored = state.notes.artifacts
+            elif state.status not in STEP_VALUES:
+                attempt = state.attempt
+        if attempt is not None:
+            recorded = (await read_recorded(self._bus, self.id, self.pipeline, name)).get((name, attempt))
+            stored = {} if recorded is None else recorded.artifacts
         store = ArtifactStore(self._bus.objects)
-        stored = {} if notes is None else notes.artifacts
         return {name: await store.load(value, pickles=allow_pickle) for name, value in stored.items()}
 
     async def progress(self) -> dict[str, Progress]:

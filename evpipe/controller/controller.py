@@ -24,6 +24,7 @@ from evpipe.controller.lease import Lease
 from evpipe.errors import RemoteProtocolError
 from evpipe.wire.messages import parent_in
 from evpipe.wire.registry import RunEntry
+from evpipe.wire.subjects import PROGRESS
 
 log = structlog.get_logger(__name__)
 
@@ -162,7 +163,7 @@ async def read_runs(bus: Bus, last: int) -> tuple[dict[str, LiveRun], list[RunEn
                 if subject.kind == "submitted" and subject.step is None and subject.run not in ended:
                     live[subject.run] = [(record, subject)]
                 continue
-            if subject.pipeline != records[0][1].pipeline:
+            if subject.pipeline != records[0][1].pipeline or subject.kind == PROGRESS:
                 continue
             end = end_of_run(record, subject)
             if end is None:

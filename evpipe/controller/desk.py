@@ -73,7 +73,7 @@ from evpipe.wire.messages import (
 )
 from evpipe.wire.registry import RunEntry
 from evpipe.wire.spool import spooled
-from evpipe.wire.subjects import EventSubject
+from evpipe.wire.subjects import PROGRESS, EventSubject
 
 log = structlog.get_logger(__name__)
 
@@ -240,6 +240,8 @@ class Desk:
             subject = self._subjects.parse_event(record.subject)
         except RemoteProtocolError as error:
             log.warning("event_quarantined", sequence=record.sequence, reason=str(error))
+            return
+        if subject.kind == PROGRESS:
             return
         if self.watches.of_log:
             self.watches.see(record, subject)

@@ -248,11 +248,12 @@ def add_event(
         # A handle of a client has it.
         found["run"] = getattr(run, "id", run)
     # Here, where they are needed: a file with a step loads no more than the sdk.
-    from evpipe.wire.subjects import RUN_KINDS, STEP_KINDS
+    from evpipe.wire.subjects import PROGRESS, RUN_KINDS, STEP_KINDS
 
     of_step = "step" in found
     kind = found.setdefault("kind", "succeeded" if of_step else "finished")
-    kinds = STEP_KINDS if of_step else RUN_KINDS
+    # Whether an attempt tells of its progress depends on how long it takes.
+    kinds = STEP_KINDS - {PROGRESS} if of_step else RUN_KINDS
     if not isinstance(kind, Placeholder) and kind not in kinds:
         raise UsageError(
             f"{where}: an event of a {'step' if of_step else 'run'} is one of {', '.join(sorted(kinds))}, not {kind!r}"

@@ -65,6 +65,8 @@ NOTE_NAME_CHARS_MAX: Final = 200
 PROGRESS_CHARS_MAX: Final = 1_000
 #: Of a metric's points, or a named artifact, what travels in the event that ends its attempt; more is stored.
 NOTE_BYTES_MAX: Final = 4 * 1024
+#: The same of the points of a piece, which is read by who asks for them, and by nobody else.
+PIECE_BYTES_MAX: Final = 64 * 1024
 #: What an attempt's named artifacts may have there together.
 NOTES_BYTES_MAX: Final = 256 * 1024
 #: Of the fields of a line that a step logs: how many, and characters of each.

@@ -295,7 +295,8 @@ def decode_event(subject: EventSubject, data: bytes, at_s: float) -> Event | Non
         at_s: the log's timestamp of the message.
 
     Returns:
-        The event; None for a kind that this version does not know (a newer writer's).
+        The event; None for a kind that this version does not know (a newer writer's), and for `progress`, which
+        changes nothing of a run (see `wire.notes`).
 
     Raises:
         RemoteProtocolError: if the payload is not one of that kind.

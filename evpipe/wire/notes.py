@@ -1,7 +1,9 @@
 """What an attempt records beside its output, on the wire: with its end, and live as telemetry.
 
 With the event that ends it everything is kept: a field `notes`, a map with the points of its metrics and its named
-artifacts. Live, points and progress are telemetry of the kinds `metric` and `progress`, which may be lost.
+artifacts. Before that they are kept in pieces, events of the kind `progress`, each with what is new; of an attempt that
+nobody can end with its notes these are all there is. Live, points and progress are telemetry of the kinds `metric` and
+`progress`, which may be lost.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ from evpipe.wire.values import pack, pack_unchecked
 #: The kinds of telemetry.
 METRIC: Final = "metric"
 PROGRESS: Final = "progress"
-#: The field of `succeeded`, `failed`, `skipped` and `cached`.
+#: The field of `succeeded`, `failed`, `skipped`, `cached`, and of the log's `progress`.
 FIELD: Final = "notes"
 
 
@@ -38,6 +40,26 @@ class Progress(NamedTuple):
     message: str
     #: When, by its worker's clock, seconds since 1970.
     at_s: float
+
+
+class Piece(NamedTuple):
+    """What an attempt recorded up to some moment of its work, from the last piece that the log had then on."""
+
+    attempt: int
+    #: Who ran it: where two did, each tells of its own execution.
+    worker: str
+    #: Counts the pieces of the worker's execution from 0. One that was stored twice has the same.
+    number: int
+    #: How many points it recorded before those in `notes`. Pieces may overlap: the log may have had one unanswered.
+    offset: int
+    #: `left_out` is of the attempt so far; artifacts are those that are new, or have another value now.
+    notes: Notes
+
+    @property
+    def points(self) -> int:
+        """How many points it has."""
+        metrics = self.notes.metrics
+        return metrics.length or 0 if isinstance(metrics, Artifact) else len(metrics)
 
 
 # ---- with the end of an attempt
@@ -141,24 +163,64 @@ def _map_head(length: int) -> bytes:
     return bytes((0x80 | length,)) if length < 16 else b"\xdf" + length.to_bytes(4, "big")
 
 
+# ---- in pieces
+
+
+def encode_piece(attempt: int, worker: str, number: int, offset: int, notes: bytes) -> bytes:
+    """Encode a piece, whose notes are packed."""
+    return with_notes(encode_map({"attempt": attempt, "worker": worker, "number": number, "offset": offset}), notes)
+
+
+def decode_piece(data: bytes) -> Piece:
+    """Decode a piece; RemoteProtocolError if it is none. Of its points, this is seen when they are read."""
+    fields = decode_map(data, "the event 'progress'")
+    notes = notes_of(fields)
+    if notes is None:
+        raise RemoteProtocolError(f"{fields.what}: field {FIELD!r} is missing")
+    if isinstance(notes.metrics, Artifact) and notes.metrics.length is None:
+        raise RemoteProtocolError(f"{fields.what}: its points are stored, and it does not say how many they are")
+    return Piece(
+        attempt=fields.whole("attempt"),
+        worker=fields.text("worker", ""),
+        number=fields.whole("number"),
+        offset=fields.whole("offset"),
+        notes=notes,
+    )
+
+
 # ---- live
 
 
-def encode_points(rows: bytes, left_out: int) -> bytes:
+class LivePoints(NamedTuple):
+    """Points as they are told live."""
+
+    rows: list[Any]
+    #: Points before these that were not told, because there were too many.
+    left_out: int = 0
+    #: Who runs the attempt, and how many points it recorded before these; "" where an older writer does not say.
+    worker: str = ""
+    offset: int = 0
+
+
+def encode_points(rows: bytes, left_out: int, worker: str = "", offset: int = 0) -> bytes:
     """Encode live points.
 
     Args:
         rows: as a packed list.
-        left_out: points before these that were not told, because there were too many.
     """
-    head = encode_map({"left_out": left_out} if left_out else {})
+    fields: dict[str, Any] = {"left_out": left_out} if left_out else {}
+    if worker:
+        fields |= {"worker": worker, "offset": offset}
+    head = encode_map(fields)
     return bytes((head[0] + 1,)) + head[1:] + pack_unchecked("points") + rows
 
 
-def decode_points(data: bytes) -> tuple[list[Any], int]:
-    """Decode live points: the rows, and how many before them are missing; RemoteProtocolError if they are none."""
+def decode_points(data: bytes) -> LivePoints:
+    """Decode live points; RemoteProtocolError if they are none."""
     fields = decode_map(data, "the points")
-    return fields.items("points"), fields.whole("left_out", 0)
+    return LivePoints(
+        fields.items("points"), fields.whole("left_out", 0), fields.text("worker", ""), fields.whole("offset", 0)
+    )
 
 
 def encode_progress(fraction: float, message: str, at_s: float) -> bytes:

@@ -26,8 +26,22 @@ RUN = "_"
 DEFAULT_PRIORITY = 5
 
 RUN_KINDS = frozenset({"submitted", "cancel-requested", "due", "finished"})
+#: What an attempt has recorded so far. Nothing follows from it: it is for those who read notes.
+PROGRESS = "progress"
 STEP_KINDS = frozenset(
-    {"started", "succeeded", "cached", "approved", "received", "failed", "retry", "due", "skipped", "cancelled"}
+    {
+        "started",
+        PROGRESS,
+        "succeeded",
+        "cached",
+        "approved",
+        "received",
+        "failed",
+        "retry",
+        "due",
+        "skipped",
+        "cancelled",
+    }
 )
 #: The kinds that only a controller writes, with the expected last sequence of their subject.
 DECISION_KINDS = frozenset({"cached", "received", "retry", "due", "cancelled", "finished"})

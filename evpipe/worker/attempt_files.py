@@ -7,9 +7,11 @@ looks at values. The folder is made by whoever has something to put into it: mos
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from evpipe.core.bindings import BindingError
+from evpipe.wire.artifacts import is_digest
 from evpipe.wire.messages import LaunchOrder, decode_launch
 from evpipe.wire.serializers.registry import ArtifactUnreadable
 from evpipe.wire.spool import Shelf, Spool, attempt_shelf, attempt_spool
@@ -69,3 +71,10 @@ class AttemptFiles:
     def wrote(self) -> bool:
         """Whether there are files that belong to its output."""
         return self._spool is not None and bool(self._spool.files)
+
+
+def files_in(folder: Path) -> dict[str, Path]:
+    """Give the files that an attempt left for its output and its artifacts, by their digests."""
+    found = (file for file in folder.iterdir() if is_digest(file.name))
+    # What a step has put there itself may be anything.
+    return {file.name: file for file in found if file.is_file() and not file.is_symlink()}

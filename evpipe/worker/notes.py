@@ -1,6 +1,7 @@
 """What an attempt says of itself: kept until it ends, and told live.
 
     step ─▶ recorder (in its process) ─▶ AttemptNotes (here) ─┬─▶ telemetry: lines, points, progress; may be lost
+                                                              ├─▶ pieces: points and artifacts, every second
                                                               └─▶ with the end of the attempt: all points, artifacts
 
 What is kept is here, and not where the step runs, because a process may be killed.
@@ -11,6 +12,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final
 
 from evpipe.core.artifact import Artifact
@@ -20,6 +22,7 @@ from evpipe.wire.notes import METRIC, PROGRESS, encode_notes, encode_points, enc
 from evpipe.wire.subjects import LaunchSubject
 from evpipe.wire.telemetry import LOG, LogLine
 from evpipe.wire.values import pack
+from evpipe.worker.pieces import Part, Pieces, Trail
 from evpipe.worker.telemetry import ATTEMPT_BYTES_MAX, BATCHES_PER_GATHERING, AttemptLog, LogBook
 
 #: Lines that wait for the worker's loop; a thread that writes more meanwhile has the rest left out.
@@ -28,6 +31,12 @@ LINES_WAITING_MAX: Final = 10_000
 
 class Kept:
     """What is told with the end of an attempt."""
+
+    #: What of it the log has in pieces: bytes of rows, points, points that were left out, artifacts.
+    _had_bytes = 0
+    _had_count = 0
+    _had_left_out = 0
+    _had_artifacts: Mapping[str, bytes] = MappingProxyType({})
 
     def __init__(self) -> None:
         #: Rows one after the other, and how many.
@@ -54,6 +63,28 @@ class Kept:
     @property
     def any(self) -> bool:
         return bool(self.count or self.left_out or self.artifacts)
+
+    def news(self) -> Part | None:
+        """Give what the log does not have; None if it has all."""
+        new = {name: packed for name, packed in self.artifacts.items() if self._had_artifacts.get(name) is not packed}
+        if self.count == self._had_count and self.left_out == self._had_left_out and not new:
+            return None
+        rows = bytes(memoryview(self._rows)[self._had_bytes :])
+        return Part(self._had_count, rows, self.count - self._had_count, self.left_out, new)
+
+    def had(self, part: Part) -> bool:
+        """Take note that the log has a part; says whether there is more by now."""
+        # A part begins where the log had ended when it was made, which may have had another since.
+        if part.offset == self._had_count:
+            self._had_bytes += len(part.rows)
+            self._had_count += part.points
+        self._had_left_out = max(self._had_left_out, part.left_out)
+        self._had_artifacts = {**self._had_artifacts, **part.artifacts}
+        return (
+            self.count > self._had_count
+            or self.left_out > self._had_left_out
+            or self.artifacts != dict(self._had_artifacts)
+        )
 
     def packed(self, folder: Callable[[], Path]) -> tuple[bytes, bool]:
         """Give the notes as they travel.
@@ -89,19 +120,30 @@ class AttemptNotes:
     _live: list[tuple[bytes, int]] | None = None
     _live_left_out = 0
     _live_total = 0
+    #: Points that were told or left out.
+    _live_count = 0
     #: Lines of other threads, and how many there was no room for.
     _lines: list[LogLine] | None = None
     _missed = 0
 
-    def __init__(self, book: LogBook, launch: LaunchSubject) -> None:
+    #: Its pieces, if it has some.
+    trail: Trail | None = None
+
+    def __init__(
+        self, book: LogBook, launch: LaunchSubject, pipeline: str = "", folder: str = "", pieces: Pieces | None = None
+    ) -> None:
         self._book = book
-        self._launch = launch
+        self._pieces = pieces
+        self.launch = launch
+        self.pipeline = pipeline
+        #: Of the attempt; need not exist.
+        self.folder = folder
 
     @property
     def log(self) -> AttemptLog:
         """The lines that the attempt writes; for the worker's own thread."""
         if self._log is None:
-            self._log = self._book.log_of(self._launch)
+            self._log = self._book.log_of(self.launch)
         return self._log
 
     # ---- from the attempt
@@ -126,6 +168,7 @@ class AttemptNotes:
         with self._book.lock:
             if not self._closed:
                 self._keep().artifacts[name] = packed
+                self._wake()
 
     def line(self, level: str, text: str, fields: Mapping[str, Any], at_s: float) -> None:
         line = LogLine(at_s, LOG, text, level, fields)
@@ -171,9 +214,21 @@ class AttemptNotes:
         if missed:
             self.log.miss(missed)
         if progress is not None:
-            self._book.tell(self._book.subject(self._launch, PROGRESS), encode_progress(*progress))
+            self._book.tell(self._book.subject(self.launch, PROGRESS), encode_progress(*progress))
         if live:
             self._tell_points(live)
+        if self.kept is not None and self._pieces is not None and not self._closed:
+            self._pieces.note(self)
+
+    def news(self) -> Part | None:
+        """Give what the log does not have of what was recorded; None if it has all."""
+        with self._book.lock:
+            return None if self.kept is None else self.kept.news()
+
+    def had(self, part: Part) -> bool:
+        """Take note that the log has a part; says whether there is more by now."""
+        with self._book.lock:
+            return self.kept is not None and self.kept.had(part)
 
     def end(self) -> None:
         """Tell the rest: the attempt has ended, and what it goes on to say is nobody's."""
@@ -187,19 +242,26 @@ class AttemptNotes:
             self.flush()
         if self._log is not None:
             self._log.end()
+        if self.trail is not None and self._pieces is not None:
+            self._pieces.end(self.trail)
 
     def _tell_points(self, live: list[tuple[bytes, int]]) -> None:
-        batches, rows, count = 0, bytearray(), 0
+        batches, rows, count, offset = 0, bytearray(), 0, 0
         for packed, number in [*live, (b"", 0)]:
             if rows and (len(rows) + len(packed) > LOG_BATCH_BYTES or not number):
-                payload = encode_points(encode_rows(count, bytes(rows)), self._live_left_out)
-                self._book.tell(self._book.subject(self._launch, METRIC), payload)
+                packed_rows = encode_rows(count, bytes(rows))
+                payload = encode_points(packed_rows, self._live_left_out, self._book.worker, offset)
+                self._book.tell(self._book.subject(self.launch, METRIC), payload)
                 self._live_left_out = 0
                 batches, rows, count = batches + 1, bytearray(), 0
             if batches >= BATCHES_PER_GATHERING or self._live_total > ATTEMPT_BYTES_MAX:
                 # The attempt's end tells all of them.
                 self._live_left_out += number
+                self._live_count += number
                 continue
+            if not rows:
+                offset = self._live_count
+            self._live_count += number
             rows += packed
             count += number
             self._live_total += len(packed)

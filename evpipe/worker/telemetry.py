@@ -44,10 +44,14 @@ class LogBook:
     """The output of all attempts of one worker.
 
     Its `run` sends what has gathered; it is a task of the worker.
+
+    Args:
+        worker: its id.
     """
 
-    def __init__(self, bus: Bus) -> None:
+    def __init__(self, bus: Bus, worker: str = "") -> None:
         self._bus = bus
+        self.worker = worker
         self._waiting: set[Gathered] = set()
         self._wake = anyio.Event()
         #: Held while something is taken from an attempt, or what it said is looked at.

@@ -256,17 +256,60 @@ def stopped(folder: str) -> None:
     too_slow_in_loop.options(after=[first])(f"{folder}/loop")
 
 
+def say_and_begin(folder: str) -> None:
+    """Say a lot; then the test cancels, at once."""
+    context = current()
+    context.artifact("rows", ROWS)
+    for i in range(MANY):
+        context.metric("loss", i)
+    context.artifact("last", context.step)
+    Path(folder, f"{context.step} began").touch()
+
+
+@step
+def waits_in_process(folder: str) -> None:
+    say_and_begin(folder)
+    time.sleep(60)
+
+
 @step(executor="thread")
 def waits_in_thread(folder: str) -> None:
-    Path(folder, "began").touch()
-    context = current()
-    context.metric("loss", 1)
-    while not context.cancelled:
-        time.sleep(0.005)
+    say_and_begin(folder)
+    wait_for("/nowhere")
     Path(folder, "ended").touch()
     sys.exit(1)
 
 
+@step
+async def waits_in_loop(folder: str) -> None:
+    say_and_begin(folder)
+    try:
+        await asyncio.sleep(60)
+    finally:
+        current().metric("loss", MANY)
+
+
 @pipeline
 def cancelled(folder: str) -> None:
+    waits_in_process(folder)
     waits_in_thread(folder)
+    waits_in_loop(folder)
+
+
+@step
+def loses_its_worker(folder: str) -> int:
+    """Say a lot, and more when the test has seen that; then the test kills the worker, at once."""
+    context = current()
+    context.artifact("rows", ROWS)
+    for i in range(2 * MANY):
+        if i == MANY:
+            wait_for(f"{folder}/seen")
+        context.metric("loss", i)
+    Path(folder, "said").touch()
+    wait_for(f"{folder}/killed")
+    return context.attempt
+
+
+@pipeline
+def lost(folder: str) -> int:
+    return loses_its_worker(folder)

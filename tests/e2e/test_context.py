@@ -9,17 +9,22 @@ from pathlib import Path
 from typing import Any, get_args
 
 import anyio
+import nats
 import pytest
 
-from evpipe import Client, Controller, MetricPoint, NotFound, RunResult, StepResult, Worker, run
-from evpipe.bus.memory import MemoryBus
+from evpipe import Client, Controller, MetricPoint, NotFound, RunResult, StepResult, Worker, connect, run
+from evpipe.bus.memory import Fault, MemoryBus
+from evpipe.bus.outbox import Message
 from evpipe.bus.server import ServerProcess
 from evpipe.bus.settings import BusSettings
 from evpipe.client.handle import RunHandle
 from evpipe.client.logs import LogEntry
+from evpipe.client.notes import read_recorded
 from evpipe.sdk.hook import Mode
 from tests.e2e import context_pipelines as these
+from tests.e2e.conftest import ConfiguredBus
 from tests.e2e.helpers import until_async
+from tests.support.worlds import api
 
 MODES = get_args(Mode)
 #: Nothing here takes longer than 10 s on two busy cores.
@@ -113,9 +118,15 @@ def test_each_attempt_has_a_folder_of_its_own(
 
 
 @asynccontextmanager
-async def working(server: ServerProcess | None, *, local_code: bool = True) -> AsyncIterator[Client]:
+async def working(
+    server: ServerProcess | None, *, local_code: bool = True, telemetry: bool = True
+) -> AsyncIterator[Client]:
     """A worker, on a real server or in this process; without local code all steps run in children."""
-    async with MemoryBus() as bus:
+
+    def fault(message: Message) -> Fault | None:
+        return Fault.LOST if message.subject.startswith("evpipe.telemetry.") and not telemetry else None
+
+    async with MemoryBus(fault=fault) as bus:
         connection = Client(bus=bus) if server is None else Client(BusSettings(url=server.url))
         async with connection as client, Controller(client), Worker(client, slots=6, local_code=local_code):
             yield client
@@ -228,17 +239,67 @@ def test_processes_that_are_ended() -> None:
 
 @pytest.mark.parametrize("kind", ["here", "children"])
 def test_a_cancelled_run(kind: str, tmp_path: Path) -> None:
-    """Its threads are told; its points are those that telemetry has."""
+    """Its threads are told; all that it said is kept, without telemetry, though it may be told after the run's end."""
+    names = ["waits_in_process", "waits_in_thread", "waits_in_loop"]
 
     async def body() -> None:
-        async with working(None, local_code=kind == "here") as client:
+        async with working(None, local_code=kind == "here", telemetry=False) as client:
             handle = await client.submit(these.cancelled, {"folder": str(tmp_path)})
-            await until_async(_all(tmp_path / "began"), "it runs")
-            await until_async(handle.metrics, "its point is told")
+            await until_async(_all(*(tmp_path / f"{name} began" for name in names)), "all of it runs")
             await handle.cancel()
             assert (await handle.result()).status == "cancelled"
             await until_async(_all(tmp_path / "ended"), "its thread has ended")
-            assert points(await handle.metrics("waits_in_thread")) == [("loss", 1.0, None)]
+            said = [("loss", float(i), None) for i in range(these.MANY)]
+            for name in names:
+                wanted = [*said, ("loss", float(these.MANY), None)] if name == "waits_in_loop" else said
+
+                async def kept(name: str = name, count: int = len(wanted)) -> bool:
+                    return len(await handle.metrics(name)) >= count
+
+                await until_async(kept, "what it said is kept")
+                assert points(await handle.metrics(name)) == wanted
+                assert await handle.artifacts(name, attempt=1) == {"rows": these.ROWS, "last": name}
+            assert [event.kind async for event in handle.events()][-1] == "finished"
+
+    in_loop(body)
+
+
+def test_a_run_that_loses_its_worker(bus: ConfiguredBus, tmp_path: Path) -> None:
+    """A worker is killed with -9 in the middle of a step: what it said is in the log, but for what it said last."""
+    bus.host("controller")
+    doomed = bus.host("worker")
+
+    async def told(handle: RunHandle[Any]) -> int:
+        """Give how many points of the first attempt are kept, without telemetry."""
+        raw = await nats.connect(bus.url)
+        assert (await api(raw, "STREAM.PURGE.evpipe-telemetry"))["success"]
+        await raw.close()
+        found = await handle.metrics(attempt=1)
+        assert [point.value for point in found] == [float(i) for i in range(len(found))]
+        return len(found)
+
+    async def body() -> None:
+        async with connect(bus.url) as client:
+            handle = await client.submit(these.lost, {"folder": str(tmp_path)})
+
+            async def half() -> bool:
+                found = await read_recorded(client.bus, handle.id, handle.pipeline)
+                return [recorded.count for recorded in found.values()] == [these.MANY]
+
+            await until_async(half, "half of it is kept")
+            (tmp_path / "seen").touch()
+            await until_async(_all(tmp_path / "said"), "it has said all")
+            doomed.kill()
+            found = await told(handle)
+            assert these.MANY <= found <= 2 * these.MANY
+            (tmp_path / "killed").touch()
+            bus.host("worker")
+            assert (await handle.result()).value == 2
+            assert await told(handle) == found
+            assert len(await handle.metrics(attempt=2)) == 2 * these.MANY
+            assert await handle.artifacts("loses_its_worker", attempt=1) == {"rows": these.ROWS}
+            garbage = await client.collect_garbage(older_s=600.0)
+            assert (garbage.removed, garbage.young) == (0, 0)
 
     in_loop(body)
 
@@ -274,6 +335,7 @@ def test_garbage(server: ServerProcess) -> None:
 
 def _all(*files: Path) -> Callable[[], Any]:
     async def there() -> bool:
-        return all(file.exists() and (file.name in {"began", "ended"} or file.read_text()) for file in files)
+        # What is written to is there a moment before.
+        return all(file.exists() and (file.name not in {"thread", "loop"} or file.read_text()) for file in files)
 
     return there

@@ -18,7 +18,9 @@ from evpipe.core.retry import LOST_MAX
 from evpipe.wire.codec import decode_map
 from evpipe.wire.holds import BUCKET as LIMITS_BUCKET
 from evpipe.wire.holds import decode_holders
+from evpipe.wire.notes import Piece, decode_piece
 from evpipe.wire.registry import BUCKET, decode_run_entry
+from evpipe.worker.pieces import EVERY_S
 from tests.protocol.simulation import EPOCH_S, FAULTS_S, Outcomes, Plan
 from tests.protocol.steps import value_of
 
@@ -98,6 +100,7 @@ def check(seen: Outcomes) -> None:
         folded = _folded(seen, run, by_run[run])
         _check_fold(run, facts, folded, seen)
         _check_notes(run, facts, folded)
+        _check_pieces(run, facts, seen)
         _check_registry(run, facts, folded, seen)
         _check_patience(run, plan, seen)
     assert not seen.errors, seen.errors
@@ -196,6 +199,36 @@ def _check_notes(run: str, facts: Facts, folded: Run) -> None:
             assert dict(kept.artifacts) == decode_map(record.payload, "event").map["notes"]["artifacts"]
         elif kind in ("skipped", "cancelled"):
             assert kept is None
+
+
+def _check_pieces(run: str, facts: Facts, seen: Outcomes) -> None:
+    """What an attempt told before its end is what it said; and where it was cancelled in peace, that is all of it."""
+    assert seen.stage is not None
+    begins = [begin for begin in seen.stage.begins if begin.run == run]
+    told: dict[tuple[str, int], dict[str, list[Piece]]] = {}
+    for (step, kind), records in facts.kinds.items():
+        for piece in [decode_piece(record.payload) for record in records if kind == "progress"]:
+            told.setdefault((step, piece.attempt), {}).setdefault(piece.worker, []).append(piece)
+            assert piece.notes.artifacts.get("who", f"{run} {step} {piece.attempt}") == f"{run} {step} {piece.attempt}"
+            said = [["began", float(piece.attempt)], ["woke", float(piece.attempt)]]
+            assert [row[:2] for row in piece.notes.metrics] == said[piece.offset :][: piece.points]
+    for (step, attempt), by_worker in told.items():
+        for worker, pieces in by_worker.items():
+            began = [b for b in begins if (b.step, b.attempt, b.worker) == (step, attempt, worker)]
+            assert began, f"{worker} told of {step} attempt {attempt}, and never began it"
+            # The first that the log has: one before it may have been dropped, and this has what was in it.
+            first = min(pieces, key=lambda piece: piece.number)
+            assert (first.offset, "who" in first.notes.artifacts) == (0, True)
+    if seen.faults.keys() - {"calm", "cancel"}:
+        return
+    cancelled_at = min((r.at_s - EPOCH_S for r in facts.about_run("cancel-requested")), default=math.inf)
+    for begin in begins:
+        pieces = [piece for some in told.get((begin.step, begin.attempt), {}).values() for piece in some]
+        # The clock of the log is coarser, from 1970 on: a body that ends with the cancel may seem to end before it.
+        if begin.ended_at < cancelled_at - 0.001 and begin.ended_at - begin.at < EVERY_S:
+            assert not pieces, f"{begin} is quick, and told of itself before its end"
+        if facts.ends[begin.step][0] == "cancelled" and begin.at < cancelled_at <= begin.ended_at + 0.001:
+            assert sum(piece.points for piece in pieces) >= 1, f"{begin} was cancelled, and what it said is not kept"
 
 
 def _check_begins(run: str, facts: Facts, seen: Outcomes) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import pytest
 import structlog
 
+from evpipe.worker.pieces import Pieces
 from tests.protocol.checker import check
 from tests.protocol.simulation import Outcomes, Simulation, simulate
 
@@ -63,6 +64,16 @@ def test_each_fault_alone(kind: str, errors: list[str]) -> None:
     """Each kind of fault by itself, several seeds: what goes wrong here has one cause."""
     for seed in range(10_000, 10_000 + max(1, SEEDS // 30)):
         played(seed, errors, (kind,))
+
+
+def test_what_a_cancelled_attempt_said_is_kept(errors: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is told when the attempt has been stopped; without that, these seeds show it."""
+    for seed in (10_011, 10_019, 10_022):
+        played(seed, errors, ("cancel",))
+    monkeypatch.setattr(Pieces, "rest", lambda *_: False)
+    for seed in (10_011, 10_019, 10_022):
+        with pytest.raises(AssertionError, match="what it said is not kept"):
+            played(seed, errors, ("cancel",))
 
 
 def test_without_faults_nothing_happens_twice(errors: list[str]) -> None:

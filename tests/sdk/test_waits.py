@@ -116,6 +116,7 @@ REFUSED: list[tuple[Callable[[], Any], str]] = [
         lambda: p.wait_for_event("a", pipeline="b", step="c", kind="finished"),
         "an event of a step is one of .*succeeded",
     ),
+    (lambda: p.wait_for_event("a", pipeline="b", step="c", kind="progress"), "of a step is one of .*, not 'progress'"),
     (lambda: p.wait_for_event("a", pipeline="b", step="c[x]"), r"step name 'c\[x\]' is not allowed"),
     (lambda: p.wait_for_event("a", "x", since="ever"), "since must be 'wait' or 'submit'"),  # type: ignore[arg-type]
 ]

@@ -19,11 +19,15 @@ from evpipe.wire.codec import Fields, decode_map
 from evpipe.wire.limits import NOTES_BYTES_MAX, VERSION
 from evpipe.wire.messages import decode_event, encode_event, encode_succeeded
 from evpipe.wire.notes import (
+    LivePoints,
+    Piece,
     Progress,
     check_room,
+    decode_piece,
     decode_points,
     decode_progress,
     encode_notes,
+    encode_piece,
     encode_points,
     encode_progress,
     encode_rows,
@@ -61,8 +65,9 @@ def event_with(notes: bytes, kind: str = "succeeded") -> Any:
 
 def test_live_notes_are_written_and_read_as_ever() -> None:
     assert encode_points(rows_packed(ROWS), 2).hex() == GOLDEN_POINTS
-    assert decode_points(bytes.fromhex(GOLDEN_POINTS)) == (ROWS, 2)
-    assert decode_points(encode_points(rows_packed([]), 0)) == ([], 0)
+    assert decode_points(bytes.fromhex(GOLDEN_POINTS)) == LivePoints(ROWS, 2)
+    assert decode_points(encode_points(rows_packed([]), 0)) == LivePoints([])
+    assert decode_points(encode_points(rows_packed(ROWS), 0, "worker-1", 70)) == LivePoints(ROWS, 0, "worker-1", 70)
     assert encode_progress(0.4, "half", 1.5).hex() == GOLDEN_PROGRESS
     assert decode_progress(bytes.fromhex(GOLDEN_PROGRESS), "train", 2) == Progress("train", 2, 0.4, "half", 1.5)
 
@@ -175,12 +180,54 @@ def test_wrong_live_notes_are_named() -> None:
         decode_points(msgpack.packb({"v": VERSION, "points": "x"}))
 
 
+GOLDEN_PIECE = (
+    "86a17601a7617474656d707402a6776f726b6572a8776f726b65722d31a66e756d62657203a66f666673657407a56e6f7465738"
+    "2a76d6574726963739294a46c6f7373cb3fe000000000000003cb3ff800000000000094a3616363cbfff0000000000000c0cb40"
+    "00000000000000a961727469666163747381a46e6f746501"
+)
+
+
+def test_a_piece_is_written_and_read_as_ever() -> None:
+    notes = encode_notes(rows_packed(ROWS), 0, {"note": pack(1, "a note")})
+    assert encode_piece(2, "worker-1", 3, 7, notes).hex() == GOLDEN_PIECE
+    found = decode_piece(bytes.fromhex(GOLDEN_PIECE))
+    assert found == Piece(2, "worker-1", 3, 7, Notes(metrics=ROWS, artifacts={"note": 1}))
+    assert found.points == 2
+    stored = Artifact(kind="value", digest="ab" * 32, size_bytes=9, length=70_000)
+    assert decode_piece(encode_piece(1, "w", 0, 0, encode_notes(pack(stored, "points"), 5, {}))).points == 70_000
+    # Nothing of a run hangs on it.
+    subject = EventSubject("churn", "aaaaaaaa", "train", "progress")
+    assert decode_event(subject, bytes.fromhex(GOLDEN_PIECE), 0.0) is None
+
+
+def test_a_wrong_piece_is_named() -> None:
+    good: dict[str, Any] = {"v": VERSION, "attempt": 1, "worker": "w", "number": 0, "offset": 0, "notes": {}}
+    assert decode_piece(msgpack.packb(good)).points == 0
+    cases: list[tuple[dict[str, Any], str]] = [
+        ({"attempt": None}, "the event 'progress': field 'attempt' is missing, it must be a whole number from 0"),
+        ({"worker": 1}, "the event 'progress': field 'worker' is of type int, it must be text"),
+        ({"number": -1}, "the event 'progress': field 'number' is of type int, it must be a whole number from 0"),
+        ({"offset": 0.5}, "the event 'progress': field 'offset' is of type float, it must be a whole number from 0"),
+        ({"notes": 1}, "the event 'progress': field 'notes' is of type int, it must be a map"),
+    ]
+    for wrong, sentence in cases:
+        with pytest.raises(RemoteProtocolError) as caught:
+            decode_piece(msgpack.packb({**good, **wrong}))
+        assert str(caught.value) == sentence
+    with pytest.raises(RemoteProtocolError, match=r"^the event 'progress': field 'notes' is missing$"):
+        decode_piece(msgpack.packb({key: value for key, value in good.items() if key != "notes"}))
+    with pytest.raises(RemoteProtocolError, match=r"its points are stored, and it does not say how many they are$"):
+        decode_piece(encode_piece(1, "w", 0, 0, encode_notes(pack(ARTIFACT, "points"), 0, {})))
+
+
 @given(st.binary(max_size=200))
 @examples(200)
 def test_arbitrary_bytes(data: bytes) -> None:
     """They decode into what can be shown, or are refused as those of a remote."""
     with contextlib.suppress(RemoteProtocolError):
-        points_of(decode_points(data)[0], "train", 1)
+        decode_piece(data)
+    with contextlib.suppress(RemoteProtocolError):
+        points_of(decode_points(data).rows, "train", 1)
     with contextlib.suppress(RemoteProtocolError):
         decode_progress(data, "train", 1)
 
@@ -196,6 +243,9 @@ def test_well_formed_maps_with_any_value_in_any_field(fields: dict[str, Any]) ->
         assert found.left_out >= 0
         assert all(type(name) is str for name in found.artifacts)
         points_of(found.metrics, "train", 1)
+    piece = {"v": VERSION, "attempt": 1, "number": 0, "offset": 0, "notes": fields, **fields}
+    with contextlib.suppress(RemoteProtocolError):
+        assert decode_piece(msgpack.packb(piece, default=list)).points >= 0
 
 
 def test_too_many_artifacts_are_refused_and_named() -> None:

@@ -41,6 +41,7 @@ class Book:
         self.left_out = 0
         self.gathered: list[Any] = []
         self.lock = threading.Lock()
+        self.worker = "worker-1"
         self._thread = threading.get_ident()
 
     @property
@@ -73,9 +74,11 @@ class Book:
         missing = 0
         for subject, payload in self.told:
             if subject == "metric":
-                found, left_out = decode_points(payload)
-                rows += found
-                missing += left_out
+                found = decode_points(payload)
+                # Each says where it is: after all that were told or left out before.
+                assert (found.worker, found.offset) == ("worker-1", len(rows) + missing + found.left_out)
+                rows += found.rows
+                missing += found.left_out
         return rows, missing
 
 

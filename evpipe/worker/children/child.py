@@ -40,6 +40,8 @@ Role: TypeAlias = Literal["single", "host"]
 START_S: Final = 60.0
 #: A host that has not answered for so long runs no coroutine any more.
 STUCK_S: Final = 5.0
+#: An attempt of a host that was told to end may still say something for so long.
+STOP_S: Final = 1.0
 #: A process that has closed its channel is given this long to end by itself.
 LEAVE_S: Final = 2.0
 #: Lines of standard error that are shown with a process that died: Python tells up to 100 frames, and what happened.
@@ -189,9 +191,7 @@ class Child:
             await held.done.wait()
         except BaseException:
             if self.role == "host":
-                self._stopping[number] = anyio.current_time()
-                self._left[number] = given.folder
-                self._write({"frame": "stop", "id": number})
+                await self._stop(number, held, given.folder)
             else:
                 # While the attempt is still its own: what it wrote until then is read when it is gone.
                 await self.kill()
@@ -203,6 +203,18 @@ class Child:
             raise held.error
         assert held.conclusion is not None, "an attempt ends with one or the other"
         return held.conclusion
+
+    async def _stop(self, number: int, held: _Held, folder: str) -> None:
+        """Let a host end an attempt; what it said until then has been read afterwards."""
+        self._stopping[number] = anyio.current_time()
+        self._write({"frame": "stop", "id": number})
+        try:
+            with anyio.move_on_after(STOP_S, shield=True):
+                await held.done.wait()
+        finally:
+            if number in self._stopping:
+                # It goes on: the folder is removed again when it has ended.
+                self._left[number] = folder
 
     async def kill(self) -> None:
         """End it now, with all that it started, and wait until it is gone."""
@@ -404,13 +416,16 @@ class Child:
             return
         number = frame.get("id")
         held = self._held.get(number) if isinstance(number, int) else None
+        if isinstance(number, int) and frame["frame"] not in SAID and (held is None or number in self._stopping):
+            # It was told to end, and has. Until then a thread of it may have gone on writing.
+            self._stopping.pop(number, None)
+            folder = self._left.pop(number, None)
+            if folder is not None:
+                shutil.rmtree(folder, ignore_errors=True)
+            if held is not None:
+                held.end()
+            return
         if held is None:
-            if isinstance(number, int) and frame["frame"] not in SAID:
-                # It was told to end, and has. Until then a thread of it may have gone on writing.
-                self._stopping.pop(number, None)
-                folder = self._left.pop(number, None)
-                if folder is not None:
-                    shutil.rmtree(folder, ignore_errors=True)
             return
         match frame["frame"]:
             case "ended":

@@ -22,14 +22,13 @@ from evpipe.core.events import Failure
 from evpipe.core.states import Reason
 from evpipe.errors import BusError, BusRefused, LimitExceeded, only_one
 from evpipe.sdk.context import enter
-from evpipe.wire.artifacts import is_digest
 from evpipe.wire.cache import BUCKET, CacheEntry, encode_entry, encode_made, made_key
 from evpipe.wire.messages import LaunchOrder
 from evpipe.wire.notes import with_notes
 from evpipe.wire.serializers.registry import ArtifactUnreadable
 from evpipe.wire.spool import IN, OUT
 from evpipe.wire.subjects import LaunchSubject
-from evpipe.worker.attempt_files import AttemptFiles
+from evpipe.worker.attempt_files import AttemptFiles, files_in
 from evpipe.worker.bundles import BundleStore
 from evpipe.worker.children.child import ChildGone, Given, Role
 from evpipe.worker.children.pool import Pool
@@ -38,6 +37,7 @@ from evpipe.worker.conclusion import Conclusion, conclude_error, conclude_failur
 from evpipe.worker.executors.here import call_here, conclude_here
 from evpipe.worker.failures import timeout_failure, types_of
 from evpipe.worker.notes import AttemptNotes
+from evpipe.worker.pieces import Pieces
 from evpipe.worker.recording import AttemptRecorder
 from evpipe.worker.scratch import Scratch
 from evpipe.worker.telemetry import LogBook
@@ -68,7 +68,8 @@ class Executors:
         self._artifacts = ArtifactStore(bus.objects)
         self._cache = bus.bucket(BUCKET)
         self._pool = Pool(slots)
-        self._book = LogBook(bus)
+        self._book = LogBook(bus, worker)
+        self._pieces = Pieces(bus, worker, self._scratch.remove)
         self._bundles = BundleStore(bus)
         self._stack = AsyncExitStack()
         #: Of the run that the last attempt was of.
@@ -80,6 +81,7 @@ class Executors:
         self._book.open()
         self._scratch.open()
         self._stack.push_async_callback(self._scratch.close)
+        await self._stack.enter_async_context(self._pieces)
         await self._stack.enter_async_context(self._pool)
         return self
 
@@ -95,7 +97,8 @@ class Executors:
     async def execute(self, launch: LaunchSubject, order: LaunchOrder, payload: bytes) -> Conclusion:
         """Run an attempt to its end; raises nothing but its own cancellation."""
         folder = self._scratch.new()
-        notes = AttemptNotes(self._book, launch)
+        notes = AttemptNotes(self._book, launch, order.pipeline, folder, self._pieces)
+        needed = False
         try:
             if order.timeout_s is None:
                 conclusion = await self._run(launch, order, payload, folder, notes)
@@ -108,9 +111,15 @@ class Executors:
             return self._broken(launch, only_one(group))
         except Exception as error:  # noqa: BLE001 - told by `_broken`
             return self._broken(launch, error)
+        except self._cancelled:
+            notes.end()
+            # No event of its own has them.
+            needed = self._pieces.rest(notes)
+            raise
         finally:
             notes.end()
-            await self._scratch.remove(folder)
+            if not needed:
+                await self._scratch.remove(folder)
 
     def _broken(self, launch: LaunchSubject, error: BaseException) -> Conclusion:
         """Make the end of an attempt that could not be run, or whose output could not be stored."""
@@ -178,7 +187,7 @@ class Executors:
         return conclusion._replace(payload=with_notes(conclusion.payload, packed))
 
     async def _store(self, folder: str) -> None:
-        await self._artifacts.store(self._objects, await anyio.to_thread.run_sync(_files, Path(folder, OUT)))
+        await self._artifacts.store(self._objects, await anyio.to_thread.run_sync(files_in, Path(folder, OUT)))
 
     async def _record(self, launch: LaunchSubject, order: LaunchOrder, conclusion: Conclusion) -> None:
         """Put the result into the cache: before it is told, so that whoever sees the end finds it there."""
@@ -250,10 +259,3 @@ class Executors:
             return conclude_error(launch, error, started_at_s)
         finally:
             recorder.closed = True
-
-
-def _files(folder: Path) -> dict[str, Path]:
-    """Give the files that an attempt left for its output and its artifacts, by their digests."""
-    found = (file for file in folder.iterdir() if is_digest(file.name))
-    # What a step has put there itself may be anything.
-    return {file.name: file for file in found if file.is_file() and not file.is_symlink()}
