@@ -123,7 +123,7 @@ def holds(condition: Condition, outputs: Mapping[str, Any], parameters: Mapping[
 
 def _truth(value: Any, tree: Tree) -> bool:
     if isinstance(value, Artifact):
-        if value.length is None or value.path:
+        if value.length is None or (value.path and not value.is_list):
             raise BindingError(f"{_shown(tree)} is {value}, which is stored: nobody can say here whether it is true")
         return value.length > 0
     try:

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
-from evpipe.core.artifact import Artifact, Key
+from evpipe.core.artifact import LENGTHS_MAX, LEVELS_MAX, Artifact, Key
 from evpipe.core.bindings import BindingError, Known, OneOf, OutputRef, ParameterRef, Tree, references, resolve, select
 from evpipe.core.conditions import AllOf, AnyOf, Comparison, Condition, IsTrue, Negation, condition_references
 from evpipe.core.names import SEPARATOR, for_people
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from evpipe.core.graph import Step
     from evpipe.core.run_state import RunState, StepState
 
-LEVELS_MAX: Final = 8
 #: The argument under which the positional ones are, in a list.
 POSITIONAL: Final = "*"
 #: The kind of stored values that are numpy arrays.
@@ -107,7 +106,7 @@ class Listed:
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """A list that is mapped over and is stored beside the log: of it the length is known."""
+    """A list that is mapped over and is stored beside the log, or is in one that is: of it the length is known."""
 
     artifact: Artifact
 
@@ -217,7 +216,7 @@ def _source(run: RunState, tree: Tree) -> Source | None:
         return Listed(tree, trees=True) if not hasattr(tree, "_fields") else None
     value = resolve(tree, run.outputs, run.parameters)
     if isinstance(value, Artifact):
-        return Stored(value) if value.is_list and not value.path else None
+        return Stored(value) if value.is_list and value.length is not None else None
     if isinstance(value, (list, tuple)) and not hasattr(value, "_fields"):
         return Listed(value)
     return None
@@ -365,8 +364,9 @@ def _shown_kind(run: RunState, place: Place, arguments: Mapping[str, Tree]) -> s
     value = resolve(tree, run.outputs, run.parameters)
     if isinstance(value, Artifact) and value.is_list and value.path:
         return (
-            f"{_shown_place(place)} is a part of a list that is stored as one ({value}), of which only the length is "
-            "known: where a step of its own gives each part, that may be a list"
+            f"{_shown_place(place)} is a part of a list that is stored as one ({value}), and not known to be a list: "
+            f"that is known of parts that are all lists and of one length, or at most {LENGTHS_MAX:,}; where a step of "
+            "its own gives each part, that may be a list"
         )
     kind = f"<{value.kind}>" if isinstance(value, Artifact) else type(value).__name__
     return f"{_shown_place(place)} is of type {kind}"

@@ -7,7 +7,8 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, SupportsIndex, TypeVar, cast, overload
 
-from evpipe.core.mapping import LEVELS_MAX, Mapped, Place
+from evpipe.core.artifact import LEVELS_MAX
+from evpipe.core.mapping import Mapped, Place
 from evpipe.errors import UsageError
 
 T = TypeVar("T")

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final, Protocol
 
-from evpipe.core.artifact import Artifact
+from evpipe.core.artifact import LENGTHS_MAX, LEVELS_MAX, Artifact, Lengths
 from evpipe.errors import RemoteProtocolError
-from evpipe.wire.limits import ARTIFACT_META_BYTES_MAX, INLINE_BYTES_MAX
+from evpipe.wire.limits import ARTIFACT_META_BYTES_MAX, INLINE_BYTES_MAX, LARGE_ITEMS_MAX
 
 #: The kind of artifacts that are values of the protocol itself, too large for an event.
 VALUE: Final = "value"
@@ -39,6 +39,7 @@ class ArtifactWriter(Protocol):
         content: str = "",
         length: int | None = None,
         is_list: bool = False,
+        lengths: Lengths = (),
         nested: bool = False,
     ) -> Artifact:
         """Store an encoded value of the protocol (kind "value")."""
@@ -72,8 +73,15 @@ def artifact_form(artifact: Artifact) -> list[Any]:
         artifact.length,
         artifact.nested,
         list(artifact.path),
-        *([True] if artifact.is_list else ()),
+        *([_list_form(artifact)] if artifact.is_list else ()),
     ]
+
+
+def _list_form(artifact: Artifact) -> Any:
+    """Give what is known of the lists in a list: lengths, or `True` where nobody knows how long what is meant is."""
+    if artifact.lengths or (artifact.path and artifact.length is not None):
+        return [level if isinstance(level, int) else list(level) for level in artifact.lengths]
+    return True
 
 
 def canonical_form(artifact: Artifact) -> list[Any]:
@@ -106,8 +114,14 @@ def artifact_of(form: Any) -> Artifact:
         raise RemoteProtocolError(f"an artifact of the kind {kind!r} whose bytes are not as many as it says")
     if not isinstance(meta, dict) or not (length is None or type(length) is int) or type(nested) is not bool:
         raise RemoteProtocolError(f"an artifact of the kind {kind!r} that says of itself what is none")
+    if length is not None and length < 0:
+        raise RemoteProtocolError(f"an artifact of the kind {kind!r} whose length is {length}")
     if not isinstance(path, list) or not all(type(key) in {str, int} for key in path):
         raise RemoteProtocolError(f"an artifact of the kind {kind!r} of which no part is meant")
+    of_list = is_list[0] if is_list else None
+    if of_list is True and path:
+        # Of the whole list.
+        length = None
     return Artifact(
         kind=kind,
         version=version,
@@ -117,10 +131,32 @@ def artifact_of(form: Any) -> Artifact:
         meta=meta,
         content=content,
         length=length,
-        is_list=is_list == [True],
+        is_list=of_list is True or isinstance(of_list, list),
+        lengths=_lengths(of_list, length, kind) if isinstance(of_list, list) else (),
         nested=nested,
         path=tuple(path),
     )
+
+
+def _lengths(found: list[Any], length: int | None, kind: str) -> Lengths:
+    """Check the lengths of the lists in a list of this length."""
+    wrong = RemoteProtocolError(f"an artifact of the kind {kind!r} with lists whose lengths are none")
+    if length is None or len(found) >= LEVELS_MAX:
+        raise wrong
+    lists, numbers = length, 0
+    made: list[int | tuple[int, ...]] = []
+    for level in found:
+        each = level if type(level) is list else [level]
+        if not all(type(one) is int and 0 <= one <= LARGE_ITEMS_MAX for one in each):
+            raise wrong
+        if type(level) is list and len(level) != lists:
+            raise wrong
+        numbers += len(each)
+        lists = sum(each) if type(level) is list else lists * level
+        if numbers > LENGTHS_MAX or lists > LARGE_ITEMS_MAX:
+            raise wrong
+        made.append(tuple(level) if type(level) is list else level)
+    return tuple(made)
 
 
 def check_meta(meta: Mapping[str, Any], packed_bytes: int) -> None:

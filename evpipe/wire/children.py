@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from evpipe.core.artifact import LENGTHS_MAX
 from evpipe.core.children import EndOfStep
 from evpipe.core.events import Failure, StepFailed, StepSucceeded
 from evpipe.core.graph import Step
@@ -85,7 +86,9 @@ def encode_child(
             argument = f"argument {name!r} of {what}"
             data = pack(value, argument, items_max=LARGE_ITEMS_MAX)
             if len(data) > PART_BYTES_MAX:
-                parameters[name] = store_encoded(data, value, argument, writer)
+                # All of them are in one submit.
+                numbers_max = LENGTHS_MAX // len(arguments)
+                parameters[name] = store_encoded(data, value, argument, writer, numbers_max=numbers_max)
     return encode_submission(replace(submission, parameters=parameters))
 
 

@@ -562,11 +562,30 @@ def encode_launch(order: LaunchOrder, what: str, writer: ArtifactWriter | None =
         LimitExceeded: if the arguments are too large.
 
     """
-    arguments = pack(order.arguments, f"the arguments of {what}", items_max=LARGE_ITEMS_MAX)
+    given = _for_worker(order.arguments)
+    arguments = pack(given, f"the arguments of {what}", items_max=LARGE_ITEMS_MAX)
     if writer is not None and len(arguments) > ARGUMENTS_BYTES_MAX:
-        arguments = pack(store_encoded(arguments, order.arguments, what, writer), what)
+        arguments = pack(store_encoded(arguments, given, what, writer), what)
     check_size(arguments, f"the map of arguments of {what}", "ARGUMENTS_BYTES_MAX", ARGUMENTS_BYTES_MAX)
     return encode_map_with(_launch_fields(order), "arguments", arguments)
+
+
+def _for_worker(arguments: Any) -> Any:
+    """Leave out of arguments what only who maps over a list has to know of it: there may be a launch per element."""
+    if type(arguments) is dict and any(map(_has_artifacts, arguments.values())):
+        return {name: _brief(value) if _has_artifacts(value) else value for name, value in arguments.items()}
+    return arguments
+
+
+def _has_artifacts(value: Any) -> bool:
+    # Positional arguments are a list, and so is what the elements of a map gave.
+    return type(value) is Artifact or (type(value) is list and Artifact in map(type, value[:8]))
+
+
+def _brief(value: Any) -> Any:
+    if type(value) is Artifact:
+        return value.brief()
+    return [one.brief() if type(one) is Artifact else one for one in value]
 
 
 def _launch_fields(order: LaunchOrder) -> dict[str, Any]:
@@ -607,7 +626,7 @@ class LaunchEncoder:
             EncodingError, LimitExceeded: as `encode_launch` without a writer.
         """
         name = f"the arguments of step {step.name!r}"
-        packed = pack(arguments, name, items_max=LARGE_ITEMS_MAX)
+        packed = pack(_for_worker(arguments), name, items_max=LARGE_ITEMS_MAX)
         check_size(packed, name, "ARGUMENTS_BYTES_MAX", ARGUMENTS_BYTES_MAX)
         kind = _kind_of(step)
         try:

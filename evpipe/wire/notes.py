@@ -75,7 +75,7 @@ def encode_artifact(value: Any, name: str, step: str, writer: ArtifactWriter) ->
     packed = encode_stored(value, what, writer)
     if len(packed) <= NOTE_BYTES_MAX:
         return packed
-    return pack(store_encoded(packed, value, what, writer, part=True), what)
+    return pack(store_encoded(packed, value, what, writer, part=True, numbers_max=0), what)
 
 
 def check_room(size_bytes: int, name: str, step: str) -> None:

@@ -21,7 +21,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO, Final, cast
 
-from evpipe.core.artifact import Artifact
+from evpipe.core.artifact import Artifact, Lengths
 from evpipe.core.bindings import BindingError, OutputRef, select
 from evpipe.errors import EvpipeError, RemoteProtocolError
 from evpipe.wire.artifacts import VALUE, check_meta
@@ -64,6 +64,7 @@ class Spool:
         content: str = "",
         length: int | None = None,
         is_list: bool = False,
+        lengths: Lengths = (),
         nested: bool = False,
     ) -> Artifact:
         with _Draft(self._folder) as draft:
@@ -77,6 +78,7 @@ class Spool:
             content=content,
             length=length,
             is_list=is_list,
+            lengths=lengths,
             nested=nested,
         )
 

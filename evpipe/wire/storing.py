@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import msgpack
 
-from evpipe.core.artifact import Artifact
+from evpipe.core.artifact import LENGTHS_MAX, Artifact, lengths_in
 from evpipe.core.bindings import OutputRef, references, select
 from evpipe.errors import EncodingError, RemoteProtocolError
 from evpipe.wire.artifacts import ArtifactReader, ArtifactWriter
@@ -64,13 +64,17 @@ def encode_stored(value: Any, what: str, writer: ArtifactWriter) -> bytes:
         return _readable(data, what)
     # Each that is stored leaves what stands for it: more than so many of them are no smaller than the whole.
     if sum(min(len(part), PART_BYTES_MIN) for part in packed) <= INLINE_BYTES_MAX:
-        small = [
-            part if len(part) <= PART_BYTES_MAX else pack(store_encoded(part, child, what, writer, part=True), what)
-            for part, child in zip(packed, parts.children, strict=True)
-        ]
-        joined = parts.join(small)
-        if len(joined) <= INLINE_BYTES_MAX:
-            return _readable(joined, what)
+        large = [i for i, part in enumerate(packed) if len(part) > PART_BYTES_MAX]
+        numbers_max = LENGTHS_MAX // max(1, len(large))
+        stored = {
+            i: store_encoded(packed[i], parts.children[i], what, writer, part=True, numbers_max=numbers_max)
+            for i in large
+        }
+        # What only who maps over a part has to know of it must not keep all of them together.
+        for small in (stored, {i: artifact.brief() for i, artifact in stored.items()}):
+            joined = parts.join([pack(small[i], what) if i in small else part for i, part in enumerate(packed)])
+            if len(joined) <= INLINE_BYTES_MAX:
+                return _readable(joined, what)
     return pack(store_encoded(data, value, what, writer), what)
 
 
@@ -136,11 +140,20 @@ def _readable(data: bytes, what: str) -> bytes:
     return data
 
 
-def store_encoded(data: bytes, value: Any, what: str, writer: ArtifactWriter, *, part: bool = False) -> Artifact:
+def store_encoded(
+    data: bytes,
+    value: Any,
+    what: str,
+    writer: ArtifactWriter,
+    *,
+    part: bool = False,
+    numbers_max: int = LENGTHS_MAX,
+) -> Artifact:
     """Store an encoded value; of one that is an artifact already, its bytes.
 
     Args:
         part: it is a part of a value that is too large: its bytes do not travel with it.
+        numbers_max: how many numbers the lengths of the lists in it may be; else it is told without them.
 
     Raises:
         EncodingError: if the bytes cannot be read.
@@ -153,14 +166,16 @@ def store_encoded(data: bytes, value: Any, what: str, writer: ArtifactWriter, *,
     except RemoteProtocolError as error:
         raise EncodingError(f"{what} cannot be encoded: {error}") from error
     if type(opened) is Artifact:
-        return writer.keep(opened)
+        return writer.keep(opened).brief(numbers_max)
     length = len(value) if isinstance(value, _SIZED) else None
     content = value_digest(opened, what, items_max=LARGE_ITEMS_MAX)
     # Those whose bytes are in these need not be fetched.
     nested = any(artifact.data is None or artifact.nested for artifact in met)
+    is_list = type(value) is list or type(value) is tuple
+    lengths = lengths_in(value) if is_list else ()
     stored = writer.write_bytes(
-        data, content=content, length=length, is_list=type(value) in (list, tuple), nested=nested
-    )
+        data, content=content, length=length, is_list=is_list, lengths=lengths, nested=nested
+    ).brief(numbers_max)
     return writer.keep(stored) if part else stored
 
 

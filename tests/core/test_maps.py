@@ -427,9 +427,29 @@ def test_of_the_parts_of_a_stored_list_nobody_knows_what_they_are() -> None:
     assert isinstance(failure, StepFailed)
     assert failure.failure.message == (
         "step 'm[1]' is mapped over what is no list: xs is a part of a list that is stored as one (<value, 100,000 "
-        "bytes, aaaaaaaaaaaa>[1]), of which only the length is known: where a step of its own gives each part, that "
-        "may be a list; it takes a list or a tuple"
+        "bytes, aaaaaaaaaaaa>[1]), and not known to be a list: that is known of parts that are all lists and of one "
+        "length, or at most 10,000; where a step of its own gives each part, that may be a list; it takes a list or a "
+        "tuple"
     )
+
+
+def test_the_parts_of_a_stored_list_are_mapped_over_where_they_are_known_to_be_lists() -> None:
+    stored = Artifact(kind="value", digest="a" * 64, size_bytes=100_000, length=2, is_list=True, lengths=((1, 2), 1))
+    nested = step("m", arguments={"xs": OutputRef("a")}, mapped=Mapped(places=("xs",), levels=3))
+    part = step("n", arguments={"xs": OutputRef("a", (1,))}, mapped=Mapped(places=("xs",)))
+    asks = step("o", arguments={"x": 1}, when=IsTrue(OutputRef("a", (-1,))))
+    run = folded(submitted(graph(step("a"), nested, part, asks)), succeeded("a", value=stored))
+    launches = {
+        command.step: command.arguments.get("xs") for command in run.outstanding() if isinstance(command, Launch)
+    }
+    assert launches == {
+        "m=0=0=0": stored.part((0, 0, 0)),
+        "m=1=0=0": stored.part((1, 0, 0)),
+        "m=1=1=0": stored.part((1, 1, 0)),
+        "n=0": stored.part((1, 0)),
+        "n=1": stored.part((1, 1)),
+        "o": None,
+    }
 
 
 @pytest.mark.parametrize(

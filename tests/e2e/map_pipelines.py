@@ -179,6 +179,35 @@ def stored_list() -> Any:
     return total(length.map(large(200)))
 
 
+@step(executor="thread")
+def ragged(depth: int = 0) -> Any:
+    """Lists in a list that is too large for the log and is stored as one, for each of them has few bytes."""
+    lists = [[f"{i}{j}" + "x" * 1_800 for j in range(i % 3)] for i in range(40)]
+    return [lists] if depth else lists
+
+
+@step(executor="thread")
+def head(text: str) -> str:
+    return text.split("x", maxsplit=1)[0]
+
+
+@pipeline
+def heads_of(lists: Any) -> Any:
+    return head.map(lists, levels=2)
+
+
+@pipeline
+def stored_lists_of_lists() -> Any:
+    lists: Any = ragged()
+    return {
+        "heads": head.map(lists, levels=2),
+        "one": head.options(name="one").map(lists[5]),
+        "deep": head.options(name="deep").map(ragged(1), levels=3)[0],
+        "child": heads_of(lists),
+        "length": length(lists[-1]),
+    }
+
+
 built = Pipeline("built_map")
 _rows: Any = built.param("rows", list[int], default=[1, 2])
 built.step("numbers", numbers, count=2)

@@ -42,6 +42,9 @@ class Case:
 
 _ODD = {"odd_fails": ("failed", "odd_fails[1]: ValueError: 1 is odd"), "odd_fails[1]": ("failed", "ValueError: 1 is")}
 
+#: What `stored_lists_of_lists` gives.
+RAGGED = [[f"{i}{j}" for j in range(i % 3)] for i in range(40)]
+
 CASES = [
     Case(
         pipeline=these.known_now,
@@ -130,6 +133,17 @@ CASES = [
         succeeded=("add-2",),
     ),
     Case(pipeline=these.stored_list, value=120_000, succeeded=("length[199]",)),
+    Case(
+        pipeline=these.stored_lists_of_lists,
+        value={
+            "heads": RAGGED,
+            "one": RAGGED[5],
+            "deep": RAGGED,
+            "child": RAGGED,
+            "length": 0,
+        },
+        succeeded=("head[38][1]", "deep[0][38][1]", "heads_of"),
+    ),
     Case(
         pipeline=these.built,
         value={"more": [1, 3], "each": [None, 7]},

@@ -6,20 +6,23 @@ import hashlib
 import math
 import traceback
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from evpipe.core.artifact import Artifact
+from evpipe.core.artifact import Artifact, count_of
 from evpipe.core.bindings import OutputRef, resolve
+from evpipe.core.graph import Step
 from evpipe.errors import EncodingError, RemoteProtocolError
 from evpipe.wire.artifacts import artifact_form, artifact_of
 from evpipe.wire.digests import value_digest
 from evpipe.wire.limits import INLINE_BYTES_MAX
+from evpipe.wire.messages import LaunchEncoder, decode_launch, encode_launch, order_of
 from evpipe.wire.serializers.registry import ArtifactUnreadable
 from evpipe.wire.spool import Shelf, Spool
 from evpipe.wire.storing import artifacts_in, artifacts_of, encode_stored, loaded
@@ -258,6 +261,10 @@ def test_artifacts_pass_through_who_does_not_open_them(store: Store) -> None:
 FORM = artifact_form(Artifact(kind="numpy", digest="a" * 64, size_bytes=3, data=b"abc", meta={"k": 1}, length=2))
 
 
+LISTS = Artifact(kind="value", digest="a" * 64, size_bytes=100_000, length=2, is_list=True, lengths=((2, 1), (3, 4, 5)))
+OF_LISTS = artifact_form(LISTS)
+
+
 @pytest.mark.parametrize("place", range(len(FORM)))
 @given(junk=TYPED_VALUES)
 @settings(max_examples=25)
@@ -270,6 +277,89 @@ def test_a_form_with_anything_else_in_it_is_refused_or_read(place: int, junk: An
     except RemoteProtocolError:
         return
     assert shape(artifact_form(found)) == shape(form)
+
+
+@given(junk=st.recursive(st.integers(-1, 6) | TYPED_VALUES, lambda inner: st.lists(inner, max_size=4), max_leaves=8))
+@settings(max_examples=100)
+def test_lengths_that_are_none_are_refused(junk: Any) -> None:
+    form = [*OF_LISTS[:-1], junk]
+    try:
+        found = artifact_of(form)
+    except RemoteProtocolError:
+        return
+    assert found.is_list == (isinstance(junk, list) or junk is True)
+    assert not found.is_list or shape(artifact_form(found)[-1]) == shape(junk or True)
+
+
+@pytest.mark.parametrize(
+    "lengths",
+    [
+        [3, [1, 2]],
+        [[2]],
+        [[1, 2, 3]],
+        [[2, 1], [3, 4]],
+        [[2, True]],
+        [[2, -1]],
+        [-1],
+        [2.0],
+        [None],
+        [[[2], [1]]],
+        [1] * 8,
+        [20_000_000],
+        [4_000, 4_000],
+        [2**70],
+        [10_000, *([[0, 1] * 10_000])],
+    ],
+)
+def test_wrong_lengths_are_refused(lengths: list[Any]) -> None:
+    with pytest.raises(RemoteProtocolError, match=r"whose lengths are none\Z"):
+        artifact_of([*OF_LISTS[:-1], lengths])
+
+
+def test_the_form_of_a_list_says_what_is_known_of_it() -> None:
+    """Who does not know lengths takes it for what is no list, and reads the rest."""
+    assert OF_LISTS[10:] == [[[2, 1], [3, 4, 5]]]
+    for artifact in (LISTS, LISTS.part((0,)), LISTS.part((0, 1)), LISTS.brief(), LISTS.part((0, 1, 2))):
+        assert artifact_of(artifact_form(artifact)) == artifact
+    assert artifact_form(LISTS.brief())[10:] == [True]
+    # As it was written before there were lengths: of a part it is the length of the whole.
+    old = [*artifact_form(LISTS.brief())[:9], [0], True]
+    assert artifact_of(old) == replace(LISTS, path=(0,), length=None, lengths=())
+    with pytest.raises(RemoteProtocolError, match="whose length is -1"):
+        artifact_of([*OF_LISTS[:7], -1, *OF_LISTS[8:]])
+
+
+def test_of_lists_in_lists_it_is_known_how_long_they_are(store: Store) -> None:
+    ragged = [["x" * 1_900] * (i % 3) for i in range(40)]
+    stored = unpack(store.encode(ragged))
+    assert (stored.length, stored.lengths) == (40, (tuple(i % 3 for i in range(40)),))
+    assert stored.part((2,)).length == 2
+    again = unpack(store.encode([["x" * 1_900] * 2 for _ in range(40)]))
+    assert again.lengths == (2,)
+    assert value_digest(stored) == value_digest(stored.brief()), "it is no part of what the value is"
+    # Parts that are stored by themselves know theirs.
+    parts = unpack(store.encode({"a": [LARGE, LARGE[:2]], "b": LARGE}))
+    assert (parts["a"].lengths, parts["b"].lengths) == (((20_000, 2),), ())
+
+
+def test_lengths_do_not_keep_parts_together(store: Store) -> None:
+    """A dict of many ragged lists: each is stored by itself all the same, and what is known of all is bounded."""
+    ragged = [[i] * (i % 5) for i in range(9_000)]
+    few = unpack(store.encode({"a": ragged, "b": ragged[:4_000], "c": 1}))
+    assert [count_of(few[key].lengths) for key in ("a", "b")] == [0, 4_000]
+    many = unpack(store.encode({f"k{i}": ragged[: 2_000 + i] for i in range(300)}))
+    assert {type(artifact) for artifact in many.values()} == {Artifact}
+    assert {artifact.lengths for artifact in many.values()} == {()}
+
+
+def test_a_launch_says_nothing_of_lengths() -> None:
+    """There may be one for each element of something else."""
+    step = Step(name="a", code={"kind": "path", "name": "m:f"})
+    arguments = {"whole": LISTS, "gathered": [None, LISTS, LISTS], "*": [1, LISTS.part((0,))], "x": [1]}
+    expected = {"whole": LISTS.brief(), "gathered": [None, *[LISTS.brief()] * 2], "*": [1, LISTS.part((0,)).brief()]}
+    order = order_of(step, arguments, pipeline="demo")
+    for data in (LaunchEncoder("demo", {}).encode(step, arguments), encode_launch(order, "a")):
+        assert decode_launch(data).arguments == {**expected, "x": [1]}
 
 
 def test_nan_is_a_value_in_what_is_stored(store: Store) -> None:
