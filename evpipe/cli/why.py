@@ -37,7 +37,7 @@ def why(run_id: str, step: str, url: str | None, output: str) -> Exit:
     if output == "json":
         write_data(json_text(_described(found)))
     else:
-        _write(found, 0)
+        _write(found, 0, found.run)
     return Exit.SUCCEEDED
 
 
@@ -56,15 +56,21 @@ def _described(link: Why) -> dict[str, Any]:
     }
 
 
-def _write(link: Why, depth: int) -> None:
+def _write(link: Why, depth: int, run: str) -> None:
+    """Write a link and what it comes from.
+
+    Args:
+        run: that it is clear to be about; of another the id is said.
+    """
     # Of most that has ended the message says the state.
     said = link.status is None or link.message.startswith(str(link.status))
-    about = f"{link.step}{'' if said else f' ({link.status})'}: " if link.step else ""
+    of = "" if link.run == run else f" of run {link.run}"
+    about = f"{link.step}{of}{'' if said else f' ({link.status})'}: " if link.step else ""
     since = "at" if link.status in STEP_ENDS else "since"
     times = [f"{word} {_clock(at_s)}" for word, at_s in ((since, link.since_s), ("until", link.due_at_s)) if at_s]
     write_data("  " * depth + about + one_line(link.message) + "".join(f", {text}" for text in times))
     for inner in link.because:
-        _write(inner, depth + 1)
+        _write(inner, depth + 1, link.child or link.run)
 
 
 def _moment(at_s: float | None) -> datetime | None:

@@ -78,6 +78,10 @@ class RunFold:
             graph = self._graphs.get(submission.graph)
             if graph is None:
                 graph = self._graphs[submission.graph] = await fetch_graph(self._bus, submission.graph)
+            if graph.pipeline != self._pipeline:
+                raise UsageError(
+                    f"submitted as a run of {self._pipeline!r}, but its graph is that of {graph.pipeline!r}"
+                )
             parameters = check_parameters(graph.parameters, submission.parameters, of=graph.pipeline)
         except (UsageError, RemoteProtocolError) as error:
             return Submitted(at_s=record.at_s, graph=None, parameters={}, rejection=str(error), parent=parent)

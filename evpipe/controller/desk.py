@@ -60,7 +60,7 @@ from evpipe.core.names import SEPARATOR, for_people
 from evpipe.core.parameters import check_parameters
 from evpipe.core.states import Reason, StepStatus
 from evpipe.errors import EvpipeError, LimitExceeded, RemoteProtocolError, UsageError
-from evpipe.wire.holds import Hold, HoldKind, encode_hold
+from evpipe.wire.holds import HOLDERS_SHOWN_MAX, Hold, HoldKind, encode_hold
 from evpipe.wire.messages import (
     LaunchEncoder,
     LaunchOrder,
@@ -685,14 +685,43 @@ class Desk:
         if lane is None:
             return None
         ahead = self._dispatch.ahead_of(held) if held is not None else 0
-        if lane.limit is not None and lane.flying > lane.limit:
-            state = case.run.steps[step]
-            if state.status is not StepStatus.QUEUED:
-                return None
-            return Hold(kind=HoldKind.QUEUE, queue=lane.queue, count=lane.limit, under_way=lane.limit, ahead=ahead)
-        if held is None:
+        if case.run.steps[step].status is not StepStatus.QUEUED:
             return None
-        return Hold(kind=HoldKind.WINDOW, queue=lane.queue, count=lane.window, under_way=lane.flying, ahead=ahead)
+        if lane.limit is not None and lane.flying > lane.limit:
+            kind, count, under_way = HoldKind.QUEUE, lane.limit, lane.limit
+        elif held is not None:
+            kind, count, under_way = HoldKind.WINDOW, lane.window, lane.flying
+        else:
+            kind, count, under_way = HoldKind.SLOTS, lane.slots or 0, lane.slots or 0
+        running, others = self._under_way(lane)
+        if kind is HoldKind.SLOTS and len(running) < max(1, min(count, HOLDERS_SHOWN_MAX)):
+            # It is on its way to one that is free.
+            return None
+        holders = running if kind is not HoldKind.WINDOW else (running + others)[:HOLDERS_SHOWN_MAX]
+        return Hold(
+            kind=kind,
+            queue=lane.queue,
+            count=count,
+            under_way=under_way,
+            holders=tuple(holders),
+            ahead=ahead,
+            priority=held.priority if held is not None else None,
+        )
+
+    def _under_way(self, lane: Lane) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
+        """Give steps whose launches have left for a queue: some that run, and some that do not yet."""
+        running: list[tuple[str, str]] = []
+        others: list[tuple[str, str]] = []
+        for run_id, case in self.cases.items():
+            for step, to in case.flying.items():
+                if to is lane:
+                    runs = case.run.steps[step].status is StepStatus.RUNNING
+                    found = running if runs else others
+                    if len(found) < HOLDERS_SHOWN_MAX:
+                        found.append((run_id, step))
+                if len(running) == HOLDERS_SHOWN_MAX:
+                    return running, others
+        return running, others
 
     def _close(self, case: Case) -> None:
         run = case.run

@@ -126,9 +126,19 @@ class _Share:
     def _leave_out(self) -> None:
         del self.tiers[self.depths.pop()]
 
-    def __len__(self) -> int:
-        """Give how many there are, with those that were dropped."""
-        return sum(map(len, self.tiers.values()))
+    def count(self) -> int:
+        """Give how many there are, without those that were dropped."""
+        return sum(not held.dropped for tier in self.tiers.values() for held in tier)
+
+    def count_before(self, held: Held) -> int:
+        """Give how many of them are taken before this one."""
+        before = 0
+        for depth in reversed(self.depths):
+            for other in self.tiers[depth]:
+                if other is held:
+                    return before
+                before += not other.dropped
+        return before
 
 
 class _Level:
@@ -347,10 +357,24 @@ class Dispatch:
         self._closed = True
 
     def ahead_of(self, held: Held) -> int:
-        """Give how many launches with the same priority or a better one are held back in its lane."""
-        return sum(
-            len(share)
-            for level in held.lane.levels
-            if level.priority <= held.priority
-            for share in level.shares.values()
+        """Give how many launches would leave its lane before one, if no more came: those that are more urgent, those of
+        its run that are before it, and of each other run as many as have their turns until then.
+        """
+        level = next((level for level in held.lane.levels if level.priority == held.priority), None)
+        run = held.case.run.id
+        if level is None or run not in level.shares:
+            return 0
+        urgent = sum(
+            share.count()
+            for other in held.lane.levels
+            if other.priority < held.priority
+            for share in other.shares.values()
         )
+        own = level.shares[run].count_before(held)
+        its_turn = False
+        others = 0
+        for other_run in level.turns:
+            its_turn = its_turn or other_run == run
+            if other_run != run:
+                others += min(level.shares[other_run].count(), own + (not its_turn))
+        return urgent + own + others

@@ -436,6 +436,7 @@ class Limits:
                 count=limit.count,
                 until_s=entry.room_at_s(limit),
                 ahead=ahead,
+                per_s=limit.per_s if isinstance(limit, Rate) else 0.0,
             )
         assert isinstance(entry, SemaphoreEntry)
         return Hold(

@@ -17,7 +17,7 @@ from evpipe.core.events import CancelCause, StepCancelled, StepFailed, StepSkipp
 from evpipe.core.lineage import child_run_id
 from evpipe.core.mapping import condition_at, element_of
 from evpipe.core.names import SEPARATOR, for_people
-from evpipe.core.states import STEP_VALUES, OnFailure, Reason, StepStatus
+from evpipe.core.states import STEP_VALUES, OnFailure, Reason, RunIf, StepStatus
 
 if TYPE_CHECKING:
     from evpipe.core.run_state import RunState, StepState
@@ -150,6 +150,8 @@ class _Chain:
                 again = f", attempt {state.attempt}" if state.attempt > 1 else ""
                 child_run = child_run_id(self.run.id, name, state.attempt)
                 message = f"runs as run {child_run} of pipeline {child.pipeline!r}{again}"
+                if self.run.cancel is not None and not self._goes_on(name):
+                    message += ", which is asked to end"
                 return self._one(name, state, Cause.CHILD, message, since_s=state.started_at_s)
             case StepStatus.RUNNING:
                 again = f", attempt {state.attempt}" if state.attempt > 1 else ""
@@ -170,13 +172,19 @@ class _Chain:
             case StepStatus.CANCELLED:
                 return self._cancelled(name, state, state.message, depth)
 
+    def _goes_on(self, name: str) -> bool:
+        """Say whether a step runs also in a run that is cancelled."""
+        step = self.run.spec(name)
+        return step.on_exit or step.run_if is RunIf.ALWAYS
+
     def _node(self, name: str, state: StepState, depth: int) -> Why:
         """Say of a mapped step what its elements are."""
         count = self.run.expansions[name].count
         elements = [element_of(name, index) for index in range(count)]
         if not state.ended:
             left = [element for element in elements if not self.run.steps[element].ended]
-            message = f"{len(left):,} of its {count:,} elements have not ended"
+            of = f"{len(left):,} of its {count:,} elements" if count > 1 else "its only element"
+            message = f"{of} {'has' if len(left) == 1 else 'have'} not ended"
             return self._one(name, state, Cause.RUNNING, message, because=self._links(left, depth))
         bad = [element for element in elements if self.run.steps[element].status is state.status]
         if state.status in STEP_VALUES:
@@ -204,12 +212,15 @@ class _Chain:
             return self._one(name, state, Cause.DECIDED, f"is to fail: {failed.failure.message}", reason=failed.reason)
         if run.spec(name).on_exit:
             left = run.open_count - len(run.graph.handlers if run.graph is not None else ())
-            message = f"begins when all other steps have ended: {left:,} have not"
+            message = f"begins when all other steps have ended: {left:,} {'has' if left == 1 else 'have'} not"
             return self._one(name, state, Cause.HANDLER, message, because=self._links(self._under_way(), depth))
         above = [parent for parent in self._parents(name) if not run.steps[parent].ended]
         if not above:
             # Kept back by a decision that stops the run, or about to be launched.
-            return self._one(name, state, Cause.DECIDED, "is about to be launched, or kept back by the end of its run")
+            message = "is about to begin"
+            if run.cancel is not None:
+                message = f"will not begin, its run is asked to end: {run.cancel.message}"
+            return self._one(name, state, Cause.DECIDED, message)
         message = f"waits for {_named(above)}"
         if depth + 1 >= DEPTH_MAX:
             between, last = self._far(above[0])
@@ -264,6 +275,9 @@ class _Chain:
             because = self._links(self.run.failed[:1], depth)
         how = {CancelCause.DEADLINE: "by the run's deadline", CancelCause.FAIL_FAST: "by fail_fast"}
         by = how.get(cancel.cause, "on request") if cancel is not None else "on request"
+        parent = self.run.parent
+        if cancel is not None and cancel.by_parent and parent is not None:
+            by = f"with step {for_people(parent.step)!r} of run {parent.run}, which it is a part of"
         text = f"cancelled {by}" + (f": {message}" if message and message != f"cancelled {by}" else "")
         reason, since_s = state.reason, state.ended_at_s
         return self._one(name, state, Cause.CANCELLED, text, reason=reason, since_s=since_s, because=because)

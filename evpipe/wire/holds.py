@@ -22,6 +22,8 @@ BUCKET: Final = "limits"
 EMPTY_TTL_S: Final = 3_600.0
 #: Holders that an answer names.
 HOLDERS_SHOWN_MAX: Final = 16
+#: Holders that a sentence names.
+HOLDERS_NAMED_MAX: Final = 3
 
 
 class Holder(NamedTuple):
@@ -93,6 +95,8 @@ class HoldKind(StrEnum):
     WINDOW = "window"
     #: The queue's limit.
     QUEUE = "queue"
+    #: A slot of a worker: it has left for its queue.
+    SLOTS = "slots"
     #: A mutex or a semaphore.
     SEMAPHORE = "semaphore"
     #: A rate.
@@ -110,7 +114,7 @@ class Hold:
     queue: str
     #: Of the semaphore or the rate.
     name: str = ""
-    #: How many the limit allows; of a window, how many launches may be on their way.
+    #: How many the limit allows; of a window, how many launches may be on their way; of slots, how many there are.
     count: int = 0
     #: How many there are now.
     under_way: int = 0
@@ -120,14 +124,32 @@ class Hold:
     until_s: float | None = None
     #: How many others wait before it.
     ahead: int = 0
+    #: Of a rate: so many seconds are looked at together.
+    per_s: float = 0.0
+    #: Of a window: the priority that it has.
+    priority: int | None = None
 
     def __str__(self) -> str:
-        before = f", {self.ahead:,} before it" if self.ahead else ""
+        before = f"; {self.ahead:,} {'waits' if self.ahead == 1 else 'wait'} before it" if self.ahead else ""
         match self.kind:
             case HoldKind.WINDOW:
-                return f"it waits for its turn in the queue {self.queue!r}: {self.under_way:,} are under way{before}"
+                goes = "goes" if self.ahead == 1 else "go"
+                urgent = f" with its priority, {self.priority}, or a better one" if self.priority is not None else ""
+                first = f"; {self.ahead:,}{urgent} {goes} first" if self.ahead else ""
+                shown = self._shown_holders() or f"{self.under_way:,}"
+                are = "is" if self.under_way == 1 else "are"
+                return (
+                    f"it waits for its turn in the queue {self.queue!r}: {shown} {are} under way, which keeps its "
+                    f"workers busy{first}"
+                )
             case HoldKind.QUEUE:
-                return f"the queue {self.queue!r} is limited to {self.count:,} at a time{before}"
+                shown = f": {self._shown_holders()}" if self.holders else ""
+                return f"the queue {self.queue!r} is limited to {self.count:,} at a time{shown}{before}"
+            case HoldKind.SLOTS:
+                slots = (
+                    "the slot of its worker is" if self.count == 1 else f"all {self.count:,} slots of its workers are"
+                )
+                return f"it is in the queue {self.queue!r}, and {slots} busy: {self._shown_holders()}"
             case HoldKind.SEMAPHORE:
                 what = (
                     f"the mutex {self.name!r}" if self.count == 1 else f"the semaphore {self.name!r} of {self.count:,}"
@@ -135,12 +157,15 @@ class Hold:
                 shown = self._shown_holders() or "nobody it knows of"
                 return f"{what} is held by {shown}{before}"
             case HoldKind.RATE:
-                return f"the rate {self.name!r} allows the next launch in a moment{before}"
+                in_s = f" in any {self.per_s:g} s" if self.per_s else " in its time"
+                return f"the rate {self.name!r} lets {self.count:,} leave{in_s}{before}"
             case HoldKind.CACHE:
                 return f"{self._shown_holders()} computes the same result"
 
     def _shown_holders(self) -> str:
-        return ", ".join(f"step {for_people(step)} of run {run}" for run, step in self.holders)
+        named = [f"step {for_people(step)} of run {run}" for run, step in self.holders[:HOLDERS_NAMED_MAX]]
+        more = max(len(self.holders), self.under_way) - len(named)
+        return ", ".join(named) + (f" and {more:,} more" if named and more > 0 else "")
 
 
 def encode_hold(hold: Hold | None) -> bytes:
@@ -158,6 +183,10 @@ def encode_hold(hold: Hold | None) -> bytes:
     }
     if hold.until_s is not None:
         fields["until"] = hold.until_s
+    if hold.per_s:
+        fields["per_s"] = hold.per_s
+    if hold.priority is not None:
+        fields["priority"] = hold.priority
     return encode_map(fields)
 
 
@@ -184,4 +213,6 @@ def decode_hold(data: bytes) -> Hold | None:
         holders=tuple((run, step) for run, step in holders),
         until_s=fields.maybe_number("until"),
         ahead=fields.whole("ahead", 0),
+        per_s=fields.maybe_number("per_s") or 0.0,
+        priority=fields.whole("priority", 0) if "priority" in fields.map else None,
     )

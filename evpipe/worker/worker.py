@@ -298,7 +298,7 @@ class Worker:
             while self._young:
                 attempt = self._young[0]
                 if not attempt.ended and not attempt.stopped:
-                    due_at = (attempt.began_at or self._now()) + STARTED_AFTER_S
+                    due_at = (self._now() if attempt.began_at is None else attempt.began_at) + STARTED_AFTER_S
                     if self._now() < due_at:
                         await anyio.sleep_until(due_at)
                         continue

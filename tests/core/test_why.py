@@ -146,7 +146,7 @@ CASES: dict[str, tuple[Run, str, list[Cause], list[str]]] = {
         folded(submitted(graph(step("a"), step("h", on_exit=True, run_if=RunIf.ALWAYS)))),
         "h",
         [Cause.HANDLER, Cause.QUEUED],
-        ["h: begins when all other steps have ended: 1 have not", "a: waits in the queue 'default' for a worker"],
+        ["h: begins when all other steps have ended: 1 has not", "a: waits in the queue 'default' for a worker"],
     ),
     "waits for a person": (
         folded(submitted(graph(APPROVAL, step("b", "ask")))),

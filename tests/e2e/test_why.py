@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from typing import Any
 
@@ -64,7 +65,7 @@ def test_what_holds_a_step_up(server: ServerProcess) -> None:
                     await until_async(lambda: launched(client, "gpu"), "a launch in the queue")
                     second = await client.submit(waiting())
                     found = await second.why("one")
-                    assert causes(found) == [Cause.QUEUED, Cause.SAME_RUNS]
+                    assert causes(found) == [Cause.QUEUED, Cause.SAME_RUNS, Cause.QUEUED, Cause.NO_WORKER]
                     assert first.id in found.because[0].message
                     outer = await client.submit(around, {"fails": False})
                     await until_async(lambda: begun(outer, "inside"), "the child run has a launch")
@@ -84,10 +85,21 @@ def test_what_holds_a_step_up(server: ServerProcess) -> None:
                         await outer.why(3)  # type: ignore[arg-type]
                     await outer.cancel()
                     found = await second.why("three")
-                    assert causes(found) == [Cause.QUEUED, Cause.SEMAPHORE]
-                    assert (
-                        f"the mutex 'one-at-a-time' is held by step three of run {first.id}" in found.because[0].message
+                    # Its launch is in the queue: it holds the mutex all the same.
+                    assert causes(found) == [Cause.QUEUED, Cause.SEMAPHORE, Cause.QUEUED, Cause.NO_WORKER]
+                    completed = await anyio.run_process(
+                        [sys.executable, "-m", "evpipe", "why", second.id, "three", "--url", server.url],
+                        env=clean_environment(),
                     )
+                    text = re.sub(r", since [-0-9: ]+", "", completed.stdout.decode())
+                    no_worker = "no worker serves the queue 'gpu': start one with `evpipe worker -q gpu`"
+                    assert text.splitlines() == [
+                        "three (queued): is ready, and not launched yet",
+                        f"  the mutex 'one-at-a-time' is held by step three of run {first.id}",
+                        f"    three of run {first.id} (queued): waits in the queue 'gpu' for a worker",
+                        f"      {no_worker}",
+                        f"  {no_worker}",
+                    ]
                     assert [root.cause for root in (await first.why("one")).roots()] == [Cause.NO_WORKER]
                 async with Worker(client, ["gpu"], slots=1):
                     await first.result(timeout_s=20)
