@@ -24,6 +24,7 @@ import anyio.lowlevel
 from anyio.abc import TaskGroup
 
 from evpipe.bus.content import BytesSink, BytesSource, FileSink, FileSource, HashSink, Sink, Source
+from evpipe.bus.memory_cache import KeptBehind
 from evpipe.bus.memory_stream import MemoryFeed, MemoryStream, matches, replayed
 from evpipe.bus.outbox import BACKOFF_S, Message, Outbox, Verdict
 from evpipe.bus.protocol import (
@@ -49,7 +50,9 @@ from evpipe.bus.protocol import (
     Stored,
     Telemetry,
 )
+from evpipe.bus.results import ResultStore
 from evpipe.errors import BusClosed, BusRefused
+from evpipe.wire.cache import BUCKET as CACHE
 from evpipe.wire.config import check_queue_limit
 from evpipe.wire.limits import PAYLOAD_BYTES_MAX
 from evpipe.wire.subjects import Subjects
@@ -112,7 +115,12 @@ class _Lane:
 class MemoryServer:
     """The streams, buckets and objects that the connections of one process share."""
 
-    def __init__(self, prefix: str = "evpipe") -> None:
+    def __init__(self, prefix: str = "evpipe", *, results: ResultStore | None = None) -> None:
+        """Begin empty.
+
+        Args:
+            results: where results of cached steps are kept for other runs; None: they are not.
+        """
         self.subjects = Subjects(prefix)
         self._log = MemoryStream(self.subjects.all_events)
         self.records = self._log.records
@@ -126,6 +134,9 @@ class MemoryServer:
         self.buckets: dict[str, dict[str, tuple[Entry, float | None]]] = {}
         self.revision = 0
         self.objects: dict[str, bytes] = {}
+        #: Objects that came with results of other runs.
+        self.object_files: dict[str, Path] = {}
+        self.behind = None if results is None else KeptBehind(self, results)
         #: Of each object, the revision and the moment of its description.
         self._described: dict[str, tuple[int, float]] = {}
         #: Past it objects wait for room.
@@ -220,17 +231,21 @@ class MemoryServer:
         self._described[digest] = (self.revision, self.now_s())
 
     def object_entry(self, digest: str) -> ObjectEntry | None:
-        data = self.objects.get(digest)
-        if data is None:
+        if digest in self.objects:
+            size_bytes = len(self.objects[digest])
+        elif digest in self.object_files:
+            size_bytes = self.object_files[digest].stat().st_size
+        else:
             return None
         if digest not in self._described:
             # Somebody has put it here by hand.
             self.describe_object(digest)
         revision, at_s = self._described[digest]
-        return ObjectEntry(digest, len(data), at_s, revision)
+        return ObjectEntry(digest, size_bytes, at_s, revision)
 
     def remove_object(self, digest: str) -> None:
         self.objects.pop(digest, None)
+        self.object_files.pop(digest, None)
         self._described.pop(digest, None)
 
 
@@ -315,6 +330,7 @@ class MemoryBucket:
         self._bus = bus
         self._server = bus.server
         self._name = name
+        self._behind = bus.server.behind if name == CACHE else None
 
     def _all(self) -> dict[str, tuple[Entry, float | None]]:
         return self._server.buckets.setdefault(self._name, {})
@@ -328,15 +344,29 @@ class MemoryBucket:
             return None
         return entry
 
+    async def _found(self, key: str) -> Entry | None:
+        """As `_find`, also behind it: what is found there is here from then on."""
+        found = self._find(key)
+        if found is not None or self._behind is None:
+            return found
+        kept = await self._behind.get(key)
+        # Others may have written meanwhile.
+        found = self._find(key)
+        if found is None and kept is not None:
+            self._server.revision += 1
+            found = Entry(key, kept.value, self._server.revision, kept.at_s)
+            self._all()[key] = (found, None)
+        return found
+
     async def get(self, key: str) -> Entry | None:
         await self._bus.reach()
-        return self._find(key)
+        return await self._found(key)
 
     async def put(
         self, key: str, value: bytes, *, expected: int | None = None, ttl_s: float | None = None
     ) -> int | None:
         await self._bus.reach()
-        found = self._find(key)
+        found = self._find(key) if expected is None else await self._found(key)
         if expected is not None and expected != (found.revision if found else 0):
             return None
         self._server.revision += 1
@@ -344,16 +374,26 @@ class MemoryBucket:
         entries = self._all()
         entries.pop(key, None)
         entries[key] = (entry, anyio.current_time() + ttl_s if ttl_s is not None else None)
+        if self._behind is not None:
+            await self._behind.put(key, value)
         return entry.revision
 
     async def delete(self, key: str) -> None:
         await self._bus.reach()
         self._all().pop(key, None)
+        if self._behind is not None:
+            await self._behind.delete(key)
 
     async def entries(self, under: str = "") -> list[Entry]:
         await self._bus.reach()
         found = [entry for key in list(self._all()) if (entry := self._find(key)) is not None]
-        return [entry for entry in found if not under or f"{entry.key}.".startswith(f"{under}.")]
+        found = [entry for entry in found if not under or f"{entry.key}.".startswith(f"{under}.")]
+        if self._behind is not None:
+            here = {entry.key for entry in found}
+            kept = [one for one in await self._behind.entries(under) if one.key not in here]
+            # Of other runs, so before all that was written here.
+            found = [Entry(one.key, one.value, 0, one.at_s) for one in kept] + found
+        return found
 
 
 class MemoryObjects:
@@ -417,7 +457,7 @@ class MemoryObjects:
         await self._bus.reach()
         data = self._server.objects.get(digest)
         if data is None:
-            return False
+            return await self._read_file(digest, sink)
         for begin in range(0, len(data), PIECE_BYTES):
             sink.take([data[begin : begin + PIECE_BYTES]])
             await self._bus.reach()
@@ -426,6 +466,18 @@ class MemoryObjects:
                 self._server.remove_object(digest)
             return False
         return True
+
+    async def _read_file(self, digest: str, sink: Sink) -> bool:
+        file = self._server.object_files.get(digest)
+        if file is None:
+            return False
+        with FileSource(file) as source:
+            while part := source.read(PIECE_BYTES):
+                sink.take([part])
+                await self._bus.reach()
+        if sink.digest != digest:
+            self._server.remove_object(digest)
+        return sink.digest == digest
 
     async def find(self, digest: str) -> ObjectEntry | None:
         await self._bus.reach()
@@ -440,7 +492,7 @@ class MemoryObjects:
 
     async def entries(self) -> list[ObjectEntry]:
         await self._bus.reach()
-        found = [self._server.object_entry(digest) for digest in self._server.objects]
+        found = [self._server.object_entry(digest) for digest in {**self._server.objects, **self._server.object_files}]
         return sorted((entry for entry in found if entry is not None), key=lambda entry: entry.revision)
 
     async def remove_orphans(self, *, before_s: float) -> int:

@@ -134,6 +134,18 @@ def load_settings(
     return BusSettings(**values)  # type: ignore[arg-type]  # each value went through the check of its name
 
 
+def load_data_dir() -> Path:
+    """Give the setting `data_dir` alone: who needs no bus is not held up by what is wrong with the others.
+
+    Raises:
+        UsageError: as `load_settings`.
+    """
+    here = _current_directory()
+    option = next(option for option in _OPTIONS if option.name == "data_dir")
+    found = _find(option, {option.name: None}, _read_nearest_file(here), here)
+    return default_data_dir() if found is None else _check_path(found)
+
+
 def _find(option: _Option, flags: Mapping[str, object], file: Mapping[str, _Found], here: Path) -> _Found | None:
     if flags[option.name] is not None:
         return _Found(flags[option.name], option.name, here)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +32,15 @@ if TYPE_CHECKING:
 SHORT = 12
 
 
+mode_option = click.option(
+    "--mode",
+    type=click.Choice(["bus", "local"]),
+    default="bus",
+    show_default=True,
+    help="bus: the cache of the bus; local: what runs in the modes local and debug share on this machine.",
+)
+
+
 @click.group(cls=Group)
 def cache() -> None:
     """Look into the cache of step results, and clear it."""
@@ -40,9 +50,10 @@ def cache() -> None:
 @click.option("--pipeline", metavar="P", help="Only results of this pipeline's steps.")
 @click.option("--step", metavar="S", help="Only results of steps with this name.")
 @click.option("--limit", type=click.IntRange(min=1), default=40, show_default=True, help="Show the newest N.")
+@mode_option
 @url_option
 @output_option
-def list_results(pipeline: str | None, step: str | None, limit: int, url: str | None, output: str) -> Exit:
+def list_results(pipeline: str | None, step: str | None, limit: int, mode: str, url: str | None, output: str) -> Exit:
     """List results, the newest first.
 
     With -o json one array; each result has fingerprint, pipeline, step, run, at, hits (of the last 30 days) and
@@ -53,7 +64,7 @@ def list_results(pipeline: str | None, step: str | None, limit: int, url: str | 
     async def read(client: Client) -> list[CachedResult]:
         return await client.cache.results(pipeline=pipeline, step=step)
 
-    found: list[CachedResult] = on_bus(url, read)
+    found: list[CachedResult] = _on(mode, url, read)
     shown = found[:limit]
     if output == "json":
         write_data(json_text([_described(result) for result in shown]))
@@ -121,6 +132,7 @@ def explain(run_id: str, step: str, url: str | None, output: str) -> Exit:
     help="Only results older than this: 10m, 2h, 7d, or seconds.",
 )
 @click.option("--all", "everything", is_flag=True, help="All results.")
+@mode_option
 @url_option
 @output_option
 def clear(
@@ -129,10 +141,13 @@ def clear(
     fingerprint: str | None,
     older_s: float | None,
     everything: bool,
+    mode: str,
     url: str | None,
     output: str,
 ) -> Exit:
     """Remove results from the cache. Runs keep theirs; `evpipe gc` removes what nothing refers to any more.
+
+    With --mode local that goes, too, at once.
 
     With -o json one object: removed.
     """
@@ -150,11 +165,31 @@ def clear(
             before_s = max([datetime.now(UTC).timestamp(), *newest]) - older_s
         return await client.cache.clear(pipeline=pipeline, step=step, fingerprint=fingerprint, before_s=before_s)
 
-    removed: int = on_bus(url, remove)
+    removed: int = _on(mode, url, remove, sweeps=True)
     if output == "json":
         write_data(json_text({"removed": removed}))
     say(f"{removed:,} result{'s' * (removed != 1)} removed")
     return Exit.SUCCEEDED
+
+
+def _on(mode: str, url: str | None, body: Callable[[Client], Awaitable[Any]], *, sweeps: bool = False) -> Any:
+    """Call with a client of the bus, or of what runs without one have kept."""
+    if mode == "bus":
+        return on_bus(url, body)
+    if url is not None:
+        raise UsageError("--url means nothing with --mode local: there is no bus")
+    import anyio
+
+    from evpipe.cli.connected import kept
+    from evpipe.hosting.logs import configure_logs
+
+    configure_logs()
+
+    async def call() -> Any:
+        async with kept(sweeps=sweeps) as client:
+            return await body(client)
+
+    return anyio.run(call)
 
 
 def _check_names(pipeline: str | None, step: str | None) -> None:

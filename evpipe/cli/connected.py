@@ -1,4 +1,4 @@
-"""The connection of a command that looks at a bus, and says which one."""
+"""The connection of a command that looks at a bus, and says which one, or at what runs without a bus have kept."""
 
 from __future__ import annotations
 
@@ -24,3 +24,25 @@ async def connected(settings: BusSettings) -> AsyncIterator[Client]:
         if client.embedded is not None:
             say(f"bus: {client.embedded.url} (embedded, data in {client.embedded.store_dir})")
         yield client
+
+
+@asynccontextmanager
+async def kept(*, sweeps: bool = False) -> AsyncIterator[Client]:
+    """Give a client of what runs in the modes local and debug have kept for others.
+
+    Args:
+        sweeps: what nothing needs any more at the end is removed.
+    """
+    import anyio.to_thread
+
+    from evpipe.bus.memory import MemoryBus, MemoryServer
+    from evpipe.bus.results import kept_results
+    from evpipe.client.client import Client
+
+    results = kept_results(lambda text: say(f"note: {text}"))
+    if results is not None:
+        say(f"results: {results.folder}")
+    async with MemoryBus(MemoryServer(results=results)) as bus:
+        yield Client(bus=bus)
+    if results is not None and sweeps:
+        await anyio.to_thread.run_sync(results.sweep)

@@ -77,10 +77,11 @@ def _write_bundle(bundle: Bundle, stream: TextIO | None) -> None:
 
 
 def _foreseen(built: Built, how: RunOptions, url: str | None) -> tuple[list[Foreseen], str]:
-    """Look ahead; gives also what is to be noted. The bus is asked only if there is a step that it may have cached."""
+    """Look ahead; gives also what is to be noted. The cache is asked only if there is a cached step."""
     import anyio
 
     from evpipe.bus.settings import load_settings
+    from evpipe.cli.connected import kept
     from evpipe.client.client import check_refresh
     from evpipe.client.foresight import foresee
     from evpipe.errors import BusError
@@ -89,9 +90,16 @@ def _foreseen(built: Built, how: RunOptions, url: str | None) -> tuple[list[Fore
     refresh = check_refresh(how.refresh, built.graph, no_cache=how.no_cache)
     looks = partial(foresee, built=built, no_cache=how.no_cache, refresh=refresh)
     cacheable = any(step.cache is not None for step in built.graph.steps.values())
-    if not cacheable or how.no_cache or how.mode != "bus":
+    if not cacheable or how.no_cache:
         return anyio.run(looks, None), ""
     configure_logs()
+    if how.mode != "bus":
+
+        async def look() -> list[Foreseen]:
+            async with kept() as client:
+                return await looks(client.bus)
+
+        return anyio.run(look), ""
 
     async def ask() -> list[Foreseen]:
         from evpipe.client.client import Client

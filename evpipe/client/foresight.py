@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.util
 import inspect
 import sys
+import time
 import typing
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -128,9 +129,9 @@ async def _looked_up(bus: Bus, step: Step, fingerprint: str) -> tuple[StepSuccee
 
 
 async def _now_s(bus: Bus) -> float:
-    """Give the newest moment that the bus's clock has shown in the log."""
+    """Give the newest moment that the bus's clock has shown in the log; where there is no log, it is this machine's."""
     newest = await bus.last(bus.subjects.all_events)
-    return newest.at_s if newest is not None else 0.0
+    return newest.at_s if newest is not None else time.time()
 
 
 # ---- serializers

@@ -41,8 +41,7 @@ from evpipe.wire.cache import (
     encode_marker,
     hit_key,
 )
-from evpipe.wire.messages import decode_event
-from evpipe.wire.subjects import EventSubject
+from evpipe.wire.messages import result_in
 
 if TYPE_CHECKING:
     from evpipe.controller.desk import Case
@@ -267,11 +266,8 @@ class LookUps:
         """Give the result if it counts still, and all of it is there."""
         if policy.ttl_s is not None and self._now_s() - found.at_s > policy.ttl_s:
             return None
-        try:
-            event = decode_event(EventSubject(entry.pipeline, entry.run, entry.step, "succeeded"), entry.event, 0.0)
-        except RemoteProtocolError:
-            return None
-        if not isinstance(event, StepSucceeded):
+        event = result_in(entry)
+        if event is None:
             return None
         async with self._limiter:
             if not await is_intact(self._bus, event.value, read_bytes_max=READ_BYTES_MAX):

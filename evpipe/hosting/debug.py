@@ -23,8 +23,12 @@ from typing import Any, Final
 
 import anyio
 import anyio.from_thread
+import structlog
 from anyio.lowlevel import EventLoopToken, current_token
 
+from evpipe.bus.memory import MemoryBus, MemoryServer
+from evpipe.bus.results import ResultStore, Use, kept_results
+from evpipe.client.cache import CacheView
 from evpipe.client.client import check_refresh, new_run_id
 from evpipe.client.command_files import command_files, commands_of
 from evpipe.client.family import Family
@@ -53,7 +57,7 @@ from evpipe.core.events import (
     Submitted,
 )
 from evpipe.core.fingerprint import NO_FACTS
-from evpipe.core.graph import Graph, steps_in
+from evpipe.core.graph import Graph, Step, steps_in
 from evpipe.core.lineage import check_depth, child_run_id
 from evpipe.core.machine import Run
 from evpipe.core.mapping import base_of
@@ -61,7 +65,7 @@ from evpipe.core.names import for_people
 from evpipe.core.parameters import check_parameters
 from evpipe.core.states import Reason, RunIf
 from evpipe.core.waits import WaitKind, answer_problem
-from evpipe.errors import EvpipeError, UsageError
+from evpipe.errors import EvpipeError, RemoteProtocolError, UsageError
 from evpipe.hosting.answers import BY, Answers, ask, can_ask, nobody_answers
 from evpipe.hosting.display import Display
 from evpipe.hosting.interrupts import CANCELLING, INTERRUPTED, Interrupts
@@ -69,6 +73,16 @@ from evpipe.hosting.rates import keep_rates
 from evpipe.sdk.context import entered
 from evpipe.sdk.pipeline import Built
 from evpipe.sdk.result import RunResult
+from evpipe.wire.cache import (
+    CacheEntry,
+    Hit,
+    Marker,
+    components_map,
+    decode_entry,
+    encode_entry,
+    encode_hit,
+    hit_key,
+)
 from evpipe.wire.children import (
     encode_child,
     encode_end_of_step,
@@ -87,6 +101,7 @@ from evpipe.wire.messages import (
     encode_launch,
     encode_submission,
     order_of,
+    result_in,
 )
 from evpipe.wire.notes import with_notes
 from evpipe.wire.spool import Shelf, Spool, TemporaryFolder
@@ -101,6 +116,8 @@ from evpipe.worker.failures import timeout_failure
 from evpipe.worker.notes import Kept
 from evpipe.worker.recording import AttemptRecorder
 
+log = structlog.get_logger(__name__)
+
 
 def run_debug(
     built: Built,
@@ -114,7 +131,7 @@ def run_debug(
 
     Args:
         display: is told of the run; None: nobody is.
-        no_cache: as of `run`; there is no cache but what this run itself has computed.
+        no_cache: as of `run`.
         refresh: as of `run`.
         answers: as of `run`; an approval that has none is asked for at the terminal, if there is one.
 
@@ -123,20 +140,26 @@ def run_debug(
         KeyboardInterrupt: after Ctrl-C, when the run has been cancelled and has ended; after another one at once.
     """
     prepared = Answers(answers, built.graph)
-    check_refresh(refresh, built.graph, no_cache=no_cache)
+    refreshed = check_refresh(refresh, built.graph, no_cache=no_cache)
     if display is not None:
         display.bus("none, plain calls in this thread (mode debug)")
-    store = _Store(built.graph, display, caches=not no_cache and not refresh)
+    store = _Store(built.graph, display)
+    facts = None if no_cache else facts_of_run(built.graph)
     data = encode_graph(built.graph, store.writer, store.graphs)
     digest = graph_digest(data)
     store.graphs[digest] = data
-    payload = encode_submission(Submission(graph=digest, parameters=built.parameters), store.writer)
+    submission = Submission(
+        graph=digest, parameters=built.parameters, facts=facts or NO_FACTS, no_cache=no_cache, refresh=refreshed
+    )
+    payload = encode_submission(submission, store.writer)
     with store.interrupts:
         run = _DebugRun(new_run_id(), decode_submission(payload), built.graph.pipeline, store, prepared).to_end()
     if display is not None:
         family = Family(run, store.below)
         display.show(family)
         display.finished(family)
+        if facts is not None and not store.interrupts.asked:
+            outside_of_any_loop(lambda: anyio.run(store.say_what_was_cached, display, run, payload))
     if store.interrupts.asked:
         raise KeyboardInterrupt
     return store.result_of(run)
@@ -145,16 +168,15 @@ def run_debug(
 class _Store:
     """What a debug run and the runs that its steps are have in common: what they have stored, and computed."""
 
-    def __init__(self, graph: Graph, display: Display | None, *, caches: bool) -> None:
+    def __init__(self, graph: Graph, display: Display | None) -> None:
         self.display = display
         self.interrupts = Interrupts()
         # For as long as its values may be asked for.
         self.base = TemporaryFolder("debug")
         #: Encoded graphs, by digest.
         self.graphs: dict[str, bytes] = {}
-        #: Results of cached steps, by fingerprint: the event, its pipeline, run and step.
-        self.results: dict[str, tuple[StepSucceeded, str, str, str]] = {}
-        self.facts = (facts_of_run(graph) if caches else None) or NO_FACTS
+        self._results: ResultStore | None = None
+        self._use: Use | None = None
         self.lists = OpenLists()
         self._said_so = False
         #: By id, all runs that have begun.
@@ -180,11 +202,57 @@ class _Store:
         return Spool(lambda: self.base.path, pickles=pickles)
 
     def shelf(self, pickles: bool) -> Shelf:
-        def find(digest: str) -> Path | None:
-            file = self.base.path / digest
-            return file if file.is_file() else None
+        return Shelf(self.find, lambda: Path(tempfile.mkdtemp(dir=self.base.path)), pickles=pickles)
 
-        return Shelf(find, lambda: Path(tempfile.mkdtemp(dir=self.base.path)), pickles=pickles)
+    def find(self, digest: str) -> Path | None:
+        """Give the file of an artifact that a step of the run gave, or the result of another that was taken."""
+        file = self.base.path / digest
+        return file if file.is_file() else None if self._use is None else self._use.file(digest)
+
+    # ---- the cache
+
+    @property
+    def results(self) -> ResultStore:
+        """Those of the user; where they cannot be kept, those of this run alone."""
+        if self._results is None:
+            self._results = kept_results(self._note) or ResultStore(self.base.path / "results", self._note)
+        return self._results
+
+    def cached(self, step: Step, fingerprint: str) -> tuple[StepSucceeded, Origin] | None:
+        """Give the result of a step with this fingerprint, if it counts still, and all of it is there."""
+        assert step.cache is not None, "only of cached steps"
+        if self._use is None:
+            self._use = Use(self.results)
+        kept = self.results.get(fingerprint, self._use)
+        if kept is None or (step.cache.ttl_s is not None and time.time() - kept.at_s > step.cache.ttl_s):
+            return None
+        try:
+            entry = decode_entry(kept.value)
+        except RemoteProtocolError:
+            return None
+        event = result_in(entry) if isinstance(entry, CacheEntry) else None
+        return None if event is None or isinstance(entry, Marker) else (event, entry.origin(kept.at_s))
+
+    def keep(self, entry: CacheEntry) -> None:
+        """Put a result into the cache."""
+        self.results.put(entry.fingerprint, encode_entry(entry), self.find)
+
+    async def say_what_was_cached(self, display: Display, run: Run, submitted: bytes) -> None:
+        """Find it out as on a bus, of which there is as much as that needs."""
+        server = MemoryServer(results=self.results)
+        assert run.graph is not None, "a root run has one"
+        server.append(server.subjects.event(run.graph.pipeline, run.id, None, "submitted"), submitted, None)
+        server.object_files = {file.name: file for file in self.base.path.iterdir() if file.is_file()}
+        async with MemoryBus(server) as bus:
+            await display.cache(CacheView(bus), run)
+
+    def _note(self, text: str) -> None:
+        if self.display is not None:
+            self.display.note(text)
+        else:
+            log.warning("results_not_kept", error=text)
+
+    # ----
 
     def result_of(self, run: Run) -> RunResult[Any]:
         # The method holds this object, and so the folder, for as long as the result lives.
@@ -443,26 +511,44 @@ class _DebugRun:
     def _launched(self, launch: Launch) -> Event:
         """Give what follows from a launch: what the cache says, or what the call gives."""
         launch = self._store.filled(launch)
-        components = components_of(self.run.spec(launch.step), launch.arguments, self._store.facts)
-        fingerprint = components.fingerprint() if components is not None else ""
-        if fingerprint in self._store.results:
-            found, pipeline, run, step = self._store.results[fingerprint]
-            origin = Origin(pipeline=pipeline, run=run, step=step, at_s=found.at_s)
+        step = self.run.spec(launch.step)
+        components = components_of(step, launch.arguments, self._submission.facts)
+        if components is None:
+            keep_rates(step.limits)
+            return self._read(launch.step, self._call(launch))
+        fingerprint = components.fingerprint()
+        refresh = self._submission.refresh
+        refreshed = base_of(launch.step) in refresh or "*" in refresh
+        found = None if refreshed else self._store.cached(step, fingerprint)
+        if found is not None:
+            event, origin = found
+            hit = Hit(fingerprint, self._pipeline, self.run.id, launch.step)
+            self._store.results.put(hit_key(hit), encode_hit(hit), self._store.find)
             return self._logged(
                 StepCached(
                     step=launch.step,
                     attempt=launch.attempt,
-                    value=found.value,
+                    value=event.value,
                     fingerprint=fingerprint,
                     origin=origin,
-                    notes=found.notes,
+                    notes=event.notes,
                 )
             )
-        keep_rates(self.run.spec(launch.step).limits)
-        event = self._read(launch.step, self._call(launch))
-        if fingerprint and isinstance(event, StepSucceeded):
-            self._store.results[fingerprint] = (event, self._pipeline, self.run.id, launch.step)
-        return event
+        keep_rates(step.limits)
+        conclusion = self._call(launch)
+        if conclusion.kind == "succeeded":
+            self._store.keep(
+                CacheEntry(
+                    fingerprint=fingerprint,
+                    pipeline=self._pipeline,
+                    run=self.run.id,
+                    step=launch.step,
+                    attempt=launch.attempt,
+                    event=conclusion.payload,
+                    components=components_map(components),
+                )
+            )
+        return self._read(launch.step, conclusion)
 
     def _logged(self, event: Decision | StepApproved) -> Event:
         """Give the event as the log would give it back: what is too long is cut."""

@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any, Final, TextIO
 import anyio
 import structlog
 
+from evpipe.client.cache import CacheView, cache_line
 from evpipe.core.lineage import child_run_id
+from evpipe.core.machine import Run
 from evpipe.core.run_state import StepState
 from evpipe.core.states import STEP_VALUES, RunStatus, StepStatus
 from evpipe.errors import EvpipeError
@@ -27,6 +29,8 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
+#: What the cache did is told if it can be found out in this time.
+EXPLAIN_WAIT_S: Final = 2.0
 #: Rows of the table: what is under way first, then what ended last.
 ROWS_MAX: Final = 16
 PATH_CHARS_MAX: Final = 48
@@ -157,9 +161,15 @@ class Display:
             line += f": {' '.join(run.message.split())}"
         self._say(line)
 
-    def cache(self, line: str) -> None:
-        """Say what of the run was taken from the cache."""
-        self._say(f"cache: {' '.join(line.split())}")
+    async def cache(self, view: CacheView, run: Run) -> None:
+        """Say what of the run was taken from the cache, and why the rest ran; the run does not depend on it."""
+        try:
+            with anyio.move_on_after(EXPLAIN_WAIT_S):
+                line = await cache_line(view, run)
+                if line:
+                    self._say(f"cache: {' '.join(line.split())}")
+        except EvpipeError as error:
+            log.debug("cache_not_explained", error=str(error))
 
     def _say(self, line: str) -> None:
         if not self._quiet:

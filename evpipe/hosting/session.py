@@ -13,19 +13,18 @@ from typing import Any, Final
 import anyio
 import anyio.from_thread
 import anyio.lowlevel
-import structlog
 from anyio.lowlevel import current_token
 
-from evpipe.bus.memory import MemoryBus
+from evpipe.bus.memory import MemoryBus, MemoryServer
+from evpipe.bus.results import kept_results
 from evpipe.bus.settings import BusSettings, load_settings
-from evpipe.client.cache import cache_line
 from evpipe.client.client import Client, check_refresh
 from evpipe.client.family import Family
 from evpipe.client.handle import RunHandle
 from evpipe.controller.controller import Controller
 from evpipe.core.graph import queues_of, steps_in
 from evpipe.core.machine import Run
-from evpipe.errors import EvpipeError, WaitTimeout
+from evpipe.errors import WaitTimeout
 from evpipe.hosting.answers import Answers, answer_waits
 from evpipe.hosting.display import Display
 from evpipe.hosting.interrupts import CANCELLING, INTERRUPTED
@@ -35,8 +34,6 @@ from evpipe.sdk.pipeline import Built
 from evpipe.sdk.result import RunResult
 from evpipe.worker.worker import Worker
 
-log = structlog.get_logger(__name__)
-
 #: How long the absence of a controller, or of a worker for a queue, stays unsaid.
 PATIENCE_S: Final = 4.0
 #: The last lines of the steps may come after the news of the run's end.
@@ -44,8 +41,6 @@ OUTPUT_WAIT_S: Final = 2.0
 #: So many lines are shown in so many seconds.
 SHOW_LINES_MAX: Final = 500
 SHOW_WINDOW_S: Final = 0.5
-#: What the cache did is told if it can be found out in this time.
-EXPLAIN_WAIT_S: Final = 2.0
 #: After Ctrl-C the steps of an embedded run are given this long to end.
 CANCEL_WAIT_S: Final = 10.0
 
@@ -157,7 +152,8 @@ class Session:
                     self._display.finished(self._family)
                 raise KeyboardInterrupt
             self._display.finished(family)
-            await self._say_what_was_cached(client, family.run)
+            if not self._no_cache:
+                await self._display.cache(client.cache, family.run)
             # Those of its own steps. Of others' workers whoever reads them says so, to `RunHandle.result`.
             pickles = self._hosts and any(step.pickle for step in steps_in(self._built.graph))
             return handle.result_of(family.run, allow_pickle=pickles)
@@ -167,7 +163,9 @@ class Session:
         """Connect, and host what this run needs; gives the client and the queue of the run's launches."""
         if self._mode == "local":
             self._display.bus("in this process, no server (mode local)")
-            async with MemoryBus() as bus:
+            caches = not self._no_cache and any(step.cache is not None for step in steps_in(self._built.graph))
+            results = kept_results(self._display.note) if caches else None
+            async with MemoryBus(MemoryServer(results=results)) as bus:
                 client = Client(bus=bus)
                 async with Controller(client), Worker(client, [OWN_QUEUE], allow_pickle=True):
                     yield client, OWN_QUEUE
@@ -283,21 +281,6 @@ class Session:
         async for _ in signals:
             scope.cancel()
             return
-
-    async def _say_what_was_cached(self, client: Client, run: Run) -> None:
-        """Say what was taken from the cache and why the rest ran; the run does not depend on it."""
-        if self._no_cache:
-            return
-        try:
-            with anyio.move_on_after(EXPLAIN_WAIT_S):
-                line = await cache_line(client.cache, run)
-                if line:
-                    # What a process without a server keeps goes with it.
-                    self._display.cache(
-                        line if self._mode == "bus" else f"{line} (mode local keeps nothing for other runs)"
-                    )
-        except EvpipeError as error:
-            log.debug("cache_not_explained", error=str(error))
 
     async def _say_who_is_missing(self, client: Client, handle: RunHandle[Any]) -> None:
         """Say within 5 s if nobody is there to run it."""

@@ -42,7 +42,7 @@ from evpipe.core.names import check_name, for_people
 from evpipe.core.states import Reason, RunIf, RunStatus
 from evpipe.errors import LimitExceeded, RemoteProtocolError, UsageError
 from evpipe.wire.artifacts import ArtifactReader, ArtifactWriter, is_digest
-from evpipe.wire.cache import facts_map, facts_of
+from evpipe.wire.cache import CacheEntry, facts_map, facts_of
 from evpipe.wire.codec import Fields, decode_map, encode_map, encode_map_with
 from evpipe.wire.limits import (
     ARGUMENTS_BYTES_MAX,
@@ -307,6 +307,15 @@ def decode_event(subject: EventSubject, data: bytes, at_s: float) -> Event | Non
     if decoder is None:
         return None
     return decoder(decode_map(data, _NAMED[subject.kind]), step, at_s)
+
+
+def result_in(entry: CacheEntry) -> StepSucceeded | None:
+    """Give the result that an entry of the cache has; None if it cannot be read."""
+    try:
+        event = decode_event(EventSubject(entry.pipeline, entry.run, entry.step, "succeeded"), entry.event, 0.0)
+    except RemoteProtocolError:
+        return None
+    return event if isinstance(event, StepSucceeded) else None
 
 
 def _succeeded(fields: Fields, step: str, at_s: float) -> Event:

@@ -121,7 +121,9 @@ def test_what_the_cache_would_give(evpipe: CommandLine, tmp_path: Path) -> None:
     assert outcomes("-p", "depth=4") == {"load": "cached", "first": "runs", "check": "runs", "train": "open"}
     assert outcomes("--no-cache") == dict.fromkeys(("load", "first", "check", "train"), "runs")
     assert outcomes("--refresh", "first")["first"] == "runs"
-    assert outcomes("--mode", "debug") == {"load": "open", "first": "open", "check": "runs", "train": "open"}
+    assert outcomes("--mode", "debug") == {"load": "runs", "first": "open", "check": "runs", "train": "open"}
+    assert evpipe("run", f"{script}:fit", "--mode", "debug").code == 0
+    assert outcomes("--mode", "local") == {"load": "cached", "first": "cached", "check": "runs", "train": "open"}
     unreachable = evpipe.with_env(EVPIPE_NATS_URL="nats://127.0.0.1:1")
     done = unreachable("run", f"{script}:fit", "--dry-run")
     assert (done.code, "the cache was not asked" in done.err) == (0, True)

@@ -12,8 +12,6 @@ from evpipe import RunResult, StepResult
 from tests.scenarios import pipelines as these
 from tests.scenarios.row import Row
 
-KEEPS: Final = {"debug": "it keeps no results for other runs"}
-
 Result = RunResult[Any]
 
 
@@ -459,7 +457,6 @@ ROWS: Final[list[Row]] = [
         ours="hello: cached",
         value="world",
         check=called(A14a=1),
-        not_in=KEEPS,
     ),
     Row(
         id="A14a third",
@@ -471,7 +468,6 @@ ROWS: Final[list[Row]] = [
         ours="hello: succeeded",
         value="world",
         check=called(A14a=2),
-        not_in=KEEPS,
     ),
     Row(
         id="A14b first",
@@ -493,7 +489,6 @@ ROWS: Final[list[Row]] = [
         ours="item-1 item-3: cached, item-2 save: succeeded",
         differs="what was done is `cached`; there the step runs and finds its marker",
         check=called(A14b_1=1, A14b_2=2, A14b_3=1),
-        not_in=KEEPS,
     ),
     # ---- F1
     Row(
@@ -629,7 +624,6 @@ ROWS: Final[list[Row]] = [
         parameters={"token": "F7"},
         theirs="before s work t: ok",
         ours="before s work t: succeeded",
-        not_in=KEEPS,
     ),
     Row(
         id="F7(7)",
@@ -641,7 +635,6 @@ ROWS: Final[list[Row]] = [
         ours="before: cached, s work t: succeeded",
         differs="what has effects is not cached, so it runs in every run; `refresh` names what else is to run again",
         check=called(F7_before=1, F7_s=2, F7_work=2, F7_t=2),
-        not_in=KEEPS,
     ),
     Row(
         id="F7(8)",
@@ -699,7 +692,6 @@ ROWS: Final[list[Row]] = [
         theirs="load split fit score: cached",
         ours="load split fit score: cached",
         value=14 / 22,
-        not_in=KEEPS,
     ),
     Row(
         id="C1 other seed",
@@ -709,7 +701,6 @@ ROWS: Final[list[Row]] = [
         theirs="load: cached, split fit score: ok",
         ours="load: cached, split fit score: succeeded",
         value=22 / 30,
-        not_in=KEEPS,
     ),
     Row(
         id="C1 changed",

@@ -32,6 +32,8 @@ from tests.scenarios.row import Row, agree, states
 from tests.scenarios.table import ROWS
 
 PATIENCE_S: Final = 60
+#: Lines of rows that take results of runs before them.
+CACHED: Final = {"A14a", "A14b", "F7(7)", "C1"}
 #: The scenarios that there are, with their variants.
 SCENARIOS: Final = (
     "A1a A1b A1c A1d A2 A3 A5a A5b A7a A7b A7c A8a A8b A8c A8d A8e A9a A9b A9c A12 A13a A13b A13c A14a A14b F1 F3 F5 "
@@ -61,6 +63,23 @@ def test_every_scenario_ends_as_its_row_says(mode: str, tmp_path: Path) -> None:
             found = anyio.run(on_bus, rows, NatsBus(BusSettings(url=server.url)), server.url)
     assert len(found) == len(rows)
     assert {name: problems for name, problems in found.items() if problems} == {}
+
+
+# The rows above share a bus. What is kept from one start of a script to the next is another matter.
+def test_results_are_kept_for_other_runs_in_local_mode() -> None:
+    these.start_again()
+    rows = [row for row in ROWS if row.after in CACHED]
+    assert {row.after for row in rows} == CACHED
+    found = {row.id: in_local_mode(row) for row in rows}
+    assert {name: problems for name, problems in found.items() if problems} == {}
+
+
+def in_local_mode(row: Row) -> list[str]:
+    time.sleep(row.pause_s)
+    these.BROKEN.update(row.broken)
+    result = run(row.pipeline, dict(row.parameters), mode="local", refresh=row.refresh)
+    these.BROKEN.difference_update(row.broken)
+    return problems_of(row, result)
 
 
 def in_debug_mode(row: Row) -> list[str]:
