@@ -12,6 +12,7 @@ class SkipStep(Exception):
                 raise SkipStep(f"nothing was published on {day}")
 
     What follows is what follows from a `when` that is false. It is no failure: nothing is tried again, `on_failure`
-    does not matter, and nothing is cached. A decorator below `@step` may raise it before the body is called. Outside of
-    a run it is an exception like any other.
+    does not matter, and nothing is cached. A decorator below `@step` may raise it before the body is called. It has to
+    come out of the body by itself: in a group of exceptions it is a failure. Outside of a run it is an exception like
+    any other.
     """

@@ -10,6 +10,7 @@ from typing import Any
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from evpipe.core.artifact import Artifact, lengths_in
 from evpipe.core.bindings import OneOf, OutputRef, ParameterRef, Tree
 from evpipe.core.commands import Await, CancelRun, Decide, Quarantine, StopAttempt, WakeAt
 from evpipe.core.conditions import Comparison, Condition, IsTrue, Negation
@@ -28,12 +29,30 @@ from evpipe.core.why import why
 from evpipe.errors import UsageError
 from evpipe.wire.graphs import decode_graph, encode_graph
 from tests.core.budget import examples
-from tests.core.making import RUN_ID, cancel, due, failed, skipped, snapshot, started, submitted, succeeded
+from tests.core.making import (
+    RUN_ID,
+    cancel,
+    due,
+    failed,
+    skipped,
+    skipped_itself,
+    snapshot,
+    started,
+    submitted,
+    succeeded,
+)
 from tests.core.test_cached import ORIGIN
 
 #: A graph of mapped steps of mapped steps may have very many; those are no better for this.
 STEPS_LOOKED_AT = 300
 PATHS: Sequence[tuple[str | int, ...]] = [()] * 12 + [("k",), (0,), (0, "k"), ("k", 0)]
+
+
+def stored(values: list[Any]) -> Artifact:
+    """What stands for a list that is stored; the lists in it are known, or some of them."""
+    return Artifact(
+        kind="value", digest="a" * 64, size_bytes=9, length=len(values), is_list=True, lengths=lengths_in(values)
+    )
 
 
 class Plan:
@@ -46,7 +65,8 @@ class Plan:
     def value(self, depth: int = 0) -> Any:
         rng = self.rng
         if rng.random() < 0.6 and depth < 3:
-            return [self.value(depth + 1) for _ in range(rng.choice((0, 1, 2, 2, 2)))]
+            found = [self.value(depth + 1) for _ in range(rng.choice((0, 1, 2, 2, 2)))]
+            return stored(found) if depth == 0 and rng.random() < 0.2 else found
         return rng.choice((0, 1, 2, "text", None, True, {"k": 1}, {"k": [1, 2]}))
 
     def tree(self, names: list[str], depth: int = 0) -> Tree:
@@ -118,6 +138,7 @@ class Plan:
             succeeded(name, attempt, value=self.value()),
             failed(name, attempt, rng.choice(tuple(Reason))),
             skipped(name),
+            skipped_itself(name, attempt),
             StepCached(step=name, attempt=attempt, value=self.value(), origin=ORIGIN),
             StepCancelled(step=name, attempt=attempt),
             StepApproved(step=name, answer=rng.choice((True, 3))),
@@ -148,6 +169,8 @@ class Plan:
         if rng.random() < self.fails:
             reason = rng.choice((Reason.ERROR, Reason.LOST, Reason.OUTPUT))
             return failed(command.step, command.attempt, reason)
+        if run.spec(command.step).child is None and rng.random() < 0.05:
+            return skipped_itself(command.step, command.attempt)
         if run.spec(command.step).cache is not None and rng.random() < 0.5:
             return StepCached(step=command.step, attempt=command.attempt, value=self.value(), origin=ORIGIN)
         return succeeded(command.step, command.attempt, value=self.value())
