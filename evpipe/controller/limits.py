@@ -409,7 +409,7 @@ class Limits:
         """Say whether a holder's attempt is over: None if not; else whether its body may still be about to stop."""
         case = self._cases.get(holder.run)
         if case is None:
-            return None if await lives(self._bus, holder.run, holder.step) else True
+            return None if await lives(self._bus, holder.run, holder.step, holder.attempt) else True
         if case.waiting is not None:
             return None
         state = case.run.steps.get(holder.step)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from evpipe.bus.protocol import Bus
-from evpipe.core.events import Event, Finished
+from evpipe.core.events import Event, Finished, StepSkipped, StepSucceeded
 from evpipe.errors import RemoteProtocolError
 from evpipe.wire.messages import decode_event
 
@@ -13,13 +13,19 @@ from evpipe.wire.messages import decode_event
 _ENDS: Final = ("succeeded", "cached", "cancelled", "skipped")
 
 
-async def lives(bus: Bus, run: str, step: str) -> bool:
-    """Say whether a step is still to end, by its run's log; one that has failed may be tried again."""
+async def lives(bus: Bus, run: str, step: str, attempt: int = 0) -> bool:
+    """Say whether a step is still to end, by its run's log; one that has failed may be tried again.
+
+    Args:
+        attempt: the end that a worker told of an earlier one does not count: it came too late.
+    """
     submitted = await bus.last(bus.subjects.events_of_step(run, "_", "submitted"))
     if submitted is None or isinstance(await _event(bus, run, "_", "finished"), Finished):
         return False
     for kind in _ENDS:
-        if await _event(bus, run, step, kind) is not None:
+        event = await _event(bus, run, step, kind)
+        late = isinstance(event, (StepSucceeded, StepSkipped)) and 0 < event.attempt < attempt
+        if event is not None and not late:
             return False
     return True
 
