@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple, Self
-
-import anyio
 
 from evpipe.bus.protocol import Bus, Record
 from evpipe.client.fold import RunFold
@@ -20,8 +19,8 @@ from evpipe.core.run_state import StepState
 from evpipe.core.states import StepStatus
 from evpipe.errors import NotFound
 
-#: Logs that are read at the same time.
-READS_MAX: Final = 16
+#: Runs that are named to the server together.
+READ_TOGETHER_MAX: Final = 16
 
 
 class Row(NamedTuple):
@@ -87,9 +86,9 @@ def has_children(run: Run) -> bool:
     return run.graph is not None and any(step.child is not None for step in run.graph.steps.values())
 
 
-async def folded(bus: Bus, run_id: str, graphs: dict[str, Graph] | None = None) -> Run:
-    """Give a run as the log shows it now; see `RunFold`."""
-    fold = RunFold(bus, run_id, graphs)
+async def folded(bus: Bus, run_id: str) -> Run:
+    """Give a run as the log shows it now."""
+    fold = RunFold(bus, run_id)
     last = await bus.last_sequence()
     async for records in bus.replay([bus.subjects.events_of_run(run_id)], up_to=last):
         for record in records:
@@ -103,31 +102,13 @@ async def runs_below(bus: Bus, run: Run) -> dict[str, Run]:
     Returns:
         By the path of the step, such as "inner" and "inner/fit[2]"; each after the one that it is a step of.
     """
-    found: dict[str, Run] = {}
-    graphs: dict[str, Graph] = {}
-    level = {"": run}
-    limiter = anyio.CapacityLimiter(READS_MAX)
-    while level:
-        paths = {
-            f"{path}{for_people(name)}": child_run_id(above.id, name, state.attempt)
-            for path, above in level.items()
-            for name, state in above.steps.items()
-            if state.attempt and above.spec(name).child is not None
-        }
-        read: dict[str, Run] = {}
-
-        async def look(path: str, run_id: str, read: dict[str, Run] = read) -> None:
-            async with limiter:
-                read[path] = await folded(bus, run_id, graphs)
-
-        async with anyio.create_task_group() as task_group:
-            for path, run_id in paths.items():
-                task_group.start_soon(look, path, run_id)
-        # What was never submitted is no run: its arguments could not be made.
-        below = {path: read[path] for path in paths if read[path].submitted_at_s is not None}
-        found |= below
-        level = {f"{path}/": one for path, one in below.items()}
-    return found
+    if run.graph is None or not has_children(run):
+        return {}
+    async with FamilyFold(bus, run.id, run.graph.pipeline) as fold:
+        await fold.read()
+        rows = fold.family.rows()
+        found = ((row.path, fold.family.inside(row.path, row.run, row.name)) for row in rows)
+        return {path: inside for path, inside in found if inside is not None}
 
 
 async def run_of_path(bus: Bus, run: Run, path: str) -> tuple[Run, str]:
@@ -229,6 +210,27 @@ class FamilyFold:
             self.feed.drop(run_id)
         for below in [below for below in self._below if below == path or below.startswith(f"{path}/")]:
             del self._below[below]
+
+    async def read(self) -> None:
+        """Fold what is in the log now."""
+        async with aclosing(self.feed.rest(await self._bus.last_sequence())) as batches:
+            async for records in batches:
+                await self.fold(records)
+                if self.family.run.ended:
+                    # What others said since, in days maybe, is not looked through.
+                    break
+        await self.rest()
+        if self.family.run.ended:
+            # The end of a run comes after the end of the step that it is.
+            await self._read_ends([member for member in self.feed.members if member != self.root])
+
+    async def _read_ends(self, members: list[Member]) -> None:
+        up_to = await self._bus.last_sequence()
+        for i in range(0, len(members), READ_TOGETHER_MAX):
+            some = members[i : i + READ_TOGETHER_MAX]
+            subjects = [self._bus.subjects.events_of_run(member.run, member.pipeline) for member in some]
+            async for records in self._bus.replay(subjects, after=self.feed.position, up_to=up_to):
+                await self.fold(records)
 
     async def rest(self) -> list[Member]:
         """Fold what those below had said when the root said what was folded last."""

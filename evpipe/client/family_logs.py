@@ -15,8 +15,8 @@ from evpipe.client.notes import progress_in
 from evpipe.core.machine import Run
 from evpipe.wire.notes import PROGRESS, Progress
 
-#: Runs whose lines are read together, in the order in which they were told.
-TOGETHER_MAX: Final = 100
+#: Runs whose lines are read together, in the order in which they were told; a server is slow with more.
+TOGETHER_MAX: Final = 32
 
 
 async def lines_below(bus: Bus, run: Run, runs: Mapping[str, Run], *, attempt: int | None) -> AsyncIterator[LogEntry]:

@@ -23,11 +23,11 @@ import anyio
 from evpipe.bus.protocol import Bus, Record
 
 #: Runs of one pipeline that are named one by one; of more, all runs of the pipeline are read.
-NAMED_MAX: Final = 16
+NAMED_MAX: Final = 4
 #: Subjects of one consumer.
 SUBJECTS_MAX: Final = 64
 #: A consumer is not made anew more often than this.
-ANEW_S: Final = 0.2
+ANEW_S: Final = 0.1
 #: Clocks of servers in a cluster may be apart.
 APART_S: Final = 5.0
 
@@ -160,6 +160,16 @@ class GrowingFeed:
         for members in (self._open, self._behind, self._new):
             members.pop(run, None)
 
+    @property
+    def members(self) -> list[Member]:
+        """The runs that are followed."""
+        return [*self._open.values(), *self._behind.values(), *self._new.values()]
+
+    @property
+    def position(self) -> int:
+        """What was said up to this sequence was given, but of those that were added since."""
+        return self._position
+
     def __aiter__(self) -> Self:
         return self
 
@@ -178,19 +188,25 @@ class GrowingFeed:
         Args:
             up_to: if it is less than what was given last, that.
         """
-        while self._new or self._behind:
-            found = await self._look_back()
-            if found:
-                yield found
-        if self._open and self._position < up_to:
-            async for records in self._source.replay(self._open.values(), after=self._position, up_to=up_to):
+        while True:
+            while self._new or self._behind:
+                found = await self._look_back()
+                if found:
+                    yield found
+            if not self._open or self._position >= up_to:
+                return
+            async for records in self._source.replay(list(self._open.values()), after=self._position, up_to=up_to):
                 self._position = records[-1].sequence
                 found = self._of(self._open, records)
                 if found:
                     yield found
+            self._position = up_to
 
     def _left_s(self) -> float:
-        return 0.0 if self._feed is None else self._made_at + ANEW_S - anyio.current_time()
+        """Give how long new runs have to wait: not at all if they are read already, and left out until now."""
+        if self._feed is None or self._source.subjects([*self._open.values(), *self._new.values()]) == self._subjects:
+            return 0.0
+        return self._made_at + ANEW_S - anyio.current_time()
 
     async def _look_back(self) -> list[Record]:
         """Give what new runs have said so far; [] if that is all."""

@@ -70,6 +70,9 @@ class Watched:
         assert len(lines) == 1 + ROWS_MAX + 2, "the head, what is shown of it, what is not, and the counts"
         assert [line.split()[:2] for line in lines[1:3]] == [["fit", "running"], ["fit[0]", "running"]]
         assert "fit[0]/at_gate" in screen.getvalue()
+        anew = await handle.below()
+        assert {f"fit[{i}]" for i in range(COUNT)} | {"outer_fit/fit"} <= set(anew)
+        assert anew["fit[0]"].steps["at_gate"].status is StepStatus.RUNNING
         hidden = sum(1 for _ in self.family.rows()) - ROWS_MAX
         assert f"… {hidden:,} more" in lines[-2]
 
