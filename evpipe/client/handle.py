@@ -18,7 +18,7 @@ from evpipe.client.family_logs import follow_lines_below, follow_progress_below,
 from evpipe.client.fold import RunFold, folded
 from evpipe.client.logs import LogEntry, check_choice, read_logs
 from evpipe.client.notes import RECENT_S, follow_progress, read_metrics, read_progress, read_recorded
-from evpipe.client.values import look_of, opener_of
+from evpipe.client.values import look_of, opener_of, recall_of
 from evpipe.client.waiting import WaitingStep, answer_step, waiting_steps
 from evpipe.client.why import explained
 from evpipe.core.events import CancelCause, CancelRequested
@@ -70,7 +70,8 @@ class RunHandle(Generic[R_co]):
         """Give the result that a folded log shows; its values may be read after the client is gone."""
         opener = None if self._connect is None else opener_of(self._connect, allow_pickle=allow_pickle)
         look = None if self._connect is None else look_of(self._connect, allow_pickle=allow_pickle)
-        return RunResult.of(run, opener, look)
+        recall = None if self._connect is None else recall_of(self._connect, self.pipeline)
+        return RunResult.of(run, opener, look, recall)
 
     async def value(self, step: str | None = None, *, allow_pickle: bool = False) -> Any:
         """Give what the run, or one of its steps, gave, with all that is stored beside the log.

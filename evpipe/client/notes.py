@@ -54,6 +54,8 @@ class Recorded:
     parts: list[tuple[Any, int]] = field(default_factory=list)
     #: Points in all of them, and before what is missing between them.
     count: int = 0
+    #: Points that were more than are kept.
+    left_out: int = 0
     artifacts: Mapping[str, Any] = field(default_factory=dict)
     #: Who told of it, if it is in pieces.
     worker: str = ""
@@ -92,7 +94,7 @@ async def read_recorded(
 
 def _whole(notes: Notes) -> Recorded:
     parts = [(notes.metrics, 0)] if isinstance(notes.metrics, Artifact) or notes.metrics else []
-    return Recorded(ended=True, parts=parts, artifacts=notes.artifacts)
+    return Recorded(ended=True, parts=parts, left_out=notes.left_out, artifacts=notes.artifacts)
 
 
 def _joined(told: _Pieces) -> Recorded:
@@ -106,9 +108,30 @@ def _joined(told: _Pieces) -> Recorded:
         if piece.points > before:
             found.parts.append((piece.notes.metrics, before))
             found.count = piece.offset + piece.points
+        found.left_out = max(found.left_out, piece.notes.left_out)
         artifacts.update(piece.notes.artifacts)
     found.artifacts = artifacts
     return found
+
+
+async def _rows(store: ArtifactStore, recorded: Recorded) -> list[Any]:
+    """Give the points of all parts, as rows that nobody has looked at."""
+    rows: list[Any] = []
+    for part, before in recorded.parts:
+        found = await store.load(part)
+        if not isinstance(found, (list, tuple)):
+            raise RemoteProtocolError(f"points of metrics are of type {type(found).__name__}, not a list")
+        rows += found[before:]
+    return rows
+
+
+async def recorded_notes(bus: Bus, run_id: str, pipeline: str, step: str, attempt: int) -> Notes | None:
+    """Give what the log has of what one attempt recorded, with its points; None if it has nothing."""
+    recorded = (await read_recorded(bus, run_id, pipeline, step)).get((step, attempt))
+    if recorded is None:
+        return None
+    rows = await _rows(ArtifactStore(bus.objects), recorded)
+    return Notes(metrics=rows, left_out=recorded.left_out, artifacts=recorded.artifacts)
 
 
 async def read_metrics(bus: Bus, run_id: str, pipeline: str, choice: Choice, attempt: int | None) -> list[MetricPoint]:
@@ -129,9 +152,7 @@ async def read_metrics(bus: Bus, run_id: str, pipeline: str, choice: Choice, att
     kept = await read_recorded(bus, run_id, pipeline, choice.token)
     for (of, number), recorded in kept.items():
         if choice.takes(of) and attempt in (None, number) and recorded.parts:
-            found = points[of, number] = []
-            for rows, before in recorded.parts:
-                found += points_of(await store.load(rows), for_people(of), number)[before:]
+            points[of, number] = points_of(await _rows(store, recorded), for_people(of), number)
     for told, batch, some in live:
         key = (told.step, told.attempt)
         if not choice.takes(told.step):

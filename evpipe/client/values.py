@@ -18,7 +18,9 @@ from anyio.abc import TaskGroup, TaskStatus
 
 from evpipe.client.artifact_store import ArtifactStore
 from evpipe.client.loops import outside_of_any_loop
-from evpipe.sdk.result import Look, Opener, RunResult
+from evpipe.client.notes import recorded_notes
+from evpipe.core.notes import Notes
+from evpipe.sdk.result import Look, Opener, Recall, RunResult
 from evpipe.wire.storing import artifacts_of
 
 if TYPE_CHECKING:
@@ -69,6 +71,24 @@ def look_of(connect: Callable[[], Client], *, allow_pickle: bool = False) -> Loo
         return outside_of_any_loop(lambda: anyio.run(read))
 
     return look
+
+
+def recall_of(connect: Callable[[], Client], pipeline: str) -> Recall:
+    """Give what finds what attempts of a run recorded whose end does not say it, connecting each time.
+
+    Args:
+        connect: makes a client of the installation.
+        pipeline: of the run.
+    """
+
+    def recall(run_id: str, step: str, attempt: int) -> Notes | None:
+        async def read() -> Notes | None:
+            async with connect() as client:
+                return await recorded_notes(client.bus, run_id, pipeline, step, attempt)
+
+        return outside_of_any_loop(lambda: anyio.run(read))
+
+    return recall
 
 
 class _LateObjects:

@@ -52,6 +52,7 @@ from evpipe.core.events import (
     StepCached,
     StepFailed,
     StepReceived,
+    StepSkipped,
     StepStarted,
     StepSucceeded,
     Submitted,
@@ -62,6 +63,7 @@ from evpipe.core.lineage import check_depth, child_run_id
 from evpipe.core.machine import Run
 from evpipe.core.mapping import base_of
 from evpipe.core.names import for_people
+from evpipe.core.notes import Notes
 from evpipe.core.parameters import check_parameters
 from evpipe.core.states import Reason, RunIf
 from evpipe.core.waits import WaitKind, answer_problem
@@ -179,6 +181,8 @@ class _Store:
         self._use: Use | None = None
         self.lists = OpenLists()
         self._said_so = False
+        #: What attempts recorded, by run, step and attempt: their end may be a cancel, which does not say it.
+        self.notes: dict[tuple[str, str, int], Notes] = {}
         #: By id, all runs that have begun.
         self.runs: dict[str, Run] = {}
         #: By the path of the step, those that steps are; of one that was retried the last.
@@ -256,7 +260,7 @@ class _Store:
 
     def result_of(self, run: Run) -> RunResult[Any]:
         # The method holds this object, and so the folder, for as long as the result lives.
-        return RunResult.of(run, self._opened, self._child)
+        return RunResult.of(run, self._opened, self._child, self._recorded)
 
     def filled(self, command: BeginT) -> BeginT:
         """Give a launch with the elements of lists that are its arguments."""
@@ -274,6 +278,9 @@ class _Store:
 
     def _child(self, run: str, _pipeline: str) -> RunResult[Any] | None:
         return self.result_of(self.runs[run]) if run in self.runs else None
+
+    def _recorded(self, run: str, step: str, attempt: int) -> Notes | None:
+        return self.notes.get((run, step, attempt))
 
     def _put(self, files: Mapping[str, bytes]) -> str:
         folder = self.base.path / "commands" if files else None
@@ -515,7 +522,7 @@ class _DebugRun:
         components = components_of(step, launch.arguments, self._submission.facts)
         if components is None:
             keep_rates(step.limits)
-            return self._read(launch.step, self._call(launch))
+            return self._ended(launch, self._call(launch))
         fingerprint = components.fingerprint()
         refresh = self._submission.refresh
         refreshed = base_of(launch.step) in refresh or "*" in refresh
@@ -548,7 +555,14 @@ class _DebugRun:
                     components=components_map(components),
                 )
             )
-        return self._read(launch.step, conclusion)
+        return self._ended(launch, conclusion)
+
+    def _ended(self, launch: Launch, conclusion: Conclusion) -> Event:
+        """Give the end of an attempt, which may come too late to count; what it recorded is kept all the same."""
+        event = self._read(launch.step, conclusion)
+        if isinstance(event, (StepSucceeded, StepFailed, StepSkipped)) and event.notes is not None:
+            self._store.notes[self.run.id, launch.step, launch.attempt] = event.notes
+        return event
 
     def _logged(self, event: Decision | StepApproved) -> Event:
         """Give the event as the log would give it back: what is too long is cut."""

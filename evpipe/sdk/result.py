@@ -29,6 +29,8 @@ _ENDED_WITHOUT_VALUE = frozenset({StepStatus.FAILED, StepStatus.SKIPPED, StepSta
 Opener: TypeAlias = Callable[[Any], Any]
 #: Gives the result of a run by its id and pipeline, if there is such a run.
 Look: TypeAlias = "Callable[[str, str], RunResult[Any] | None]"
+#: Gives what an attempt recorded that somebody else has ended, by its run, step (as the bus names it) and number.
+Recall: TypeAlias = Callable[[str, str, int], Notes | None]
 
 
 def _as_it_is(value: Any) -> Any:
@@ -69,6 +71,7 @@ class StepResult:
     _notes: Notes | None = None
     _open: Opener = _as_it_is
     _child: Callable[[], RunResult[Any] | None] | None = None
+    _recall: Callable[[], Notes | None] | None = None
 
     @property
     def result(self) -> RunResult[Any] | None:
@@ -85,19 +88,20 @@ class StepResult:
     def metrics(self) -> list[MetricPoint]:
         """Every point that the attempt which ended it recorded (`current().metric`), in that order.
 
-        Of a cached step those of the attempt whose result it has. Fetched now, and again whenever this is read.
+        Of an attempt that was lost with its worker those of its last second may be missing. Of a cached step those of
+        the attempt whose result it has. Fetched now, and again whenever this is read.
 
         Raises:
             ArtifactUnreadable: if they are missing or damaged.
         """
-        if self._notes is None:
-            return []
-        return points_of(self._open(self._notes.metrics), self.name, self.attempts)
+        notes = self._recorded()
+        return [] if notes is None else points_of(self._open(notes.metrics), self.name, self.attempts)
 
     @property
     def metrics_left_out(self) -> int:
         """How many points were not kept, because there were too many."""
-        return 0 if self._notes is None else self._notes.left_out
+        notes = self._recorded()
+        return 0 if notes is None else notes.left_out
 
     @property
     def artifacts(self) -> Mapping[str, Any]:
@@ -105,12 +109,19 @@ class StepResult:
 
         Its `[name]` raises ArtifactUnreadable if the value is missing, damaged, or cannot be read in this process.
         """
-        return Artifacts({} if self._notes is None else self._notes.artifacts, self._open)
+        notes = self._recorded()
+        return Artifacts({} if notes is None else notes.artifacts, self._open)
 
     @property
     def stored_artifacts(self) -> Mapping[str, Any]:
-        """The artifacts as the log has them, with what stands for that of them which is stored beside it."""
+        """The artifacts that came with its end, with what stands for that of them which is stored beside the log.
+
+        Reading it fetches nothing.
+        """
         return {} if self._notes is None else self._notes.artifacts
+
+    def _recorded(self) -> Notes | None:
+        return self._notes if self._recall is None else self._recall()
 
     @property
     def value(self) -> Any:
@@ -152,6 +163,7 @@ class StepResult:
         name: str,
         opener: Opener,
         look: Look | None = None,
+        recall: Recall | None = None,
         elements: tuple[StepResult, ...] = (),
     ) -> StepResult:
         """Show the state of a step in a folded log."""
@@ -163,6 +175,14 @@ class StepResult:
         if child is not None and attempt:
             child_run = child_run_id(run.id, name, attempt)
             find = None if look is None else partial(look, child_run, child.pipeline)
+        # Whoever ended it did not know what it had recorded.
+        by_others = state.status is StepStatus.CANCELLED or (
+            state.status is StepStatus.FAILED and state.reason is Reason.LOST
+        )
+        if recall is not None and by_others and attempt and child is None and state.notes is None and not elements:
+            recorded = partial(recall, run.id, name, attempt)
+        else:
+            recorded = None
         shows_traceback = state.status is StepStatus.FAILED and state.failure is not None
         return cls(
             run_id=run.id,
@@ -185,6 +205,7 @@ class StepResult:
             _notes=state.notes,
             _open=opener,
             _child=find,
+            _recall=recorded,
         )
 
 
@@ -271,12 +292,15 @@ class RunResult(Generic[R_co]):
         return f"<run {self.id} of pipeline {self.pipeline!r}: {self.status}, {done} of {len(single)} steps{error}>"
 
     @classmethod
-    def of(cls, run: Run, opener: Opener | None = None, look: Look | None = None) -> RunResult[Any]:
+    def of(
+        cls, run: Run, opener: Opener | None = None, look: Look | None = None, recall: Recall | None = None
+    ) -> RunResult[Any]:
         """Show a folded log; the run need not have ended.
 
         Args:
             opener: gives values with everything in the place of their artifacts; None: they stay artifacts.
             look: gives the results of the runs that its steps are; None: they have none.
+            recall: gives what attempts recorded whose end does not say it; None: nothing.
         """
         opener = opener or _as_it_is
         return RunResult(
@@ -285,21 +309,21 @@ class RunResult(Generic[R_co]):
             status=run.status,
             error=run.message,
             reason=run.reason,
-            steps=_steps(run, opener, look),
+            steps=_steps(run, opener, look, recall),
             failed_step=for_people(run.failed[0]) if run.failed else None,
             _value=run.value,
             _open=opener,
         )
 
 
-def _steps(run: Run, opener: Opener, look: Look | None) -> dict[str, StepResult]:
+def _steps(run: Run, opener: Opener, look: Look | None, recall: Recall | None) -> dict[str, StepResult]:
     names = list(run.in_order())
     made: dict[str, StepResult] = {}
     # Elements first: their node has them.
     for name in reversed(names):
         count = run.expansions[name].count if name in run.expansions else 0
         elements = tuple(made[for_people(element_of(name, index))] for index in range(count))
-        made[for_people(name)] = StepResult.of(run, name, opener, look, elements)
+        made[for_people(name)] = StepResult.of(run, name, opener, look, recall, elements)
     return {shown: made[shown] for shown in map(for_people, names)}
 
 

@@ -12,8 +12,8 @@ from evpipe.wire.messages import LaunchOrder
 from evpipe.wire.subjects import LaunchSubject
 from evpipe.worker.conclusion import Conclusion, conclude_failure
 
-#: Runs an attempt: its launch, its order, and the launch's payload as it came.
-Execute: TypeAlias = Callable[[LaunchSubject, LaunchOrder, bytes], Awaitable[Conclusion]]
+#: Runs an attempt: its launch, its order, and the launch's payload as it came. Is told whether it was stopped.
+Execute: TypeAlias = Callable[[LaunchSubject, LaunchOrder, bytes, Callable[[], bool]], Awaitable[Conclusion]]
 
 
 class Attempt:
@@ -72,7 +72,7 @@ class Attempt:
         self.began_at = now
         conclusion: Conclusion | None = None
         try:
-            conclusion = await execute(self.launch, self.order, self.delivery.payload)
+            conclusion = await execute(self.launch, self.order, self.delivery.payload, self._is_stopped)
         except cancelled:
             if not self.stopped:
                 # The worker itself is leaving, not this attempt.
@@ -80,6 +80,9 @@ class Attempt:
         finally:
             self.ended = True
         return None if self.stopped else conclusion
+
+    def _is_stopped(self) -> bool:
+        return self.stopped
 
 
 def lost(launch: LaunchSubject) -> Conclusion:

@@ -285,7 +285,8 @@ async def waits_in_loop(folder: str) -> None:
     say_and_begin(folder)
     try:
         await asyncio.sleep(60)
-    finally:
+    except asyncio.CancelledError:
+        # And is ended all the same: what it gives is nobody's.
         current().metric("loss", MANY)
 
 
@@ -294,6 +295,18 @@ def cancelled(folder: str) -> None:
     waits_in_process(folder)
     waits_in_thread(folder)
     waits_in_loop(folder)
+
+
+@step
+async def is_late() -> None:
+    current().artifact("rows", ROWS)
+    current().metric("loss", 1)
+    await asyncio.sleep(0.4)
+
+
+@pipeline(deadline_s=0.3)
+def late() -> None:
+    is_late()
 
 
 @step

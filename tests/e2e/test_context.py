@@ -17,6 +17,7 @@ from evpipe.bus.memory import Fault, MemoryBus
 from evpipe.bus.outbox import Message
 from evpipe.bus.server import ServerProcess
 from evpipe.bus.settings import BusSettings
+from evpipe.client.artifact_store import ArtifactStore
 from evpipe.client.handle import RunHandle
 from evpipe.client.logs import LogEntry
 from evpipe.client.notes import read_recorded
@@ -247,7 +248,8 @@ def test_a_cancelled_run(kind: str, tmp_path: Path) -> None:
             handle = await client.submit(these.cancelled, {"folder": str(tmp_path)})
             await until_async(_all(*(tmp_path / f"{name} began" for name in names)), "all of it runs")
             await handle.cancel()
-            assert (await handle.result()).status == "cancelled"
+            result = await handle.result()
+            assert result.status == "cancelled"
             await until_async(_all(tmp_path / "ended"), "its thread has ended")
             said = [("loss", float(i), None) for i in range(these.MANY)]
             for name in names:
@@ -259,7 +261,40 @@ def test_a_cancelled_run(kind: str, tmp_path: Path) -> None:
                 await until_async(kept, "what it said is kept")
                 assert points(await handle.metrics(name)) == wanted
                 assert await handle.artifacts(name, attempt=1) == {"rows": these.ROWS, "last": name}
+                step = result.steps[name]
+                assert points(step.metrics) == wanted
+                assert dict(step.artifacts) == {"rows": these.ROWS, "last": name}
             assert [event.kind async for event in handle.events()][-1] == "finished"
+
+    in_loop(body)
+
+
+def test_a_run_that_is_cancelled_in_this_thread() -> None:
+    """Nobody stops a call, and what it said is there as if somebody had."""
+    step = run(these.late, mode="debug").steps["is_late"]
+    assert (step.status, step.reason) == ("cancelled", "deadline")
+    assert points(step.metrics) == [("loss", 1.0, None)]
+    assert dict(step.artifacts) == {"rows": these.ROWS}
+
+
+def test_a_worker_that_leaves(tmp_path: Path) -> None:
+    """Attempts that it does not wait for are begun again elsewhere; what they said is kept before it has gone."""
+    names = ["waits_in_process", "waits_in_thread", "waits_in_loop"]
+
+    async def body() -> None:
+        async with MemoryBus() as bus, Client(bus=bus) as client, Controller(client):
+            handle = await client.submit(these.cancelled, {"folder": str(tmp_path)})
+            async with Worker(client, slots=6, local_code=False):
+                await until_async(_all(*(tmp_path / f"{name} began" for name in names)), "all of it runs")
+            kept = await read_recorded(bus, handle.id, handle.pipeline)
+            assert {step: recorded.count for (step, _), recorded in kept.items()} == {
+                "waits_in_process": these.MANY,
+                "waits_in_thread": these.MANY,
+                "waits_in_loop": these.MANY + 1,
+            }
+            for recorded in kept.values():
+                loaded = await ArtifactStore(bus.objects).load(recorded.artifacts["rows"])
+                assert loaded == these.ROWS
 
     in_loop(body)
 
@@ -296,6 +331,7 @@ def test_a_run_that_loses_its_worker(bus: ConfiguredBus, tmp_path: Path) -> None
             bus.host("worker")
             assert (await handle.result()).value == 2
             assert await told(handle) == found
+            assert points((await handle.result()).steps["loses_its_worker"].metrics)[-1][1] == 2 * these.MANY - 1
             assert len(await handle.metrics(attempt=2)) == 2 * these.MANY
             assert await handle.artifacts("loses_its_worker", attempt=1) == {"rows": these.ROWS}
             garbage = await client.collect_garbage(older_s=600.0)

@@ -281,7 +281,7 @@ def test_a_store_without_room(tmp_path: Path) -> None:
             await anyio.sleep(300)
             assert there.told == []
             there.bus.server.objects_bytes_max = 10**9
-            await anyio.sleep(100)
+            await until(lambda: sum(piece.points for piece in there.told) >= 20_000)
             assert await there.read() == list(range(20_000))
 
     play("trio", main)

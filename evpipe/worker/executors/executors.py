@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
 from types import TracebackType
@@ -94,31 +95,35 @@ class Executors:
         """Send what attempts write and say, until cancelled."""
         await self._book.run()
 
-    async def execute(self, launch: LaunchSubject, order: LaunchOrder, payload: bytes) -> Conclusion:
-        """Run an attempt to its end; raises nothing but its own cancellation."""
+    async def execute(
+        self, launch: LaunchSubject, order: LaunchOrder, payload: bytes, stopped: Callable[[], bool]
+    ) -> Conclusion:
+        """Run an attempt to its end; raises nothing but its own cancellation.
+
+        Args:
+            stopped: says whether the end that this gives will not be told.
+        """
         folder = self._scratch.new()
         notes = AttemptNotes(self._book, launch, order.pipeline, folder, self._pieces)
-        needed = False
+        told = False
         try:
             if order.timeout_s is None:
                 conclusion = await self._run(launch, order, payload, folder, notes)
             else:
                 conclusion = await self._run_in_time(launch, order, payload, folder, notes, order.timeout_s)
             notes.end()
-            return await self._stored(launch, order, conclusion, folder, notes)
+            conclusion = await self._stored(launch, order, conclusion, folder, notes)
+            told = True
+            return conclusion
         except BaseExceptionGroup as group:
             # Of several transfers; a cancellation comes by itself.
             return self._broken(launch, only_one(group))
         except Exception as error:  # noqa: BLE001 - told by `_broken`
             return self._broken(launch, error)
-        except self._cancelled:
-            notes.end()
-            # No event of its own has them.
-            needed = self._pieces.rest(notes)
-            raise
         finally:
             notes.end()
-            if not needed:
+            # No event of its own has them where it was cancelled, or they could not be stored.
+            if (told and not stopped()) or not self._pieces.rest(notes):
                 await self._scratch.remove(folder)
 
     def _broken(self, launch: LaunchSubject, error: BaseException) -> Conclusion:
