@@ -280,8 +280,13 @@ class ResultStore:
         """Write a file; an object that is there in its size is there."""
         if digest and _size(file) == source.size_bytes:
             return
-        file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with FileSink(file) as sink:
+        try:
+            sink = FileSink(file)
+        except FileNotFoundError:
+            # The first of its folder.
+            file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            sink = FileSink(file)
+        with sink:
             while part := source.read(_PIECE_BYTES):
                 sink.take([part])
             if digest:

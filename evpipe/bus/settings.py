@@ -55,7 +55,7 @@ class BusSettings:
     tls_key: Path | None = None
     #: First token of every subject: another prefix is another installation.
     prefix: str = DEFAULT_PREFIX
-    #: Where the embedded server keeps its data.
+    #: Where the embedded server keeps its data, and runs without a server their results.
     data_dir: Path = field(default_factory=default_data_dir)
     #: Copies of each stream on a cluster.
     replicas: int = 1

@@ -123,6 +123,20 @@ def test_interrupt(evpipe: CommandLine, tmp_path: Path) -> None:
     assert (last["kind"], last["data"]["status"]) == ("finished", "cancelled")
 
 
+def test_interrupt_in_debug_mode(evpipe: CommandLine, tmp_path: Path) -> None:
+    """Ctrl-C ends the call, and with it the run, whose end is written."""
+    started = tmp_path / "started"
+    process = evpipe.start("run", f"{MODULE}:waiting", "-p", f"started={started}", "--mode", "debug", "-o", "json")
+    until(started.exists, "the step runs")
+    process.send_signal(signal.SIGINT)
+    done = finish(process)
+    assert done.code == 130
+    assert "Traceback" not in done.err
+    assert "note: cancelling (Ctrl-C again to leave at once)" in done.err
+    assert (done.json["status"], done.json["error"]) == ("cancelled", "interrupted with Ctrl-C")
+    assert done.err.splitlines()[-1].endswith(": interrupted with Ctrl-C")
+
+
 def test_configured_bus(hosted_bus: CommandLine) -> None:
     """On a configured bus the steps run where a worker is; the same key is the same run."""
     args = ("run", f"{MODULE}:churn", "-o", "json", "--key", "monday")
