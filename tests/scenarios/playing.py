@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -27,9 +27,15 @@ class Odd(Exception):
     """What it does not."""
 
 
+#: Are told of each attempt, by its step, when it begins.
+TELL: list[Callable[[str], None]] = []
+
+
 async def play(*, scripts: dict[str, list[str]], **_inputs: Any) -> Any:
     """Run one attempt: end as its step's script says of it; attempts past the script succeed."""
     here = current()
+    for tell in TELL:
+        tell(here.step)
     script = scripts.get(here.step, [])
     outcome = script[here.attempt - 1] if here.attempt <= len(script) else "ok"
     match outcome:

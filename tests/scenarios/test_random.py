@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import signal
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -10,17 +12,22 @@ from typing import Any, TypeAlias
 import pytest
 from anyio.from_thread import start_blocking_portal
 from hypothesis import given
+from hypothesis import strategies as st
 
 from evpipe import Client, Controller, RunResult, Worker
 from evpipe.bus.server import ServerProcess
 from evpipe.bus.settings import BusSettings
+from evpipe.client.family import Family
+from evpipe.core.machine import Run
 from evpipe.core.names import from_people
-from evpipe.core.states import RunStatus, StepStatus
+from evpipe.core.states import Reason, RunIf, RunStatus, StepStatus
 from evpipe.hosting.debug import run_debug
+from evpipe.hosting.display import Display
 from tests.core.budget import examples
 from tests.core.oracle import End, filled, interpret, run_ends_as
 from tests.core.plans import Plan, plans
 from tests.core.test_maps import mapped_plans, plain_name
+from tests.scenarios import playing
 from tests.scenarios.playing import Played, playable
 
 OnBus: TypeAlias = Callable[[Plan], RunResult[Any]]
@@ -51,6 +58,17 @@ def on_bus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OnBus]:
 
 def in_debug_mode(plan: Plan) -> RunResult[Any]:
     return run_debug(Played(plan).build({}))
+
+
+class Seen(Display):
+    """Keeps the run that it was told of."""
+
+    def __init__(self) -> None:
+        super().__init__(io.StringIO())
+        self.ended: list[Run] = []
+
+    def finished(self, family: Family) -> None:
+        self.ended.append(family.run)
 
 
 def check(plan: Plan, result: RunResult[Any]) -> None:
@@ -97,6 +115,39 @@ def test_maps_on_the_bus(on_bus: OnBus, found: tuple[Plan, Plan]) -> None:
 @examples(50)
 def test_in_debug_mode(plan: Plan) -> None:
     check(plan, in_debug_mode(plan))
+
+
+@given((plans() | mapped_plans().map(lambda found: found[0])).map(playable), st.integers(1, 6))
+@examples(60)
+def test_ctrl_c_in_debug_mode(plan: Plan, nth: int) -> None:
+    """Whenever it comes, every step ends, and nothing begins after it that does not run whatever happens."""
+    called: list[str] = []
+
+    def press(step: str) -> None:
+        called.append(step)
+        if len(called) == nth:
+            signal.raise_signal(signal.SIGINT)
+
+    playing.TELL.append(press)
+    seen = Seen()
+    try:
+        run_debug(Played(plan).build({}), seen)
+    except KeyboardInterrupt:
+        assert len(called) >= nth
+    else:
+        assert len(called) < nth
+    finally:
+        playing.TELL.clear()
+    (run,) = seen.ended
+    assert run.ended
+    assert all(state.ended for state in run.steps.values())
+    final = {name: run.spec(name).run_if is RunIf.ALWAYS for name in run.steps}
+    assert all(final[from_people(name)] for name in called[nth:])
+    assert all(not final[name] for name, state in run.steps.items() if state.status is StepStatus.CANCELLED)
+    if len(called) >= nth and not final[from_people(called[nth - 1])]:
+        state = run.steps[from_people(called[nth - 1])]
+        assert (state.status, state.reason) == (StepStatus.CANCELLED, Reason.REQUEST)
+        assert (run.status, run.reason) == (RunStatus.CANCELLED, Reason.REQUEST)
 
 
 @given(plans(order_free=True).map(playable))
