@@ -31,6 +31,8 @@ class Row(NamedTuple):
     #: The run that has it, and its name there, on the bus.
     run: Run
     name: str
+    #: The run that its current attempt is, if it is one and has begun.
+    inside: Run | None
 
     @property
     def state(self) -> StepState:
@@ -45,8 +47,7 @@ class Family:
     #: By the path of the step that it is, such as "inner" and "inner/fit[2]".
     below: Mapping[str, Run] = field(default_factory=dict)
 
-    def inside(self, path: str, run: Run, name: str) -> Run | None:
-        """Give the run that the current attempt of a step is, if it has begun."""
+    def _inside(self, path: str, run: Run, name: str) -> Run | None:
         found = self.below.get(path)
         parent = None if found is None else found.parent
         is_current = parent is not None and (parent.run, parent.attempt) == (run.id, run.steps[name].attempt)
@@ -61,8 +62,8 @@ class Family:
             prefix, run, names = above[-1]
             for name in names:
                 path = prefix + for_people(name)
-                yield Row(path, run, name)
-                found = self.inside(path, run, name) if self.below else None
+                found = self._inside(path, run, name) if self.below else None
+                yield Row(path, run, name, found)
                 if found is not None:
                     above.append((f"{path}/", found, found.in_order()))
                     break
@@ -74,10 +75,9 @@ class Family:
         if not self.below:
             return self.run.counts()
         found: Counter[StepStatus] = Counter()
-        for path, run, name in self.rows():
-            inside = self.inside(path, run, name)
-            if name not in run.expansions and (inside is None or not inside.steps):
-                found[run.steps[name].status] += 1
+        for row in self.rows():
+            if row.name not in row.run.expansions and (row.inside is None or not row.inside.steps):
+                found[row.state.status] += 1
         return found
 
 
@@ -106,9 +106,7 @@ async def runs_below(bus: Bus, run: Run) -> dict[str, Run]:
         return {}
     async with FamilyFold(bus, run.id, run.graph.pipeline) as fold:
         await fold.read()
-        rows = fold.family.rows()
-        found = ((row.path, fold.family.inside(row.path, row.run, row.name)) for row in rows)
-        return {path: inside for path, inside in found if inside is not None}
+        return {row.path: row.inside for row in fold.family.rows() if row.inside is not None}
 
 
 async def run_of_path(bus: Bus, run: Run, path: str) -> tuple[Run, str]:

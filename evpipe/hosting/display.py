@@ -227,19 +227,33 @@ def progress_text(told: Progress) -> str:
 
 
 def shown_rows(rows: list[Row]) -> list[Row]:
-    """Choose the rows of the table: the most telling ones, in the order in which they are."""
+    """Choose the rows of the table: the most telling ones, in the order in which they are.
+
+    A step that is a run tells less than the steps of that, and is shown with those.
+    """
     if len(rows) <= ROWS_MAX:
         return rows
-    by_status: dict[StepStatus, list[int]] = {status: [] for status in _ORDER}
-    for i, row in enumerate(rows):
-        by_status[row.state.status].append(i)
-    chosen: list[int] = []
-    for status in _ORDER:
-        places = by_status[status]
-        left = ROWS_MAX - len(chosen)
-        # Of what has ended the last are news, of what is to come the first.
-        chosen += places[-left:] if status in STEP_VALUES and left else places[:left]
+    places = {row.path: i for i, row in enumerate(rows) if row.inside is not None}
+    chosen: set[int] = set()
+    for is_run in (False, True):
+        by_status: dict[StepStatus, list[int]] = {status: [] for status in _ORDER}
+        for i, row in enumerate(rows):
+            if (row.inside is not None) is is_run:
+                by_status[row.state.status].append(i)
+        for status in _ORDER:
+            # Of what has ended the last are news, of what is to come the first.
+            for i in reversed(by_status[status]) if status in STEP_VALUES else by_status[status]:
+                if len(chosen) == ROWS_MAX:
+                    return [rows[i] for i in sorted(chosen)]
+                above = {places[path] for path in _above(rows[i].path)} if places else set()
+                chosen |= {i, *above} if len(chosen | above | {i}) <= ROWS_MAX else {i}
     return [rows[i] for i in sorted(chosen)]
+
+
+def _above(path: str) -> Iterator[str]:
+    """Give the paths of the steps that are the runs around a step."""
+    while path := path.rpartition("/")[0]:
+        yield path
 
 
 def _shortened(path: str) -> str:

@@ -11,7 +11,9 @@ import pytest
 
 from evpipe import Client, Controller, Worker
 from evpipe.bus.memory import MemoryBus
-from evpipe.hosting.display import Display
+from evpipe.client.family import Row
+from evpipe.hosting.display import ROWS_MAX, Display, shown_rows
+from tests.core.making import folded, graph, started, step, submitted
 from tests.e2e import context_pipelines as these
 from tests.e2e.helpers import until_async
 
@@ -48,3 +50,23 @@ def test_the_table_shows_progress(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
             display.show(family)
 
     anyio.run(main)
+
+
+def test_a_large_table_shows_the_steps_that_run_wherever_they_are() -> None:
+    """Very many steps that are runs, all of them running, and one of their steps that runs, too, far down."""
+    outer = folded(submitted(graph(*(step(f"c{i}") for i in range(40)))), *(started(f"c{i}") for i in range(40)))
+    rows = []
+    for i in range(40):
+        inner = folded(submitted(graph(step("a"), step("b", "a"))), *([started("a")] if i == 33 else []))
+        rows += [
+            Row(f"c{i}", outer, f"c{i}", inner),
+            Row(f"c{i}/a", inner, "a", None),
+            Row(f"c{i}/b", inner, "b", None),
+        ]
+    chosen = [row.path for row in shown_rows(rows)]
+    assert len(chosen) == ROWS_MAX
+    assert chosen[-2:] == ["c33", "c33/a"]
+    assert chosen[:4] == ["c0", "c0/a", "c1", "c1/a"], (
+        "what waits for a worker is next, each below the step that it is in"
+    )
+    assert shown_rows(rows[:ROWS_MAX]) == rows[:ROWS_MAX]
