@@ -33,7 +33,7 @@ from evpipe.wire.children import encode_child, encode_end_of_step, refusal_of_ch
 from evpipe.wire.spool import spooled
 
 if TYPE_CHECKING:
-    from evpipe.controller.desk import Case
+    from evpipe.controller.case import Case
 
 log = structlog.get_logger(__name__)
 

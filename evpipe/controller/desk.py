@@ -10,8 +10,8 @@ other runs go on.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Final, TypeAlias
+from collections.abc import Iterable, Sequence
+from typing import Final, TypeAlias
 
 import anyio
 import anyio.lowlevel
@@ -20,18 +20,14 @@ import msgpack
 import structlog
 from anyio.abc import TaskGroup
 
-from evpipe.bus.clock import loop_clock
-from evpipe.bus.protocol import Bus, Outcome, Record, Refused, Sending
+from evpipe.bus.protocol import Bus, Outcome, Record, Refused
 from evpipe.bus.raised import log_raised
-from evpipe.client.artifact_store import store_all
 from evpipe.client.graphs import fetch_graph
+from evpipe.controller.case import Case
 from evpipe.controller.children import Children
 from evpipe.controller.chores import Chores
-from evpipe.controller.dispatch import Dispatch, Held, Lane
-from evpipe.controller.limits import Limits
-from evpipe.controller.lists import ListOpener
-from evpipe.controller.look_ups import LookUps, Miss
-from evpipe.controller.queue_watch import QueueWatch
+from evpipe.controller.dispatch import Lane
+from evpipe.controller.launches import Launches
 from evpipe.controller.timers import Timers
 from evpipe.controller.watches import Watches
 from evpipe.core.commands import Await, CancelRun, Command, Decide, Launch, Quarantine, StopAttempt, SubmitRun, WakeAt
@@ -40,7 +36,6 @@ from evpipe.core.events import (
     Decision,
     Due,
     Event,
-    Failure,
     Finished,
     StepCached,
     StepCancelled,
@@ -50,29 +45,23 @@ from evpipe.core.events import (
     StepSkipped,
     Submitted,
 )
-from evpipe.core.fingerprint import NO_FACTS, RunFacts
-from evpipe.core.graph import Graph, Step
-from evpipe.core.limits import PRIORITY_DEFAULT
+from evpipe.core.graph import Graph
 from evpipe.core.lineage import Parent, check_depth, check_parent
 from evpipe.core.machine import Run
 from evpipe.core.mapping import base_of
-from evpipe.core.names import SEPARATOR, for_people
+from evpipe.core.names import SEPARATOR
 from evpipe.core.parameters import check_parameters
-from evpipe.core.states import Reason, StepStatus
-from evpipe.errors import EvpipeError, LimitExceeded, RemoteProtocolError, UsageError
-from evpipe.wire.holds import HOLDERS_SHOWN_MAX, Hold, HoldKind, encode_hold
+from evpipe.core.states import Reason
+from evpipe.errors import RemoteProtocolError, UsageError
+from evpipe.wire.holds import encode_hold
 from evpipe.wire.messages import (
     LaunchEncoder,
-    LaunchOrder,
     Submission,
     decode_event,
     decode_submission,
     encode_event,
-    encode_launch,
-    order_of,
 )
 from evpipe.wire.registry import RunEntry
-from evpipe.wire.spool import spooled
 from evpipe.wire.subjects import PROGRESS, EventSubject
 
 log = structlog.get_logger(__name__)
@@ -86,9 +75,8 @@ TURN: Final = 256
 #: More commands than this of one event are carried out in turns with everything else.
 MANY: Final = 1_024
 ENDED_KEPT: Final = 100_000
-#: Outputs over this size are counted, and arguments over that are encoded in a thread.
+#: Outputs over this size are counted.
 LARGE_OUTPUT_BYTES: Final = 2 * 1024
-LARGE_ARGUMENTS_BYTES: Final = 256 * 1024
 #: Pause before a refused `due` is looked at again: by then the log has shown what took its place.
 DUE_AGAIN_S: Final = 0.5
 
@@ -101,76 +89,6 @@ _DECISIONS: Final[dict[str, type[Decision]]] = {
     "failed": StepFailed,
     "cancel-requested": CancelRequested,
 }
-
-
-class Case:
-    """One run on the desk."""
-
-    __slots__ = (
-        "broken",
-        "encoder",
-        "facts",
-        "flying",
-        "last",
-        "launches",
-        "no_cache",
-        "pipeline",
-        "priority",
-        "queue",
-        "refresh",
-        "run",
-        "sequence",
-        "shown",
-        "sizes",
-        "source",
-        "submission",
-        "waiting",
-    )
-
-    def __init__(self, run_id: str, pipeline: str) -> None:
-        self.run = Run(run_id)
-        self.pipeline = pipeline
-        #: The queue of all its launches; "" for those of its steps.
-        self.queue = ""
-        #: Its submit, if it could be read.
-        self.submission: Submission | None = None
-        #: Where the code of its steps is, as its submit says.
-        self.source: Mapping[str, Any] = {}
-        #: What its submit says of the cache.
-        self.facts: RunFacts = NO_FACTS
-        self.no_cache = False
-        self.refresh: frozenset[str] = frozenset()
-        #: Records that wait for the run's graph, or for what came before them to be done; None when there is nothing
-        #: to wait for.
-        self.waiting: list[tuple[Record, EventSubject]] | None = []
-        #: Sequence of the newest event folded.
-        self.sequence = 0
-        #: Last sequence of the subjects that the controller writes, by (step or "", kind).
-        self.last: dict[tuple[str, str], int] = {}
-        #: Of its launches; None: there are none yet.
-        self.encoder: LaunchEncoder | None = None
-        #: Of its steps that name none.
-        self.priority = PRIORITY_DEFAULT
-        #: By step, the lane of its launch that has left and whose attempt has not ended.
-        self.flying: dict[str, Lane] = {}
-        #: Launches that are on their way to the queue.
-        self.launches: dict[tuple[str, int], Sending] = {}
-        #: Bytes of the outputs that are large, by step.
-        self.sizes: dict[str, int] = {}
-        #: The status that the registry was last told.
-        self.shown = ""
-        #: A bug stopped this run; nothing more is done for it here.
-        self.broken = False
-
-    def size_of_inputs(self, step: str) -> int:
-        """Give the bytes of the outputs that a step takes, as far as they are large."""
-        if self.run.graph is None or not self.sizes:
-            return 0
-        return sum(self.sizes.get(parent, 0) for parent in self.run.parents_of(step))
-
-    def refreshes(self, step: str) -> bool:
-        """Say whether a step is to run even if the cache has its result."""
-        return base_of(step) in self.refresh or "*" in self.refresh
 
 
 class Desk:
@@ -193,15 +111,17 @@ class Desk:
         self._chores = chores
         self._now_s = now_s
         self._clock_at = (now_s, anyio.current_time())
-        self._dispatch = Dispatch(self._turn, loop_clock())
-        self._lists = ListOpener(bus, task_group, self._launch_opened)
-        self._watch = QueueWatch(bus, self._dispatch)
-        self._limits = Limits(
-            bus, task_group, self.cases, self._dispatch, self._depart_held, self._wanted, self._bus_clock_s
-        )
         self.watches = Watches(bus, task_group, self._decide, signals_after)
-        self._look_ups = LookUps(bus, task_group, self.cases, self._send_launch, self._decide, lambda: self._now_s)
         self._children = Children(bus, task_group, self._append)
+        self._launches = Launches(
+            bus,
+            task_group,
+            self.cases,
+            submit=self._children.submit,
+            decide=self._decide,
+            now_s=lambda: self._now_s,
+            clock_s=self._bus_clock_s,
+        )
         self._graphs: OrderedDict[str, Graph] = OrderedDict()
         #: Another may lead by now: nothing is begun here any more.
         self._closed = False
@@ -211,19 +131,15 @@ class Desk:
     def close(self) -> None:
         """Leave the runs to another: what it launches must not be launched from here as well, much later."""
         self._closed = True
-        self._dispatch.close()
-        self._limits.close()
+        self._launches.close()
         self._children.close()
-        for case in self.cases.values():
-            _drop_unanswered(case)
 
     async def run(self) -> None:
         """Do what is to be done by time, once all runs are here; until cancelled."""
         async with anyio.create_task_group() as task_group:
             task_group.start_soon(self.timers.run)
-            task_group.start_soon(self._watch.run)
             task_group.start_soon(self.watches.run)
-            task_group.start_soon(self._limits.run)
+            task_group.start_soon(self._launches.run)
 
     def _bus_clock_s(self) -> float:
         """The bus's clock between two records, too."""
@@ -277,14 +193,7 @@ class Desk:
         if case.run.ended:
             self._close(case)
         elif not case.broken:
-            for step, state in case.run.steps.items():
-                # A mapped step runs with its elements, and holds nothing itself.
-                if (
-                    state.status is StepStatus.RUNNING
-                    and step not in case.run.expansions
-                    and case.run.spec(step).limits
-                ):
-                    self._limits.seize(case, step, state.attempt)
+            self._launches.seize(case)
             await self._carry_out_in_turns(case, case.run.outstanding())
             self._show(case)
 
@@ -344,21 +253,12 @@ class Desk:
         lane: Lane | None = None
         if subject.step is not None and (state := case.run.steps.get(subject.step)) is not None:
             if state.ended:
-                if state.status is StepStatus.FAILED or state.status is StepStatus.SKIPPED:
-                    self._look_ups.step_failed(case.run.id, subject.step)
-                self._look_ups.step_ended(case.run.id, subject.step)
                 self.watches.step_ended(case.run.id, subject.step)
-                lane = case.flying.pop(subject.step, None)
-            elif commands and subject.kind == "failed":
-                lane = case.flying.pop(subject.step, None)
-            if lane is not None:
-                lane.flying -= 1
-                lane.done += 1
-            if self._limits.holding and (case.run.id, subject.step) in self._limits.holding:
-                self._limits.moved(case, subject.step, state)
+            again = bool(commands) and subject.kind == "failed"
+            lane = self._launches.moved(case, subject.step, state, again=again)
         if isinstance(event, CancelRequested):
             # A launch that has not left must not leave any more: its attempt is about to be ended by decree.
-            self._hold_back(case)
+            self._launches.hold_back(case)
             # Finalisers run all the same.
             finalisers = (found for found in case.run.outstanding() if isinstance(found, (Launch, SubmitRun)))
             commands = (*commands, *finalisers)
@@ -372,9 +272,9 @@ class Desk:
             self._show(case)
         if case.run.ended:
             self._close(case)
-        if lane is not None and lane.held:
+        if lane is not None:
             # After what the event itself made ready: it waits for its turn like the rest.
-            self._dispatch.serve(lane)
+            self._launches.serve(lane)
 
     def _pending(self, case: Case, subject: EventSubject) -> Decision | None:
         """Give the decision that is on its way to this subject."""
@@ -426,10 +326,8 @@ class Desk:
         stops: list[tuple[str, str, int]] = []
         for command in commands:
             match command:
-                case Launch():
-                    self._launch(case, command)
-                case SubmitRun():
-                    self._submit(case, command)
+                case Launch() | SubmitRun():
+                    self._launches.begin(case, command)
                 case CancelRun():
                     self._task_group.start_soon(self._children.cancel, case, command)
                 case Decide():
@@ -444,141 +342,6 @@ class Desk:
                     log.warning("event_quarantined", run_id=case.run.id, sequence=case.sequence, reason=command.reason)
         for i in range(0, len(stops), 1_000):
             self._bus.signal(self._subjects.stop, msgpack.packb(stops[i : i + 1_000]))
-
-    def _launch(self, case: Case, command: Launch) -> None:
-        if SEPARATOR in command.step:
-            opened = self._lists.opened(case, command)
-            if opened is None:
-                return
-            command = opened
-        if case.run.spec(command.step).cache is not None and not case.no_cache:
-            self._look_ups.begin(case, command)
-        else:
-            self._send_launch(case, command)
-
-    def _submit(self, case: Case, command: SubmitRun) -> None:
-        if SEPARATOR in command.step:
-            opened = self._lists.opened(case, command)
-            if opened is None:
-                return
-            command = opened
-        self._children.submit(case, command)
-
-    def _launch_opened(self, case: Case, command: Launch | SubmitRun) -> None:
-        if self.cases.get(case.run.id) is case and not case.broken and not self._closed:
-            if isinstance(command, Launch):
-                self._launch(case, command)
-            else:
-                self._submit(case, command)
-
-    def _send_launch(self, case: Case, command: Launch, miss: Miss | None = None) -> None:
-        """Send a launch, or hold it back until there is room for it."""
-        step = case.run.spec(command.step)
-        if command.step in case.flying:
-            # It has left before: a command that is repeated.
-            self._publish_order(case, command, step, miss)
-            return
-        lane = self._dispatch.lane(case.queue or step.queue)
-        if not lane.held and lane.flying < lane.window and not step.limits:
-            self._depart(case, command, step, miss, lane)
-        elif case.run.steps[command.step].status is StepStatus.RUNNING:
-            # Launched by somebody who led before.
-            self._depart(case, command, step, miss, lane)
-        else:
-            priority = case.priority if step.priority is None else step.priority
-            assert case.run.graph is not None
-            depth = case.run.graph.depth[step.name]
-            if (case.run.id, command.step) in self._limits.holding:
-                # Its attempt was lost: what it holds does not wait for a turn.
-                self._limits.take(self._dispatch.park(case, command, step, miss, lane, priority, depth))
-            else:
-                self._dispatch.hold(case, command, step, miss, lane, priority, depth)
-
-    def _turn(self, held: Held) -> None:
-        """Do what is to be done with a launch whose turn has come."""
-        if not self._wanted(held):
-            self._dispatch.forget(held)
-        elif held.step.limits:
-            self._limits.take(held)
-        else:
-            self._dispatch.forget(held)
-            self._depart_held(held)
-
-    def _wanted(self, held: Held) -> bool:
-        """Say whether a launch that was held back is still to leave."""
-        case = held.case
-        return (
-            self.cases.get(case.run.id) is case
-            and not case.broken
-            and case.run.may_launch(held.command.step, held.command.attempt)
-        )
-
-    def _depart_held(self, held: Held) -> None:
-        self._depart(held.case, held.command, held.step, held.miss, held.lane)
-
-    def _depart(self, case: Case, command: Launch, step: Step, miss: Miss | None, lane: Lane) -> None:
-        case.flying[command.step] = lane
-        lane.flying += 1
-        self._publish_order(case, command, step, miss)
-
-    def _publish_order(self, case: Case, command: Launch, step: Step, miss: Miss | None) -> None:
-        if miss is None and case.encoder is not None and not case.sizes:
-            try:
-                payload = case.encoder.encode(step, command.arguments)
-            except EvpipeError:
-                # What is wrong with it, or how else it travels, is found out below.
-                pass
-            else:
-                self._publish_launch(case, command, step, payload)
-                return
-        order = order_of(
-            step,
-            command.arguments,
-            pipeline=case.pipeline,
-            source=case.source,
-            fingerprint=miss.fingerprint if miss is not None else "",
-            components=miss.components if miss is not None else {},
-        )
-        what = f"step {for_people(command.step)!r}"
-        if case.size_of_inputs(command.step) > LARGE_ARGUMENTS_BYTES:
-            # Encoding them takes a while, and the lease has to be renewed.
-            self._task_group.start_soon(self._send_large_launch, case, command, step, order, what)
-            return
-        try:
-            self._publish_launch(case, command, step, encode_launch(order, what))
-        except LimitExceeded:
-            self._task_group.start_soon(self._send_large_launch, case, command, step, order, what)
-        except EvpipeError as error:
-            self._fail_launch(case, command, error)
-
-    async def _send_large_launch(self, case: Case, command: Launch, step: Step, order: LaunchOrder, what: str) -> None:
-        """Launch with the arguments as one artifact."""
-        try:
-            with spooled() as spool:
-                payload = await anyio.to_thread.run_sync(encode_launch, order, what, spool)
-                await store_all(self._bus, spool.files)
-            if self.cases.get(case.run.id) is case and case.run.may_launch(command.step, command.attempt):
-                self._publish_launch(case, command, step, payload)
-        except (EvpipeError, OSError) as error:
-            self._fail_launch(case, command, error)
-
-    def _fail_launch(self, case: Case, command: Launch, error: EvpipeError | OSError) -> None:
-        failure = Failure(message=f"the arguments of step {for_people(command.step)!r} cannot be stored: {error}")
-        if isinstance(error, EvpipeError):
-            failure = Failure(message=str(error))
-        self._decide(
-            case, StepFailed(step=command.step, attempt=command.attempt, reason=Reason.OUTPUT, failure=failure)
-        )
-
-    def _publish_launch(self, case: Case, command: Launch, step: Step, payload: bytes) -> None:
-        subject = self._subjects.launch(case.queue or step.queue, case.run.id, command.step, command.attempt)
-        key = (command.step, command.attempt)
-
-        def sent(_: Outcome) -> None:
-            # Stored, or refused because it is there already: the same.
-            case.launches.pop(key, None)
-
-        case.launches[key] = self._bus.launch(subject, payload, done=sent)
 
     def _decide(self, case: Case, event: Decision) -> None:
         if isinstance(event, Finished) and case.run.parent is not None:
@@ -613,7 +376,7 @@ class Desk:
             return
         for command in case.run.outstanding():
             if isinstance(command, Launch) and (command.step, command.attempt) == (event.step, event.attempt):
-                self._launch(case, command)
+                self._launches.begin(case, command)
 
     def abandon(self, queue: str, message: str) -> None:
         """See `Controller.abandon`."""
@@ -661,81 +424,17 @@ class Desk:
             )
         )
 
-    def _hold_back(self, case: Case) -> None:
-        """Do not send (again) what has not left of a run's launches, or has no answer yet."""
-        _drop_unanswered(case)
-        for held in self._dispatch.drop(case.run.id):
-            self._limits.forget(held)
-
     def held_answer(self, subject: str, _: bytes) -> bytes | None:
         """Answer why a step is not launched; None if its run is none of this controller's."""
         run, step = subject.split(".")[-2:]
         case = self.cases.get(run)
-        return None if case is None else encode_hold(self._explain(case, step))
-
-    def _explain(self, case: Case, step: str) -> Hold | None:
-        run = case.run.id
-        leader = self._look_ups.waits.get((run, step))
-        if leader is not None:
-            return Hold(kind=HoldKind.CACHE, queue="", holders=((leader.run, leader.step),))
-        held = self._dispatch.find(run, step)
-        if held is not None and held.waits_for is not None:
-            return self._limits.explain(held)
-        lane = held.lane if held is not None else case.flying.get(step)
-        if lane is None:
-            return None
-        ahead = self._dispatch.ahead_of(held) if held is not None else 0
-        if case.run.steps[step].status is not StepStatus.QUEUED:
-            return None
-        if lane.limit is not None and lane.flying > lane.limit:
-            kind, count, under_way = HoldKind.QUEUE, lane.limit, lane.limit
-        elif held is not None:
-            kind, count, under_way = HoldKind.WINDOW, lane.window, lane.flying
-        else:
-            kind, count, under_way = HoldKind.SLOTS, lane.slots or 0, lane.slots or 0
-        running, others = self._under_way(lane)
-        if kind is HoldKind.SLOTS and len(running) < max(1, min(count, HOLDERS_SHOWN_MAX)):
-            # It is on its way to one that is free.
-            return None
-        holders = running if kind is not HoldKind.WINDOW else (running + others)[:HOLDERS_SHOWN_MAX]
-        return Hold(
-            kind=kind,
-            queue=lane.queue,
-            count=count,
-            under_way=under_way,
-            holders=tuple(holders),
-            ahead=ahead,
-            priority=held.priority if held is not None else None,
-        )
-
-    def _under_way(self, lane: Lane) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
-        """Give steps whose launches have left for a queue: some that run, and some that do not yet."""
-        running: list[tuple[str, str]] = []
-        others: list[tuple[str, str]] = []
-        for run_id, case in self.cases.items():
-            for step, to in case.flying.items():
-                if to is lane:
-                    runs = case.run.steps[step].status is StepStatus.RUNNING
-                    found = running if runs else others
-                    if len(found) < HOLDERS_SHOWN_MAX:
-                        found.append((run_id, step))
-                if len(running) == HOLDERS_SHOWN_MAX:
-                    return running, others
-        return running, others
+        return None if case is None else encode_hold(self._launches.explain(case, step))
 
     def _close(self, case: Case) -> None:
         run = case.run
-        # One whose answer was lost would be sent again after its subject was freed, and run in a run that has ended.
-        self._hold_back(case)
         del self.cases[run.id]
-        self._look_ups.run_ended(run.id)
+        self._launches.run_ended(case)
         self.watches.run_ended(run.id)
-        self._limits.run_ended(case)
-        flying, case.flying = case.flying, {}
-        for lane in flying.values():
-            lane.flying -= 1
-            if lane.held:
-                self._dispatch.serve(lane)
         self._ended[run.id] = None
         if len(self._ended) > ENDED_KEPT:
             self._ended.popitem(last=False)
@@ -749,12 +448,6 @@ class Desk:
             duration_s=round(run.at_s - (run.submitted_at_s or run.at_s), 3),
             **({"reason": run.reason.value, "message": run.message} if run.reason else {}),
         )
-
-
-def _drop_unanswered(case: Case) -> None:
-    for sending in case.launches.values():
-        sending.drop()
-    case.launches.clear()
 
 
 def end_of_run(record: Record, subject: EventSubject) -> Finished | None:

@@ -24,7 +24,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from evpipe.controller.desk import Case
+    from evpipe.controller.case import Case
     from evpipe.controller.limit_entries import LimitEntry
     from evpipe.controller.look_ups import Miss
     from evpipe.core.commands import Launch

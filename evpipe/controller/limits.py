@@ -34,7 +34,7 @@ from evpipe.errors import BusError, RemoteProtocolError
 from evpipe.wire.holds import BUCKET, EMPTY_TTL_S, HOLDERS_SHOWN_MAX, Hold, Holder, HoldKind, limit_key
 
 if TYPE_CHECKING:
-    from evpipe.controller.desk import Case
+    from evpipe.controller.case import Case
 
 log = structlog.get_logger(__name__)
 

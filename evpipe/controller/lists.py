@@ -17,7 +17,7 @@ from evpipe.core.commands import Launch, SubmitRun
 from evpipe.errors import EvpipeError
 
 if TYPE_CHECKING:
-    from evpipe.controller.desk import Case
+    from evpipe.controller.case import Case
 
 log = structlog.get_logger(__name__)
 

@@ -44,7 +44,7 @@ from evpipe.wire.cache import (
 from evpipe.wire.messages import result_in
 
 if TYPE_CHECKING:
-    from evpipe.controller.desk import Case
+    from evpipe.controller.case import Case
 
 log = structlog.get_logger(__name__)
 

@@ -32,7 +32,7 @@ from evpipe.wire.signals import decode_signal
 from evpipe.wire.subjects import RUN, EventSubject
 
 if TYPE_CHECKING:
-    from evpipe.controller.desk import Case
+    from evpipe.controller.case import Case
 
 log = structlog.get_logger(__name__)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from evpipe.controller.desk import Case
+from evpipe.controller.case import Case
 from evpipe.controller.dispatch import AHEAD_MAX, AHEAD_S, SLOTS_UNKNOWN, SLOTS_UNSEEN, Dispatch, Held, Lane
 from evpipe.core.commands import Launch
 from evpipe.core.graph import Step

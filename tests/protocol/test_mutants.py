@@ -13,7 +13,7 @@ import structlog
 from evpipe.bus.memory import MemoryBus, MemoryPull, MemoryServer
 from evpipe.bus.outbox import Outbox
 from evpipe.bus.protocol import Outcome
-from evpipe.controller import desk
+from evpipe.controller.case import Case
 from evpipe.core.machine import Run
 from evpipe.worker import redelivery, worker
 from evpipe.worker.redelivery import Verdict
@@ -87,7 +87,7 @@ MUTANTS: dict[str, tuple[list[tuple[Any, str, Any]], str]] = {
     ),
     "rule 6: a launch is accepted twice": ([(WitnessServer, "launch", _launched_again)], r"^stored twice: "),
     "rule 6: launches on their way outlive their run": (
-        [(desk, "_drop_unanswered", lambda _: None)],
+        [(Case, "drop_unanswered", lambda _: None)],
         r"^Begin\(.*\) after the run's end at ",
     ),
     "rule 7: nothing is sent again": ([(Outbox, "_repeat_unanswered", _never)], STALLED),
