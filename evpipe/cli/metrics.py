@@ -31,11 +31,14 @@ def metrics(run_id: str, step: str | None, attempt: int | None, name: str | None
     With -o json each point is a line, an object: at, step, attempt, name, value, iteration. Attempt 0 is a cached step,
     with the points of the attempt whose result it has.
     """
+    from evpipe.client.notes import fill_notes
     from evpipe.core.names import for_people
 
     async def read(client: Client) -> tuple[list[MetricPoint], Run]:
         handle = await find_run(client, run_id)
-        return await handle.metrics(step, attempt=attempt), await handle.state()
+        run = await handle.state()
+        await fill_notes(client.bus, run, handle.pipeline)
+        return await handle.metrics(step, attempt=attempt), run
 
     read_now: tuple[list[MetricPoint], Run] = on_bus(url, read)
     found, run = read_now

@@ -215,13 +215,15 @@ def show(run_id: str, outputs: bool, folder: Path | None, url: str | None, outpu
     Steps of runs below are in below, by their paths.
     """
     from evpipe.cli.outputs import save_outputs
-    from evpipe.client.notes import read_progress
+    from evpipe.client.notes import fill_notes, read_progress
 
     async def read(client: Client) -> tuple[RunHandle[Any], Run, dict[str, Run], dict[str, Progress]]:
         handle = await find_run(client, run_id)
         run = await handle.state()
         below = await handle.below(run)
         progress = await read_progress(client.bus, run)
+        if outputs or folder is not None:
+            await fill_notes(client.bus, run, handle.pipeline)
         if folder is not None:
             async for line in save_outputs(client.bus.objects, run, folder):
                 say(line)

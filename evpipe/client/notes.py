@@ -130,7 +130,23 @@ async def recorded_notes(bus: Bus, run_id: str, pipeline: str, step: str, attemp
     recorded = (await read_recorded(bus, run_id, pipeline, step)).get((step, attempt))
     if recorded is None:
         return None
-    rows = await _rows(ArtifactStore(bus.objects), recorded)
+    return await _notes(ArtifactStore(bus.objects), recorded)
+
+
+async def fill_notes(bus: Bus, run: Run, pipeline: str) -> None:
+    """Give the steps of a folded run what their last attempts recorded, where their end does not say it."""
+    steps = {name: state for name, state in run.steps.items() if state.ended_by_others}
+    if not steps:
+        return
+    kept, store = await read_recorded(bus, run.id, pipeline), ArtifactStore(bus.objects)
+    for name, state in steps.items():
+        recorded = kept.get((name, state.attempt))
+        if recorded is not None:
+            state.notes = await _notes(store, recorded)
+
+
+async def _notes(store: ArtifactStore, recorded: Recorded) -> Notes:
+    rows = await _rows(store, recorded)
     return Notes(metrics=rows, left_out=recorded.left_out, artifacts=recorded.artifacts)
 
 

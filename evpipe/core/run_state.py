@@ -49,6 +49,12 @@ class StepState:
     def ended(self) -> bool:
         return self.status in STEP_ENDS
 
+    @property
+    def ended_by_others(self) -> bool:
+        """Whether somebody else ended its last attempt, who does not know what that one recorded."""
+        lost = self.status is StepStatus.FAILED and self.reason is Reason.LOST
+        return self.notes is None and self.attempt > 0 and (lost or self.status is StepStatus.CANCELLED)
+
     def become(self, status: StepStatus) -> None:
         assert status in STEP_TRANSITIONS[self.status], f"{self.status} -> {status}"
         self.status = status

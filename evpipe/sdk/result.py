@@ -175,14 +175,9 @@ class StepResult:
         if child is not None and attempt:
             child_run = child_run_id(run.id, name, attempt)
             find = None if look is None else partial(look, child_run, child.pipeline)
-        # Whoever ended it did not know what it had recorded.
-        by_others = state.status is StepStatus.CANCELLED or (
-            state.status is StepStatus.FAILED and state.reason is Reason.LOST
-        )
-        if recall is not None and by_others and attempt and child is None and state.notes is None and not elements:
+        recorded = None
+        if recall is not None and state.ended_by_others and child is None and not elements:
             recorded = partial(recall, run.id, name, attempt)
-        else:
-            recorded = None
         shows_traceback = state.status is StepStatus.FAILED and state.failure is not None
         return cls(
             run_id=run.id,

@@ -17,7 +17,7 @@ from typing import Any, Final
 
 from evpipe.core.artifact import Artifact
 from evpipe.wire.artifacts import VALUE
-from evpipe.wire.limits import LOG_BATCH_BYTES, METRIC_POINTS_MAX, NOTE_BYTES_MAX
+from evpipe.wire.limits import LOG_BATCH_BYTES, METRIC_POINTS_MAX, NOTE_BYTES_MAX, NOTES_BYTES_MAX
 from evpipe.wire.notes import METRIC, PROGRESS, encode_notes, encode_points, encode_progress, encode_rows
 from evpipe.wire.subjects import LaunchSubject
 from evpipe.wire.telemetry import LOG, LogLine
@@ -59,6 +59,12 @@ class Kept:
         self._rows += rows
         self.count += count
         return True
+
+    def add_artifact(self, name: str, packed: bytes) -> None:
+        """Take an artifact; one that is too many is refused where it is recorded, and left out here."""
+        others = sum(len(known) + len(value) for known, value in self.artifacts.items() if known != name)
+        if others + len(name) + len(packed) <= NOTES_BYTES_MAX:
+            self.artifacts[name] = packed
 
     @property
     def any(self) -> bool:
@@ -167,7 +173,7 @@ class AttemptNotes:
     def artifact(self, name: str, packed: bytes) -> None:
         with self._book.lock:
             if not self._closed:
-                self._keep().artifacts[name] = packed
+                self._keep().add_artifact(name, packed)
                 self._wake()
 
     def line(self, level: str, text: str, fields: Mapping[str, Any], at_s: float) -> None:

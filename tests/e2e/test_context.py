@@ -20,7 +20,7 @@ from evpipe.bus.settings import BusSettings
 from evpipe.client.artifact_store import ArtifactStore
 from evpipe.client.handle import RunHandle
 from evpipe.client.logs import LogEntry
-from evpipe.client.notes import read_recorded
+from evpipe.client.notes import fill_notes, read_recorded
 from evpipe.sdk.hook import Mode
 from tests.e2e import context_pipelines as these
 from tests.e2e.conftest import ConfiguredBus
@@ -263,8 +263,14 @@ def test_a_cancelled_run(kind: str, tmp_path: Path) -> None:
                 assert await handle.artifacts(name, attempt=1) == {"rows": these.ROWS, "last": name}
                 step = result.steps[name]
                 assert points(step.metrics) == wanted
+                assert dict(step.stored_artifacts) == {}
                 assert dict(step.artifacts) == {"rows": these.ROWS, "last": name}
             assert [event.kind async for event in handle.events()][-1] == "finished"
+            state = await handle.state()
+            await fill_notes(client.bus, state, handle.pipeline)
+            notes = [state.steps[name].notes for name in names]
+            assert [note and len(note.metrics) for note in notes] == [these.MANY, these.MANY, these.MANY + 1]
+            assert list(handle.result_of(state).steps["waits_in_loop"].stored_artifacts) == ["rows", "last"]
 
     in_loop(body)
 

@@ -20,6 +20,7 @@ from evpipe.wire.notes import decode_points, decode_progress, notes_of, packed_r
 from evpipe.wire.storing import open_stored
 from evpipe.wire.subjects import LaunchSubject
 from evpipe.wire.telemetry import LogBatch, LogLine
+from evpipe.wire.values import pack
 from evpipe.worker import notes as module
 from evpipe.worker import recording
 from evpipe.worker.attempt_files import AttemptFiles
@@ -178,6 +179,17 @@ def test_points_past_the_limit_are_counted(tmp_path: Path, monkeypatch: pytest.M
     assert other.kept is not None
     assert (other.kept.count, other.kept.left_out) == (10, 2)
     assert limits.METRIC_POINTS_MAX == 1_000_000
+
+
+def test_artifacts_past_the_limit_are_left_out(tmp_path: Path) -> None:
+    """A process that does not count them cannot make an event that no server takes."""
+    _, notes, _ = made(tmp_path)
+    for i in range(100):
+        notes.artifact(f"a{i}", pack("x" * 4_000, "an artifact"))
+    notes.artifact("a0", pack("y" * 4_000, "an artifact"))
+    found, _ = kept(notes, tmp_path)
+    assert list(found.artifacts) == [f"a{i}" for i in range(65)]
+    assert found.artifacts["a0"] == "y" * 4_000
 
 
 def test_progress_is_told_when_it_changed(tmp_path: Path) -> None:
