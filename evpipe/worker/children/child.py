@@ -41,7 +41,7 @@ START_S: Final = 60.0
 #: A host that has not answered for so long runs no coroutine any more.
 STUCK_S: Final = 5.0
 #: An attempt of a host that was told to end may still say something for so long.
-STOP_S: Final = 1.0
+STOP_S: Final = 2.0
 #: A process that has closed its channel is given this long to end by itself.
 LEAVE_S: Final = 2.0
 #: Lines of standard error that are shown with a process that died: Python tells up to 100 frames, and what happened.
@@ -208,21 +208,17 @@ class Child:
         """Let a host end an attempt; what it said until then has been read afterwards."""
         self._stopping[number] = anyio.current_time()
         self._write({"frame": "stop", "id": number})
-        try:
-            with anyio.move_on_after(STOP_S, shield=True):
-                await held.done.wait()
-        finally:
-            if number in self._stopping:
-                # It goes on: the folder is removed again when it has ended.
-                self._left[number] = folder
+        await _wait_all_the_same(held.done, STOP_S)
+        if number in self._stopping:
+            # It goes on: the folder is removed again when it has ended.
+            self._left[number] = folder
 
     async def kill(self) -> None:
         """End it now, with all that it started, and wait until it is gone."""
         if self._process is not None and not self.ended.is_set():
             kill_tree(self._process.pid)
         self.leave()
-        with anyio.move_on_after(LEAVE_S, shield=True):
-            await self.ended.wait()
+        await _wait_all_the_same(self.ended, LEAVE_S)
 
     def leave(self, why: str = "") -> None:
         """Ask it to end.
@@ -473,6 +469,14 @@ class Child:
                 log.info("child_output", stream=stream, line=line)
 
         return tell
+
+
+async def _wait_all_the_same(event: anyio.Event, seconds: float) -> None:
+    """Wait for what follows a cancellation, which will be raised afterwards; another one meanwhile changes nothing."""
+    until = anyio.current_time() + seconds
+    while not event.is_set() and anyio.current_time() < until:
+        with suppress(anyio.get_cancelled_exc_class()), anyio.move_on_at(until, shield=True):
+            await event.wait()
 
 
 def _bytes(found: object) -> bytes:
