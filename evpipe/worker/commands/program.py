@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import selectors
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -17,6 +18,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from types import FrameType
 from typing import Final, NamedTuple, TypeAlias
 
 from evpipe.client.command_files import FILES, MODULES, PROGRAMS, PYTHON, inside_of, texts_of
@@ -189,6 +191,43 @@ def run_program(
         OSError: if it cannot be started.
         TimedOut: if it was killed.
     """
+    held = _HeldInterrupts()
+    try:
+        program = _started(argv, environ, folders, tell)
+    except BaseException:
+        held.release()
+        raise
+    try:
+        held.release()
+        program.read(None if timeout_s is None else time.monotonic() + timeout_s)
+    finally:
+        program.end()
+    return program.ended(folders)
+
+
+class _HeldInterrupts:
+    """Ctrl-C waits from when this is made until it is released: a program that is half started cannot be ended.
+
+    It comes to the main thread alone, and only debug mode starts programs there where it means anything.
+    """
+
+    def __init__(self) -> None:
+        self._came: list[tuple[int, FrameType | None]] = []
+        before = signal.getsignal(signal.SIGINT)
+        self._before = before if callable(before) and threading.current_thread() is threading.main_thread() else None
+        if self._before is not None:
+            signal.signal(signal.SIGINT, lambda number, frame: self._came.append((number, frame)))
+
+    def release(self) -> None:
+        """Let it come; raises what it raises, if it has come."""
+        if self._before is None:
+            return
+        signal.signal(signal.SIGINT, self._before)
+        for number, frame in self._came:
+            self._before(number, frame)
+
+
+def _started(argv: list[str], environ: Mapping[str, str], folders: Folders, tell: Tell) -> _Program:
     reading, writing = os.pipe()
     try:
         process = subprocess.Popen(
@@ -206,12 +245,7 @@ def run_program(
         raise
     finally:
         os.close(writing)
-    program = _Program(process, reading, tell)
-    try:
-        program.read(None if timeout_s is None else time.monotonic() + timeout_s)
-    finally:
-        program.end()
-    return program.ended(folders)
+    return _Program(process, reading, tell)
 
 
 class _Program:
