@@ -40,8 +40,18 @@ def test_the_state_diagrams_are_those_of_the_tables() -> None:
     assert [part.strip() for part in shown] == drawn
 
 
-def test_every_file_that_the_readme_links_is_there() -> None:
-    """No link of the README or the docs points nowhere."""
+def test_every_place_that_the_readme_links_is_there() -> None:
+    """No link of the README or the docs points nowhere: neither at a file nor at a heading in it."""
     for page in (ROOT / "README.md", *(ROOT / "evpipe" / "docs").glob("*.md")):
-        for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
-            assert (page.parent / target).exists(), f"{page.name}: {target}"
+        for target in re.findall(r"\]\(([^):]+)\)", page.read_text()):
+            file, _, heading = target.partition("#")
+            there = page.parent / file if file else page
+            assert there.exists(), f"{page.name}: {target}"
+            if heading:
+                assert heading in _headings(there.read_text()), f"{page.name}: {target}"
+
+
+def _headings(text: str) -> list[str]:
+    """Give the anchors of a page's headings, as GitHub makes them."""
+    found = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    return [re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in found]
