@@ -44,8 +44,7 @@ def test_models_of_tumours(mode: Mode, data_dir: Path) -> None:
     again = breast_cancer.choose_model.options(mode=mode).run(models=("logistic", "forest"))
     assert again.value["auc"] == result.value["auc"]
     cached = [name for name, step in again.steps.items() if step.status == "cached"]
-    # The cache lives on the bus.
-    assert len(cached) == (7 if mode == "bus" else 0)
+    assert len(cached) == 7
 
 
 @pytest.mark.parametrize("mode", get_args(Mode))
