@@ -14,8 +14,8 @@ from tests.e2e.helpers import bare_environment
 FORMS = "write module:pipeline or file.py:pipeline"
 NAMES = "churn, failing, odd, reading, waiting, late, nothing, broken_body, impatient, nested"
 KINDS = (
-    "approved, cached, cancel-requested, cancelled, due, failed, finished, received, retry, skipped, started, "
-    "submitted, succeeded"
+    "approved, cached, cancel-requested, cancelled, due, failed, finished, progress, received, retry, skipped, "
+    "started, submitted, succeeded"
 )
 AGE = "is not a duration (90s, 10m, 2h, 1d) or a number of seconds above 0"
 SINCE = "a duration (90s, 10m, 2h, 1d) or a time (2025-11-23T14:30, 2025-11-23T14:30:00Z)"
