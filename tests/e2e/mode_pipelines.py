@@ -130,6 +130,13 @@ def slow(x: int) -> int:
     return x
 
 
+@step
+def hang(x: int) -> int:
+    """Goes on until it is killed, however long that takes where much else goes on."""
+    pass_by(600)
+    return x
+
+
 @pipeline
 def chain() -> int:
     return double(increase(double(number(1))))
@@ -200,7 +207,7 @@ def times_out() -> int:
 @pipeline(fail_fast=True)
 def fails_fast() -> int:
     bad = fail("x")
-    return add_up([bad, double(slow(1))])
+    return add_up([bad, double(hang.options(name="slow")(1))])
 
 
 @pipeline(deadline_s=0.2)
