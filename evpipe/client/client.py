@@ -528,8 +528,8 @@ class Client:
             timeout_s: seconds to wait for an answer.
 
         Returns:
-            What it waits for; None if it is held back by nothing (it is with a worker, or on its way to one, or not
-            ready), or nobody has answered.
+            What it waits for; None if it is held back by nothing (a worker has it, or it is on its way to one with a
+            free slot, or it is not ready), or nobody has answered.
         """
         bus = self.bus
         name = _INDEX.sub(r"=\1", step)

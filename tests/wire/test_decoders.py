@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import msgpack
@@ -76,6 +77,8 @@ VALID = [
     encode_graph(GRAPH),
     encode_graph(LIMITED_GRAPH),
     encode_hold(HOLD),
+    encode_hold(replace(HOLD, kind=HoldKind.RATE, per_s=1.5)),
+    encode_hold(replace(HOLD, kind=HoldKind.WINDOW, priority=3)),
     encode_holders([Holder("run00001", "a", 1, 3)]),
     encode_launched([Launched(1.5, "run00001", "a", 1)]),
     encode_queue_config(4),
