@@ -144,15 +144,12 @@ async def read_up_to(
     if after >= up_to:
         return
     async with open_feed(stream, subjects, after, since_s) as feed:
-        try:
-            while True:
-                records = await feed.next_or_end()
-                if not records:
-                    return
-                found = [record for record in records if record.sequence <= up_to]
-                if found:
-                    yield found
-                if records[-1].sequence >= up_to:
-                    return
-        finally:
-            feed.forget()
+        while True:
+            records = await feed.next_or_end()
+            if not records:
+                return
+            found = [record for record in records if record.sequence <= up_to]
+            if found:
+                yield found
+            if records[-1].sequence >= up_to:
+                return

@@ -232,7 +232,10 @@ class NatsBus:
             self._connection, stream, subjects, after=after, since_s=since_s, batch=batch, buffer_max=buffer_max
         )
         with self._running(feed.run):
-            yield feed
+            try:
+                yield feed
+            finally:
+                feed.forget()
 
     def _open_narrow_feed(
         self, stream: str, subjects: list[str], after: int, since_s: float | None = None

@@ -308,27 +308,24 @@ class NatsObjects:
         read = last = chunks = 0
         started_at = anyio.current_time()
         async with self._chunk_feed(self._stream, [subject], 0, None) as feed:
-            try:
-                while read < size_bytes:
-                    records: Sequence[Record] = ()
-                    with anyio.move_on_after(STALL_S):
-                        records = await feed.next_or_end()
-                    if not records:
-                        # The end, or so it seems to a consumer, which a server's copy that lags may serve.
-                        following = await next_message(self._connection, self._stream, subject, last + 1)
-                        if following is None:
-                            break
-                        records = [following]
-                    records = [record for record in records if record.sequence > last]
-                    if records:
-                        last = records[-1].sequence
-                        chunks += len(records)
-                        read += await _take(sink, records)
-                        # As with what is sent: answers to pings wait behind what is on its way.
-                        chunks_in_time = chunks * QUICK_S / max(anyio.current_time() - started_at, 1e-3)
-                        feed.batch = max(1, min(CHUNKS_ASKED_MAX, int(chunks_in_time)))
-            finally:
-                feed.forget()
+            while read < size_bytes:
+                records: Sequence[Record] = ()
+                with anyio.move_on_after(STALL_S):
+                    records = await feed.next_or_end()
+                if not records:
+                    # The end, or so it seems to a consumer, which a server's copy that lags may serve.
+                    following = await next_message(self._connection, self._stream, subject, last + 1)
+                    if following is None:
+                        break
+                    records = [following]
+                records = [record for record in records if record.sequence > last]
+                if records:
+                    last = records[-1].sequence
+                    chunks += len(records)
+                    read += await _take(sink, records)
+                    # As with what is sent: answers to pings wait behind what is on its way.
+                    chunks_in_time = chunks * QUICK_S / max(anyio.current_time() - started_at, 1e-3)
+                    feed.batch = max(1, min(CHUNKS_ASKED_MAX, int(chunks_in_time)))
         return read
 
     # ---- remove
