@@ -527,7 +527,7 @@ class MemoryTelemetry:
 
     def replay(
         self, subjects: Sequence[str], *, up_to: int, after: int = 0, since_s: float | None = None
-    ) -> AsyncIterator[list[Record]]:
+    ) -> AsyncGenerator[list[Record], None]:
         return replayed(self._stream.read, self._bus.reach, subjects, after, up_to, since_s)
 
     @asynccontextmanager
@@ -555,7 +555,7 @@ class MemorySignals:
 
     def replay(
         self, subjects: Sequence[str], *, up_to: int, after: int = 0, since_s: float | None = None
-    ) -> AsyncIterator[list[Record]]:
+    ) -> AsyncGenerator[list[Record], None]:
         return replayed(self._stream.read, self._bus.reach, subjects, after, up_to, since_s)
 
     @asynccontextmanager
@@ -656,7 +656,7 @@ class MemoryBus:
 
     def replay(
         self, subjects: Sequence[str], *, up_to: int, after: int = 0, since_s: float | None = None
-    ) -> AsyncIterator[list[Record]]:
+    ) -> AsyncGenerator[list[Record], None]:
         return replayed(self.server.read, self.reach, subjects, after, up_to, since_s)
 
     @asynccontextmanager

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from typing import Final, Self, TypeAlias
 
 import anyio
@@ -82,7 +82,7 @@ class MemoryStream:
 
 async def replayed(
     read: Read, reach: Reach, subjects: Sequence[str], after: int, up_to: int, since_s: float | None = None
-) -> AsyncIterator[list[Record]]:
+) -> AsyncGenerator[list[Record], None]:
     """Give the records between two sequences, then end."""
     while after < up_to:
         found, after = await read(subjects, after)

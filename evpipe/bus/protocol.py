@@ -16,7 +16,7 @@ one contract suite. The rules that every bus keeps:
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from enum import Enum
@@ -176,7 +176,7 @@ class Telemetry(Protocol):
 
     def replay(
         self, subjects: Sequence[str], *, up_to: int, after: int = 0, since_s: float | None = None
-    ) -> AsyncIterator[list[Record]]:
+    ) -> AsyncGenerator[list[Record], None]:
         """As `Bus.replay`; records that made room for others are simply not there."""
 
     def follow(
@@ -200,7 +200,7 @@ class Signals(Protocol):
 
     def replay(
         self, subjects: Sequence[str], *, up_to: int, after: int = 0, since_s: float | None = None
-    ) -> AsyncIterator[list[Record]]:
+    ) -> AsyncGenerator[list[Record], None]:
         """As `Bus.replay`; what made room for newer ones is simply not there."""
 
     def follow(
@@ -318,7 +318,7 @@ class Bus(Protocol):
 
     def replay(
         self, subjects: Sequence[str], *, up_to: int, after: int = 0, since_s: float | None = None
-    ) -> AsyncIterator[list[Record]]:
+    ) -> AsyncGenerator[list[Record], None]:
         """Give the records with `after` < sequence <= `up_to` whose subject matches, in order, then end.
 
         Args:

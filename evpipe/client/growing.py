@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Collection, Sequence
-from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing
 from typing import Final, NamedTuple, Protocol, Self
 
 import anyio
@@ -50,7 +50,7 @@ class Source(Protocol):
 
     def run_of(self, record: Record) -> str: ...
 
-    def replay(self, members: Collection[Member], *, after: int, up_to: int) -> AsyncIterator[list[Record]]: ...
+    def replay(self, members: Collection[Member], *, after: int, up_to: int) -> AsyncGenerator[list[Record], None]: ...
 
     def follow(
         self, members: Collection[Member], *, after: int
@@ -77,7 +77,7 @@ class Events:
     def run_of(self, record: Record) -> str:
         return record.subject.split(".")[4]
 
-    def replay(self, members: Collection[Member], *, after: int, up_to: int) -> AsyncIterator[list[Record]]:
+    def replay(self, members: Collection[Member], *, after: int, up_to: int) -> AsyncGenerator[list[Record], None]:
         after = max(after, min(member.after for member in members))
         return self._bus.replay(self.subjects(members), after=after, up_to=up_to)
 
@@ -109,7 +109,7 @@ class Told:
     def run_of(self, record: Record) -> str:
         return record.subject.split(".")[2]
 
-    def replay(self, members: Collection[Member], *, after: int, up_to: int) -> AsyncIterator[list[Record]]:
+    def replay(self, members: Collection[Member], *, after: int, up_to: int) -> AsyncGenerator[list[Record], None]:
         subjects, since_s = self.subjects(members), self._since(members)
         return self._bus.telemetry.replay(subjects, after=after, up_to=up_to, since_s=since_s)
 
@@ -195,11 +195,13 @@ class GrowingFeed:
                     yield found
             if not self._open or self._position >= up_to:
                 return
-            async for records in self._source.replay(list(self._open.values()), after=self._position, up_to=up_to):
-                self._position = records[-1].sequence
-                found = self._of(self._open, records)
-                if found:
-                    yield found
+            replay = self._source.replay(list(self._open.values()), after=self._position, up_to=up_to)
+            async with aclosing(replay) as batches:
+                async for records in batches:
+                    self._position = records[-1].sequence
+                    found = self._of(self._open, records)
+                    if found:
+                        yield found
             self._position = up_to
 
     def _left_s(self) -> float:

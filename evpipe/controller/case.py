@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from evpipe.bus.protocol import Record, Sending
 from evpipe.core.fingerprint import NO_FACTS, RunFacts
+from evpipe.core.graph import Step
 from evpipe.core.limits import PRIORITY_DEFAULT
 from evpipe.core.machine import Run
 from evpipe.core.mapping import base_of
@@ -15,6 +16,10 @@ from evpipe.wire.subjects import EventSubject
 
 if TYPE_CHECKING:
     from evpipe.controller.dispatch import Lane
+
+
+#: How many runs are around a step's, and how many steps are before it in the graph of its own.
+Depth: TypeAlias = tuple[int, int]
 
 
 class Case:
@@ -75,6 +80,16 @@ class Case:
         self.shown = ""
         #: A bug stopped this run; nothing more is done for it here.
         self.broken = False
+
+    @property
+    def root(self) -> str:
+        """The run at the top of those around it; its own id if it is nobody's step."""
+        return self.run.id if self.run.parent is None else self.run.parent.root
+
+    def depth_of(self, step: Step) -> Depth:
+        """Say how far down a step is. What a run below has begun is further on than all of the run around it."""
+        assert self.run.graph is not None
+        return 0 if self.run.parent is None else self.run.parent.depth, self.run.graph.depth[step.name]
 
     def size_of_inputs(self, step: str) -> int:
         """Give the bytes of the outputs that a step takes, as far as they are large."""

@@ -12,8 +12,9 @@ that is held back is `queued` in its run's state all the same: it is a command, 
 Everything here is bookkeeping: no IO, and no clock but the one that is handed in. `queue_watch` says what workers there
 are; `limits` comes after a launch's turn.
 
-Of what a run has held back, the steps furthest down its graph go first: so the first elements of a large map come to
-the end of their chains while the last have not begun, and what lies between two steps is not piled up for all of them.
+Turns are those of a root with all the runs that its steps are: a map of ten thousand pipelines is one. Of what it has
+held back, the steps furthest down go first: so the first elements of a large map come to the end of their chains while
+the last have not begun, and what lies between two steps is not piled up for all of them.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from evpipe.controller.case import Case
+    from evpipe.controller.case import Case, Depth
     from evpipe.controller.limit_entries import LimitEntry
     from evpipe.controller.look_ups import Miss
     from evpipe.core.commands import Launch
@@ -68,7 +69,7 @@ class Held:
         miss: Miss | None,
         lane: Lane,
         priority: int,
-        depth: int,
+        depth: Depth,
         number: int,
     ) -> None:
         self.case = case
@@ -77,7 +78,7 @@ class Held:
         self.miss = miss
         self.lane = lane
         self.priority = priority
-        #: How far down the graph its step is.
+        #: How far down its step is.
         self.depth = depth
         #: Of those with one priority the lower goes first.
         self.number = number
@@ -94,14 +95,14 @@ class Held:
 
 
 class _Share:
-    """What one run has held back with one priority: the deepest first, of one depth in their order."""
+    """What a root and the runs below it have held back with one priority: the deepest first, of one depth in order."""
 
     __slots__ = ("depths", "tiers")
 
     def __init__(self) -> None:
         #: Those that there are, from below: the deepest is the last.
-        self.depths: list[int] = []
-        self.tiers: dict[int, deque[Held]] = {}
+        self.depths: list[Depth] = []
+        self.tiers: dict[Depth, deque[Held]] = {}
 
     def put(self, held: Held) -> None:
         tier = self.tiers.get(held.depth)
@@ -142,7 +143,7 @@ class _Share:
 
 
 class _Level:
-    """What is held back with one priority; a run that has something is in `turns` once."""
+    """What is held back with one priority; a root that has something is in `turns` once."""
 
     __slots__ = ("priority", "shares", "turns")
 
@@ -215,26 +216,26 @@ class Lane:
         else:
             level = _Level(held.priority)
             insort(self.levels, level)
-        run = held.case.run.id
-        share = level.shares.get(run)
+        root = held.case.root
+        share = level.shares.get(root)
         if share is None:
-            share = level.shares[run] = _Share()
-            level.turns.append(run)
+            share = level.shares[root] = _Share()
+            level.turns.append(root)
         share.put(held)
         self.held += 1
 
     def take(self) -> Held | None:
-        """Give the launch whose turn it is: of the most urgent, that of the run whose last turn was longest ago."""
+        """Give the launch whose turn it is: of the most urgent, that of the root whose last turn was longest ago."""
         while self.levels:
             level = self.levels[0]
             while level.turns:
-                run = level.turns.popleft()
-                share = level.shares[run]
+                root = level.turns.popleft()
+                share = level.shares[root]
                 held = share.take()
                 if share.depths:
-                    level.turns.append(run)
+                    level.turns.append(root)
                 else:
-                    del level.shares[run]
+                    del level.shares[root]
                 if held is None:
                     continue
                 self.held -= 1
@@ -275,7 +276,7 @@ class Dispatch:
         return lane
 
     def hold(
-        self, case: Case, command: Launch, step: Step, miss: Miss | None, lane: Lane, priority: int, depth: int
+        self, case: Case, command: Launch, step: Step, miss: Miss | None, lane: Lane, priority: int, depth: Depth
     ) -> None:
         """Hold a launch back until its turn comes, which may be at once."""
         of_run = self._held.get(case.run.id)
@@ -298,7 +299,7 @@ class Dispatch:
             tell()
 
     def park(
-        self, case: Case, command: Launch, step: Step, miss: Miss | None, lane: Lane, priority: int, depth: int
+        self, case: Case, command: Launch, step: Step, miss: Miss | None, lane: Lane, priority: int, depth: Depth
     ) -> Held:
         """Take in a launch that waits for no turn."""
         before = self.find(case.run.id, command.step)
@@ -358,11 +359,11 @@ class Dispatch:
 
     def ahead_of(self, held: Held) -> int:
         """Give how many launches would leave its lane before one, if no more came: those that are more urgent, those of
-        its run that are before it, and of each other run as many as have their turns until then.
+        its root that are before it, and of each other root as many as have their turns until then.
         """
         level = next((level for level in held.lane.levels if level.priority == held.priority), None)
-        run = held.case.run.id
-        if level is None or run not in level.shares:
+        root = held.case.root
+        if level is None or root not in level.shares:
             return 0
         urgent = sum(
             share.count()
@@ -370,11 +371,11 @@ class Dispatch:
             if other.priority < held.priority
             for share in other.shares.values()
         )
-        own = level.shares[run].count_before(held)
+        own = level.shares[root].count_before(held)
         its_turn = False
         others = 0
-        for other_run in level.turns:
-            its_turn = its_turn or other_run == run
-            if other_run != run:
-                others += min(level.shares[other_run].count(), own + (not its_turn))
+        for other_root in level.turns:
+            its_turn = its_turn or other_root == root
+            if other_root != root:
+                others += min(level.shares[other_root].count(), own + (not its_turn))
         return urgent + own + others

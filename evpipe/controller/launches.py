@@ -120,8 +120,7 @@ class Launches:
             self._depart(case, command, step, miss, lane)
         else:
             priority = case.priority if step.priority is None else step.priority
-            assert case.run.graph is not None
-            depth = case.run.graph.depth[step.name]
+            depth = case.depth_of(step)
             if (case.run.id, command.step) in self._limits.holding:
                 # Its attempt was lost: what it holds does not wait for a turn.
                 self._limits.take(self._dispatch.park(case, command, step, miss, lane, priority, depth))

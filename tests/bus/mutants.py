@@ -126,7 +126,7 @@ class Inclusive(MemoryBus):
 
     async def replay(
         self, subjects: Sequence[str], *, up_to: int, after: int = 0, since_s: float | None = None
-    ) -> AsyncIterator[list[Record]]:
+    ) -> AsyncGenerator[list[Record], None]:
         async for batch in super().replay(subjects, up_to=up_to, after=max(0, after - 1)):
             yield batch
 
@@ -134,7 +134,7 @@ class Inclusive(MemoryBus):
 class ReplayEndsEarly(MemoryBus):
     async def replay(
         self, subjects: Sequence[str], *, up_to: int, after: int = 0, since_s: float | None = None
-    ) -> AsyncIterator[list[Record]]:
+    ) -> AsyncGenerator[list[Record], None]:
         async for batch in super().replay(subjects, up_to=max(0, up_to - 1), after=after):
             yield batch
 

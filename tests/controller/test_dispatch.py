@@ -6,6 +6,7 @@ from evpipe.controller.case import Case
 from evpipe.controller.dispatch import AHEAD_MAX, AHEAD_S, SLOTS_UNKNOWN, SLOTS_UNSEEN, Dispatch, Held, Lane
 from evpipe.core.commands import Launch
 from evpipe.core.graph import Step
+from evpipe.core.lineage import Parent
 
 
 class Hall:
@@ -26,12 +27,22 @@ class Hall:
         held.lane.flying += 1
 
     def hold(
-        self, run: str, *steps: str, priority: int = 5, depth: int = 0, attempt: int = 1, lane: Lane | None = None
+        self,
+        run: str,
+        *steps: str,
+        priority: int = 5,
+        depth: int = 0,
+        attempt: int = 1,
+        lane: Lane | None = None,
+        below: str = "",
     ) -> None:
         case = self._cases.setdefault(run, Case(run, "demo"))
+        if below:
+            case.run.parent = Parent(run=below, pipeline="demo", step="s", attempt=1, root=below, depth=1)
         for step in steps:
+            place = (int(bool(below)), depth)
             self.dispatch.hold(
-                case, Launch(step, attempt, {}), Step(name=step), None, lane or self.lane, priority, depth
+                case, Launch(step, attempt, {}), Step(name=step), None, lane or self.lane, priority, place
             )  # fmt: skip
 
     def end(self, count: int = 1, every_s: float = 1.0) -> list[str]:
@@ -86,6 +97,19 @@ def test_of_a_run_what_is_furthest_down_goes_first() -> None:
     hall.hold("big", "c1", depth=2, attempt=2)
     assert hall.end(4) == ["big c2", "big c1", "big b3", "big a3"]
     assert hall.lane.held == 96
+
+
+def test_a_root_has_its_turns_with_all_that_is_below_it() -> None:
+    """A map of pipelines is not a crowd, and the runs of it that have begun come to their end first."""
+    hall = Hall(2)
+    hall.hold("big", *_names("s", 10))
+    for i in range(100):
+        hall.hold(f"below{i}", "a", below="big")
+    hall.hold("small", "x", "y", "z")
+    hall.hold("below7", "b", below="big", depth=1)
+    assert hall.end(6) == ["below7 b", "small x", "below0 a", "small y", "below1 a", "small z"]
+    assert hall.end(98)[-1] == "below99 a"
+    assert hall.end() == ["big s3"]
 
 
 def test_what_is_urgent_goes_first_and_the_rest_in_turn_after_it() -> None:

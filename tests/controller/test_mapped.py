@@ -5,7 +5,7 @@ from __future__ import annotations
 import anyio
 import pytest
 
-from evpipe import Client, Controller, Mutex, Pipeline, run, step
+from evpipe import Client, Controller, Mutex, Pipeline, pipeline, run, step
 from evpipe.client import lists
 from tests.controller.test_limits import Witness, body, hosted, play, seen
 
@@ -74,6 +74,35 @@ def test_elements_come_to_the_end_of_their_chains_while_others_wait_for_their_tu
             order = [name for _, name in ended]
             assert order.index("c") < 30, "the first chain is through"
             assert order[:450].count("c") > 120, "and half of them half-way"
+
+    play(main)
+
+
+@pipeline
+def chain(x: int) -> int:
+    return passed.options(name="b")(passed.options(name="a")(x))
+
+
+def test_runs_of_a_map_come_to_their_end_while_others_wait_and_are_no_crowd() -> None:
+    made = Pipeline("chains")
+    made.map("chain", chain, x=[*range(100)])
+    small = Pipeline("small")
+    small.step("s", passed, x=small.step("r", passed, x=small.step("q", passed, x=1)))
+
+    async def main() -> None:
+        async with hosted(slots=2) as (client, _):
+            handle = await client.submit(made)
+            await anyio.sleep(0.5)
+            began_at = anyio.current_time()
+            await (await client.submit(small)).result()
+            assert anyio.current_time() - began_at < 1, "it has its turns beside all of them together"
+            await handle.result()
+            runs = (await handle.below()).values()
+            order = [
+                name for _, name in sorted((run.steps[name].ended_at_s or 0.0, name) for run in runs for name in "ab")
+            ]
+            assert order.index("b") < 10, "the first is through"
+            assert order[:100].count("b") > 40, "and half of them half-way"
 
     play(main)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from datetime import UTC, datetime
 from typing import Any, Final
@@ -139,7 +139,7 @@ class NatsBucket:
 
 async def read_up_to(
     open_feed: OpenFeed, stream: str, subjects: list[str], after: int, up_to: int, since_s: float | None = None
-) -> AsyncIterator[list[Record]]:
+) -> AsyncGenerator[list[Record], None]:
     """Give what a stream has on some subjects between two sequences, in order, then end."""
     if after >= up_to:
         return

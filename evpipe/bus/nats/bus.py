@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, contextmanager
 from types import TracebackType
 from typing import Any, Final, Self
@@ -205,11 +205,10 @@ class NatsBus:
         found = await last_message(self._connection, self._names.log, subject)
         return found[0] if found else None
 
-    async def replay(
+    def replay(
         self, subjects: Sequence[str], *, up_to: int, after: int = 0, since_s: float | None = None
-    ) -> AsyncIterator[list[Record]]:
-        async for records in read_up_to(self._open_feed, self._names.log, list(subjects), after, up_to, since_s):
-            yield records
+    ) -> AsyncGenerator[list[Record], None]:
+        return read_up_to(self._open_feed, self._names.log, list(subjects), after, up_to, since_s)
 
     @asynccontextmanager
     async def follow(

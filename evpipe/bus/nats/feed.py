@@ -28,6 +28,8 @@ log = structlog.get_logger(__name__)
 BATCH: Final = 2_000
 #: Records that wait here for a reader that is slower than the server; past it nothing more is asked for.
 BUFFER_MAX: Final = 20_000
+#: What a moment may lose when it is written in microseconds.
+ROUNDED_S: Final = 2e-6
 #: The server forgets a consumer that nobody pulled from for this long.
 INACTIVE_S: Final = 30
 
@@ -38,6 +40,7 @@ class Feed:
     A wait for the next list may be cancelled, and begun again.
 
     Args:
+        since_s: where `after` is 0, what is older than this time (seconds since 1970) is left out.
         batch: records that are asked for at a time.
         buffer_max: records waiting for their reader past which no more are asked for.
     """
@@ -57,7 +60,7 @@ class Feed:
         self._stream = stream
         self._subjects = list(subjects)
         self._last = after
-        self._since_s = since_s
+        self._since_s = since_s if not after else None
         #: May be changed at any time.
         self.batch = batch
         self._buffer_max = buffer_max
@@ -148,7 +151,8 @@ class Feed:
         if self._last:
             start = {"deliver_policy": "by_start_sequence", "opt_start_seq": self._last + 1}
         elif self._since_s is not None:
-            since = datetime.fromtimestamp(self._since_s, UTC).isoformat()
+            # A little before: the server has nanoseconds, of which neither a float nor what is written here has all.
+            since = datetime.fromtimestamp(self._since_s - ROUNDED_S, UTC).isoformat()
             start = {"deliver_policy": "by_start_time", "opt_start_time": since}
         config = {
             "name": self._consumer,
@@ -187,7 +191,8 @@ class Feed:
             self._consumer_sequence = origin.consumer_sequence
             self._last = origin.sequence
             self.pending = origin.pending
-            self._buffer.append(Record(origin.sequence, origin.at_s, message.subject, message.data))
+            if self._since_s is None or origin.at_s >= self._since_s:
+                self._buffer.append(Record(origin.sequence, origin.at_s, message.subject, message.data))
             self._filled.set()
             if self._left <= self.batch // 2:
                 self._ask()

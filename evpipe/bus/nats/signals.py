@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 
 from evpipe.bus.nats.buckets import NO_STREAM, OpenFeed, read_up_to
@@ -40,7 +40,7 @@ class NatsSignals:
 
     def replay(
         self, subjects: Sequence[str], *, up_to: int, after: int = 0, since_s: float | None = None
-    ) -> AsyncIterator[list[Record]]:
+    ) -> AsyncGenerator[list[Record], None]:
         return read_up_to(self._feed, self._stream, list(subjects), after, up_to, since_s)
 
     @asynccontextmanager

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 
 import structlog
@@ -53,7 +53,7 @@ class NatsTelemetry:
 
     def replay(
         self, subjects: Sequence[str], *, up_to: int, after: int = 0, since_s: float | None = None
-    ) -> AsyncIterator[list[Record]]:
+    ) -> AsyncGenerator[list[Record], None]:
         return read_up_to(self._feed, self._stream, list(subjects), after, up_to, since_s)
 
     @asynccontextmanager
