@@ -683,7 +683,7 @@ class _Kept(Kept):
 
     def artifact(self, name: str, packed: bytes) -> None:
         with self._lock:
-            self.artifacts[name] = packed
+            self.add_artifact(name, packed)
 
     def line(self, level: str, text: str, fields: Mapping[str, Any], at_s: float) -> None:
         if self._display is not None:

@@ -37,6 +37,8 @@ class Kept:
     _had_count = 0
     _had_left_out = 0
     _had_artifacts: Mapping[str, bytes] = MappingProxyType({})
+    #: Of names and artifacts, all together: there may be tens of thousands.
+    _artifact_bytes = 0
 
     def __init__(self) -> None:
         #: Rows one after the other, and how many.
@@ -62,9 +64,12 @@ class Kept:
 
     def add_artifact(self, name: str, packed: bytes) -> None:
         """Take an artifact; one that is too many is refused where it is recorded, and left out here."""
-        others = sum(len(known) + len(value) for known, value in self.artifacts.items() if known != name)
-        if others + len(name) + len(packed) <= NOTES_BYTES_MAX:
+        before = self.artifacts.get(name)
+        others = self._artifact_bytes - (0 if before is None else len(name) + len(before))
+        together = others + len(name) + len(packed)
+        if together <= NOTES_BYTES_MAX:
             self.artifacts[name] = packed
+            self._artifact_bytes = together
 
     @property
     def any(self) -> bool:

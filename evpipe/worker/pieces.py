@@ -227,9 +227,12 @@ class Pieces:
     @staticmethod
     def _travels(part: Part, notes: AttemptNotes) -> bool:
         """Say whether a piece needs nothing of the object store; one look takes less than a thread."""
-        if len(part.rows) > PIECE_BYTES_MAX:
-            return False
-        return not part.artifacts or not os.path.isdir(f"{notes.folder}/{OUT}")  # noqa: PTH112
+        return len(part.rows) <= PIECE_BYTES_MAX and not Pieces._has_files(part, notes)
+
+    @staticmethod
+    def _has_files(part: Part, notes: AttemptNotes) -> bool:
+        """Say whether there may be files of the artifacts of a piece; small ones are in it."""
+        return bool(part.artifacts) and os.path.isdir(f"{notes.folder}/{OUT}")  # noqa: PTH112
 
     def _start(self, store: Callable[[], Awaitable[None]]) -> None:
         # Not cancelled with the worker: it is given a while to come to its end.
@@ -272,7 +275,7 @@ class Pieces:
         """Store what of a part does not travel; gives its points as they travel, None if there is no room."""
         folder, launch = Path(trail.notes.folder, OUT), trail.notes.launch
         try:
-            if part.artifacts:
+            if self._has_files(part, trail.notes):
                 # They stay where they are: the end of the attempt may store them, too, at the same time.
                 for digest, file in (await anyio.to_thread.run_sync(files_in, folder)).items():
                     if digest not in trail.stored:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, Protocol
 
 from evpipe.core.names import for_people
@@ -44,8 +43,9 @@ class AttemptRecorder:
     closed = False
     _work: Path | None = None
     _count = 0
-    #: Of artifacts, as they travel, by name.
-    _artifact_bytes: Mapping[str, int] = MappingProxyType({})
+    #: Of artifacts, as they travel, by name, and all together; None: there are none.
+    _artifact_sizes: dict[str, int] | None = None
+    _artifact_bytes = 0
 
     def __init__(self, launch: LaunchSubject, order: LaunchOrder, sink: Sink, files: AttemptFiles, folder: str) -> None:
         self._launch = launch
@@ -86,9 +86,11 @@ class AttemptRecorder:
         if self.closed:
             return
         packed = encode_artifact(value, name, self.step, self._files.writer(self._order))
-        sizes = {**self._artifact_bytes, name: len(packed) + len(name)}
-        check_room(sum(sizes.values()), name, self.step)
-        self._artifact_bytes = sizes
+        sizes = self._artifact_sizes = self._artifact_sizes or {}
+        size = len(packed) + len(name)
+        together = self._artifact_bytes - sizes.get(name, 0) + size
+        check_room(together, name, self.step)
+        sizes[name], self._artifact_bytes = size, together
         self._sink.artifact(name, packed)
 
     def line(self, level: str, text: str, fields: Mapping[str, Any], at_s: float) -> None:

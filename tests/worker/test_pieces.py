@@ -268,6 +268,26 @@ def test_what_does_not_travel_is_stored(kind: Kind, tmp_path: Path) -> None:
     play(kind, main)
 
 
+@pytest.mark.parametrize("ends", [False, True])
+def test_many_points_beside_an_artifact_without_a_file(ends: bool, tmp_path: Path) -> None:
+    """The points are stored, and the artifact is in the piece: nobody looks for a folder that is not there."""
+
+    async def main() -> None:
+        async with scene(tmp_path, telemetry=False) as there:
+            notes = there.attempt()
+            there.say(notes, 10_000)
+            notes.artifact("a", pack(1, "a"))
+            if ends:
+                notes.end()
+                assert there.pieces.rest(notes)
+            await until(lambda: bool(there.told))
+            assert await there.read() == list(range(10_000))
+            (recorded,) = (await read_recorded(there.bus, RUN, PIPELINE)).values()
+            assert dict(recorded.artifacts) == {"a": 1}
+
+    play("asyncio", main)
+
+
 def test_a_store_without_room(tmp_path: Path) -> None:
     """A piece that cannot be stored holds up nothing; when there is room, all of it is told."""
 
