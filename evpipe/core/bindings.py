@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 
 from evpipe.core.artifact import Artifact, Key
 from evpipe.core.exits import RUN
-from evpipe.core.names import for_people
+from evpipe.core.names import for_people, repr_of
 from evpipe.errors import LimitExceeded, UsageError
 
 TREE_DEPTH_MAX = 64
@@ -215,7 +215,7 @@ def _missing(value: Any, ref: OutputRef, depth: int, what: str) -> str:
     at = at or f"the output {OutputRef(ref.step, ref.path[:depth])}"
     key = ref.path[depth]
     if isinstance(value, dict):
-        has = "keys " + ", ".join(repr(k) for k in list(value)[:12]) if value else "no keys"
+        has = "keys " + ", ".join(map(repr_of, list(value)[:12])) if value else "no keys"
     elif hasattr(value, "_fields"):
         has = "fields " + ", ".join(value._fields)
     elif isinstance(value, (list, tuple, str, bytes)):

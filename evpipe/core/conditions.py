@@ -13,6 +13,7 @@ from typing import Any, Final, TypeAlias
 
 from evpipe.core.artifact import Artifact
 from evpipe.core.bindings import BindingError, Known, OneOf, OutputRef, ParameterRef, Tree, references, resolve
+from evpipe.core.names import repr_of
 from evpipe.errors import UsageError
 
 #: Parts of a condition, so that nobody evaluates a million of them for one step.
@@ -171,5 +172,5 @@ def _shown(tree: Tree) -> str:
         return str(tree)
     if isinstance(tree, ParameterRef):
         return tree.name
-    text = repr(tree.value if isinstance(tree, Known) else tree)
+    text = repr_of(tree.value if isinstance(tree, Known) else tree)
     return text if len(text) <= 40 else text[:39] + "…"

@@ -86,3 +86,11 @@ def nearest(name: str, known: Iterable[str]) -> str:
         return ""
     found = difflib.get_close_matches(name, itertools.islice(known, NEAREST_MAX), n=1, cutoff=0.6)
     return f"; did you mean {found[0]!r}?" if found else ""
+
+
+def repr_of(value: object) -> str:
+    """As `repr`, also of an integer with more digits than Python writes, or something that holds one."""
+    try:
+        return repr(value)
+    except ValueError:
+        return "a number of too many digits"

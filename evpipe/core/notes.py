@@ -66,13 +66,17 @@ def _point(row: Any, step: str, attempt: int) -> MetricPoint:
         name, value, iteration, at_s = row[:4]
         if (
             type(name) is str
-            and type(value) in _NUMBERS
-            and (iteration is None or type(iteration) is int)
+            and _is_number(value)
+            and (iteration is None or (type(iteration) is int and _is_number(iteration)))
             and type(at_s) in _NUMBERS
             and 0 <= at_s <= AT_S_MAX
         ):
             return MetricPoint(step, attempt, name, float(value), iteration, float(at_s))
     raise RemoteProtocolError(f"the metrics of step {step!r}: a point is a list of name, value, iteration and time")
+
+
+def _is_number(value: object) -> bool:
+    return type(value) is float or (type(value) is int and -(2**63) <= value < 2**64)
 
 
 _NUMBERS: Final = frozenset({int, float})

@@ -13,7 +13,7 @@ from typing import Any
 
 from evpipe.core.artifact import Artifact
 from evpipe.core.bindings import TREE_DEPTH_MAX
-from evpipe.core.names import NAME_LENGTH_MAX, check_name, nearest
+from evpipe.core.names import NAME_LENGTH_MAX, check_name, nearest, repr_of
 from evpipe.errors import UsageError
 
 _SCALARS: dict[str, tuple[type, ...]] = {
@@ -128,10 +128,7 @@ def _fits_float(value: int) -> bool:
 
 
 def _shown(value: Any) -> str:
-    try:
-        text = repr(value)
-    except ValueError:
-        text = "a number of too many digits"
+    text = repr_of(value)
     return f"{text if len(text) <= 60 else text[:57] + '…'} ({type(value).__name__})"
 
 

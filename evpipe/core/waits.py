@@ -21,7 +21,7 @@ from typing import Any, Final
 
 from evpipe.core.artifact import Artifact
 from evpipe.core.bindings import BindingError, references
-from evpipe.core.names import STEP_NAME, check_name, check_signal_name, for_people, from_people
+from evpipe.core.names import STEP_NAME, check_name, check_signal_name, for_people, from_people, repr_of
 from evpipe.core.parameters import ParameterType
 from evpipe.errors import UsageError
 
@@ -138,7 +138,7 @@ def shown_wait(wait: Wait, arguments: Mapping[str, Any]) -> str:
         case WaitKind.APPROVAL:
             return f"waits for an answer ({wait.answer}): {arguments.get('message')}"
         case WaitKind.SIGNAL:
-            match_text = f" with {arguments['match']!r:.120}" if arguments.get("match") else ""
+            match_text = f" with {repr_of(arguments['match']):.120}" if arguments.get("match") else ""
             return f"waits for the signal {arguments.get('name')}{match_text}"
         case WaitKind.RUN_EVENT:
             of_step = f" of step {for_people(str(arguments['step']))}" if "step" in arguments else ""
@@ -214,5 +214,5 @@ def _has_path(found: ParameterType) -> bool:
 
 
 def _shown(value: Any) -> str:
-    text = f"{value!r:.60}" if isinstance(value, (str, int, float, type(None))) else f"a {type(value).__name__}"
+    text = repr_of(value) if isinstance(value, (str, int, float, type(None))) else f"a {type(value).__name__}"
     return text if len(text) < 60 else text[:59] + "…"

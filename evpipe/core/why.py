@@ -16,7 +16,7 @@ from evpipe.core.conditions import condition_references
 from evpipe.core.events import CancelCause, StepCancelled, StepFailed, StepSkipped
 from evpipe.core.lineage import child_run_id
 from evpipe.core.mapping import condition_at, element_of
-from evpipe.core.names import SEPARATOR, for_people
+from evpipe.core.names import SEPARATOR, for_people, repr_of
 from evpipe.core.states import STEP_VALUES, OnFailure, Reason, RunIf, StepStatus
 
 if TYPE_CHECKING:
@@ -310,7 +310,7 @@ class _Chain:
         for ref in condition_references(when):
             shown_ref = ref.name if isinstance(ref, ParameterRef) else str(ref)
             try:
-                text = repr(resolve(ref, self.run.outputs, self.run.parameters))
+                text = repr_of(resolve(ref, self.run.outputs, self.run.parameters))
             except BindingError:
                 continue
             found[shown_ref] = text if len(text) <= SHOWN_CHARS_MAX else text[: SHOWN_CHARS_MAX - 1] + "…"

@@ -11,7 +11,7 @@ from typing import Any, Final, Protocol
 
 from evpipe.core.artifact import LENGTHS_MAX, LEVELS_MAX, Artifact, Lengths
 from evpipe.errors import RemoteProtocolError
-from evpipe.wire.limits import ARTIFACT_META_BYTES_MAX, INLINE_BYTES_MAX, LARGE_ITEMS_MAX
+from evpipe.wire.limits import ARTIFACT_META_BYTES_MAX, INLINE_BYTES_MAX, LARGE_ITEMS_MAX, WHOLE_MAX
 
 #: The kind of artifacts that are values of the protocol itself, too large for an event.
 VALUE: Final = "value"
@@ -106,17 +106,15 @@ def artifact_of(form: Any) -> Artifact:
     kind, version, digest, size, data, meta, content, length, nested, path, *is_list = form
     if not isinstance(kind, str) or not 0 < len(kind) <= _KIND_CHARS_MAX:
         raise RemoteProtocolError("an artifact without a kind")
-    if type(version) is not int or type(size) is not int or version < 0 or size < 0:
+    if not is_whole(version) or not is_whole(size):
         raise RemoteProtocolError(f"an artifact of the kind {kind!r} whose version or size is none")
     if not is_digest(digest) or not (content == "" or is_digest(content)):
         raise RemoteProtocolError(f"an artifact of the kind {kind!r} without a digest")
     if data is not None and (type(data) is not bytes or len(data) != size or size > INLINE_BYTES_MAX):
         raise RemoteProtocolError(f"an artifact of the kind {kind!r} whose bytes are not as many as it says")
-    if not isinstance(meta, dict) or not (length is None or type(length) is int) or type(nested) is not bool:
+    if not isinstance(meta, dict) or not (length is None or is_whole(length)) or type(nested) is not bool:
         raise RemoteProtocolError(f"an artifact of the kind {kind!r} that says of itself what is none")
-    if length is not None and length < 0:
-        raise RemoteProtocolError(f"an artifact of the kind {kind!r} whose length is {length}")
-    if not isinstance(path, list) or not all(type(key) in {str, int} for key in path):
+    if not isinstance(path, list) or not all(map(is_key, path)):
         raise RemoteProtocolError(f"an artifact of the kind {kind!r} of which no part is meant")
     of_list = is_list[0] if is_list else None
     if of_list is True and path:
@@ -167,6 +165,16 @@ def check_meta(meta: Mapping[str, Any], packed_bytes: int) -> None:
     """
     if packed_bytes > ARTIFACT_META_BYTES_MAX:
         raise ValueError(f"its meta is {packed_bytes:,} bytes: at most {ARTIFACT_META_BYTES_MAX:,} are allowed")
+
+
+def is_whole(found: Any) -> bool:
+    """Say whether it is a number of something."""
+    return type(found) is int and 0 <= found <= WHOLE_MAX
+
+
+def is_key(found: Any) -> bool:
+    """Say whether it can name a part of a value."""
+    return isinstance(found, str) or (isinstance(found, int) and -WHOLE_MAX <= found <= WHOLE_MAX)
 
 
 def is_digest(text: Any) -> bool:

@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 from evpipe.core.artifact import Artifact
 from evpipe.errors import RemoteProtocolError
 from evpipe.wire.artifacts import ArtifactReader
-from evpipe.wire.limits import ITEMS_MAX, VERSION
+from evpipe.wire.limits import ITEMS_MAX, VERSION, WHOLE_MAX
 from evpipe.wire.values import pack_unchecked, unpack
 
 _VERSION_FIELD = {"v": VERSION}
@@ -76,7 +76,7 @@ class Fields:
 
     def whole(self, key: str, default: int | None = None) -> int:
         value = self.map.get(key, default)
-        if type(value) is int and value >= 0:  # a bool is none
+        if type(value) is int and 0 <= value <= WHOLE_MAX:  # a bool is none
             return value
         self._wrong(key, value, "a whole number from 0")
 
@@ -84,7 +84,7 @@ class Fields:
         value = self.map.get(key, default)
         if type(value) is float:
             return value
-        if type(value) is int:
+        if type(value) is int and -WHOLE_MAX <= value <= WHOLE_MAX:
             return float(value)
         self._wrong(key, value, "a number")
 

@@ -37,6 +37,10 @@ SOURCE_BYTES_MAX: Final = 16 * 1024
 #: A graph specification in the object store, encoded.
 GRAPH_BYTES_MAX: Final = 512 * 1024 * 1024
 
+#: Of attempts, counts, sizes and places in lists: a value may be an integer of any size, what says something of one may
+#: not. One of 4,300 digits cannot even be written in a message.
+WHOLE_MAX: Final = 2**63 - 1
+
 #: Levels of lists and maps in one value.
 DEPTH_MAX: Final = 64
 #: Lists, maps and entries in one payload: a megabyte of empty lists would become 60 times that in memory.

@@ -153,7 +153,7 @@ def decode_submission(data: bytes) -> Submission:
         facts=facts_of(Fields(fields.submap("facts"), "the submit: its facts")) if "facts" in fields.map else NO_FACTS,
         no_cache=fields.flag("no_cache"),
         refresh=fields.texts("refresh"),
-        priority=check_priority("the submit: priority", fields.map["priority"]) if "priority" in fields.map else None,
+        priority=check_priority("the submit: priority", fields.whole("priority")) if "priority" in fields.map else None,
         parent=_parent(Fields(fields.submap("parent"), "the submit: its parent")) if "parent" in fields.map else None,
     )
 

@@ -16,7 +16,7 @@ import msgpack
 from evpipe.core.artifact import Artifact
 from evpipe.core.bindings import OneOf, OutputRef, ParameterRef
 from evpipe.errors import EncodingError, LimitExceeded, RemoteProtocolError
-from evpipe.wire.artifacts import ArtifactReader, ArtifactWriter, artifact_form, artifact_of
+from evpipe.wire.artifacts import ArtifactReader, ArtifactWriter, artifact_form, artifact_of, is_key
 from evpipe.wire.classes import check_class_count, class_name, find_class, layout_of, named_tuple_twin
 from evpipe.wire.extensions import (
     ARTIFACT,
@@ -330,7 +330,7 @@ def reference(code: int, content: Any) -> OutputRef | ParameterRef | OneOf:
 
 def _output_ref(content: Any) -> OutputRef:
     step, path = as_list(content, 2)
-    if not isinstance(step, str) or not all(isinstance(key, (str, int)) for key in as_list(path)):
+    if not isinstance(step, str) or not all(map(is_key, as_list(path))):
         raise RemoteProtocolError("an output reference that names no output")
     return OutputRef(step, tuple(path))
 

@@ -7,7 +7,9 @@ from dataclasses import replace
 from hypothesis import given
 from hypothesis import strategies as st
 
+from evpipe.core.bindings import Known, OutputRef
 from evpipe.core.commands import Await, Decide, Launch, Quarantine, WakeAt
+from evpipe.core.conditions import Comparison
 from evpipe.core.events import (
     CancelCause,
     CancelRequested,
@@ -25,9 +27,10 @@ from evpipe.core.events import (
     StepSucceeded,
     Submitted,
 )
-from evpipe.core.graph import Graph
+from evpipe.core.graph import Graph, Step
 from evpipe.core.machine import Run
 from evpipe.core.states import Reason, RunStatus
+from evpipe.core.waits import Wait, WaitKind
 from tests.core.budget import examples
 from tests.core.making import RUN_ID, snapshot, without_clock
 from tests.core.plans import KEY, graphs
@@ -35,7 +38,9 @@ from tests.core.plans import KEY, graphs
 STEPS = st.sampled_from([*(f"s{i}" for i in range(6)), "nobody", ""])
 ATTEMPTS = st.integers(-1, 4) | st.integers()
 TIMES = st.floats(0, 100) | st.floats()
-VALUES = st.sampled_from([None, {KEY: 1}, [1], "text", float("nan")])
+#: More digits than Python writes.
+HUGE = 10**5_000
+VALUES = st.sampled_from([None, {KEY: 1}, [1], "text", float("nan"), HUGE, {HUGE: 1}])
 REASONS = st.sampled_from(Reason)
 FAILURES = st.builds(Failure, message=st.text(max_size=3), types=st.sampled_from([(), ("m.Error",)]))
 
@@ -128,3 +133,18 @@ def test_any_event_in_any_state_is_folded_without_raising(
         assert run.open_count == len(run.steps) - len(ended)
         if run.ended:
             assert outstanding == ()
+
+
+def test_a_number_of_too_many_digits_is_said_to_be_one() -> None:
+    """It is a value like others; where a message would show it, that is not what stops the run."""
+    output = OutputRef("s0")
+    waits = Step(name="waits", wait=Wait(kind=WaitKind.SLEEP), arguments={"seconds": output})
+    asks = Step(name="asks", when=Comparison(">", output, Known(HUGE)))
+    part = Step(name="part", arguments={"x": OutputRef("s0", ("key",))})
+    run = Run(RUN_ID)
+    run.step(Submitted(at_s=1.0, graph=Graph.of([Step(name="s0"), waits, asks, part], pipeline="demo"), parameters={}))
+    decided = run.step(StepSucceeded(at_s=2.0, step="s0", attempt=1, value=HUGE))
+    said = {getattr(c.event, "step", ""): c.event for c in decided if isinstance(c, Decide)}
+    assert "too many digits" in str(said["waits"])
+    assert "too many digits" in str(said["asks"])
+    assert "has no 'key'" in str(said["part"])

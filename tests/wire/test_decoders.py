@@ -39,6 +39,7 @@ from evpipe.wire.messages import (
     encode_submission,
 )
 from evpipe.wire.subjects import RUN_KINDS, STEP_KINDS, EventSubject
+from evpipe.wire.values import unpack
 from tests.core.budget import examples
 from tests.wire.plain import LEAVES, trees
 from tests.wire.samples import EVENTS, GRAPH, LAUNCH, SUBMISSION
@@ -132,6 +133,34 @@ def test_valid_payloads_with_one_field_replaced_at_any_level(valid: bytes, name:
         return [replaced(child) for child in node] if isinstance(node, list) else node
 
     check(msgpack.packb(replaced(msgpack.unpackb(valid)), default=list))
+
+
+#: Too many digits for a float, and for a text.
+HUGE = msgpack.ExtType(6, (10**5_000).to_bytes(2_077, "big", signed=True))
+
+
+@pytest.mark.parametrize("name", FIELDS)
+def test_a_number_that_is_far_too_large(name: str) -> None:
+    def replaced(node: Any) -> Any:
+        if isinstance(node, dict):
+            return {key: HUGE if key == name else replaced(child) for key, child in node.items()}
+        return [replaced(child) for child in node] if isinstance(node, list) else node
+
+    for valid in VALID:
+        check(msgpack.packb({**replaced(msgpack.unpackb(valid)), name: HUGE}))
+
+
+@pytest.mark.parametrize("place", range(11))
+def test_an_artifact_with_a_number_that_is_far_too_large(place: int) -> None:
+    for number in (HUGE, [HUGE], [[HUGE]])[place == 10 :]:
+        form = ["value", 1, "ab" * 32, 5, None, {}, "", 3, False, [1], [2]]
+        form[place] = number
+        artifact = msgpack.ExtType(13, msgpack.packb(form))
+        with pytest.raises(EvpipeError):
+            unpack(msgpack.packb(artifact))
+    reference = msgpack.ExtType(16, msgpack.packb(["a", [HUGE]]))
+    with pytest.raises(EvpipeError):
+        unpack(msgpack.packb(reference))
 
 
 DEEP = b"\x91" * 900 + b"\x01"

@@ -325,7 +325,7 @@ def test_the_form_of_a_list_says_what_is_known_of_it() -> None:
     # As it was written before there were lengths: of a part it is the length of the whole.
     old = [*artifact_form(LISTS.brief())[:9], [0], True]
     assert artifact_of(old) == replace(LISTS, path=(0,), length=None, lengths=())
-    with pytest.raises(RemoteProtocolError, match="whose length is -1"):
+    with pytest.raises(RemoteProtocolError, match="says of itself what is none"):
         artifact_of([*OF_LISTS[:7], -1, *OF_LISTS[8:]])
 
 

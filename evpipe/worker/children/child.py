@@ -297,8 +297,8 @@ class Child:
             while data := await receive(self._sock):
                 for frame in self._frames.feed(data):
                     self._take(frame)
-        except (RemoteProtocolError, LookupError, TypeError, ValueError) as error:
-            # The last three: a field that is not what it should be.
+        except (RemoteProtocolError, LookupError, TypeError, ValueError, OverflowError) as error:
+            # The last four: a field that is not what it should be.
             self.leave(f"what it wrote where its result travels is none: {error}")
             return
         # Its end is told by `_watch`, if it ends: a step may have closed what is not its own.
@@ -350,7 +350,7 @@ class Child:
 
     def _take_what_was_said(self, sock: socket.socket) -> None:
         """Take what an attempt said and nobody has read yet: it may have been killed just after it."""
-        with suppress(OSError, RemoteProtocolError, LookupError, TypeError, ValueError):
+        with suppress(OSError, RemoteProtocolError, LookupError, TypeError, ValueError, OverflowError):
             while data := sock.recv(CHUNK_BYTES):
                 for frame in self._frames.feed(data):
                     if frame["frame"] in SAID:
