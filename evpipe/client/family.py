@@ -151,6 +151,8 @@ class FamilyFold:
         self._graphs: dict[str, Graph] = {}
         self._folds: dict[str, RunFold] = {}
         self._below: dict[str, Run] = {}
+        #: By run, those that attempts of its steps are, of one that was followed by others maybe, too.
+        self._inside: dict[str, list[str]] = {}
         #: What the paths of a run's steps begin with, by run; also of attempts that were followed by others.
         self.prefixes: dict[str, str] = {}
         self.feed = GrowingFeed(Events(bus))
@@ -194,20 +196,23 @@ class FamilyFold:
     def _child(self, run: Run, name: str, attempt: int, record: Record) -> Member:
         path = self.prefixes[run.id] + for_people(name)
         if attempt > 1:
-            self._forget(path)
+            self._forget(child_run_id(run.id, name, attempt - 1))
         child = run.spec(name).child
         assert child is not None, "only of steps that are runs"
         member = Member(child_run_id(run.id, name, attempt), child.pipeline, record.sequence, record.at_s)
         self._begin(member, f"{path}/")
+        self._inside.setdefault(run.id, []).append(member.run)
         return member
 
-    def _forget(self, path: str) -> None:
+    def _forget(self, run_id: str) -> None:
         """Leave out the run that an attempt was, and those below it."""
-        for run_id in [run_id for run_id in self._folds if self.prefixes[run_id].startswith(f"{path}/")]:
-            del self._folds[run_id]
-            self.feed.drop(run_id)
-        for below in [below for below in self._below if below == path or below.startswith(f"{path}/")]:
-            del self._below[below]
+        left = [run_id]
+        while left:
+            one = left.pop()
+            left += self._inside.pop(one, ())
+            if self._folds.pop(one, None) is not None:
+                self.feed.drop(one)
+                self._below.pop(self.prefixes[one].removesuffix("/"), None)
 
     async def read(self) -> None:
         """Fold what is in the log now."""

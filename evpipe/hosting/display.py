@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import aclosing, asynccontextmanager, contextmanager
+from contextlib import aclosing, asynccontextmanager, contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Final, TextIO
 
 import anyio
@@ -31,6 +32,8 @@ log = structlog.get_logger(__name__)
 
 #: What the cache did is told if it can be found out in this time.
 EXPLAIN_WAIT_S: Final = 2.0
+#: How far the log's clock is apart is not found out more often: every event is shown, and runs below are many.
+OFFSET_S: Final = 0.1
 #: Rows of the table: what is under way first, then what ended last.
 ROWS_MAX: Final = 16
 PATH_CHARS_MAX: Final = 48
@@ -72,6 +75,10 @@ class Display:
         self._live: Live | None = None
         self._family: Family | None = None
         self._offset_s = 0.0
+        #: When that was found out.
+        self._offset_at_s = -math.inf
+        #: What was drawn last.
+        self._drawn: RenderableType = ""
         #: By the path of the step; of attempts that may have ended.
         self._progress: dict[str, Progress] = {}
 
@@ -144,8 +151,11 @@ class Display:
     def show(self, family: Family) -> None:
         """Take the run, and those below it, as they are now; the table is drawn from them at its own pace."""
         self._family = family
-        # Durations of what runs are shown by the log's clock, which need not be this machine's.
-        self._offset_s = max(run.at_s for run in (family.run, *family.below.values())) - time.time()
+        now_s = time.time()
+        if not 0 <= now_s - self._offset_at_s < OFFSET_S:
+            # Durations of what runs are shown by the log's clock, which need not be this machine's.
+            self._offset_at_s = now_s
+            self._offset_s = max(run.at_s for run in (family.run, *family.below.values())) - now_s
 
     def progress(self, told: Progress) -> None:
         """Take what a step says of its progress."""
@@ -177,6 +187,13 @@ class Display:
             self._stream.flush()
 
     def _render(self) -> RenderableType:
+        # In a thread of its own, which would end by what is raised where a step gets its elements meanwhile; an eighth of a
+        # second later all of them are there.
+        with suppress(KeyError, RuntimeError):
+            self._drawn = self._table()
+        return self._drawn
+
+    def _table(self) -> RenderableType:
         from rich.table import Table
         from rich.text import Text
 

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import anyio
 import pytest
+from rich.console import Console
 
 from evpipe import Client, Controller, Worker
 from evpipe.bus.memory import MemoryBus
-from evpipe.client.family import Row
+from evpipe.client.family import Family, Row
+from evpipe.core.machine import Run
 from evpipe.hosting.display import ROWS_MAX, Display, shown_rows
 from tests.core.making import folded, graph, started, step, submitted
 from tests.e2e import context_pipelines as these
@@ -50,6 +52,28 @@ def test_the_table_shows_progress(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
             display.show(family)
 
     anyio.run(main)
+
+
+def test_a_table_that_is_drawn_while_the_run_changes() -> None:
+    """It is as it was last, until what is half done is done: the thread that draws must not end by it."""
+    run = folded(submitted(graph(step("a"), step("b"))))
+    screen = io.StringIO()
+    display = Display(screen)
+    display.show(Family(run, {"a": Run("bbbbbbbb")}))
+
+    def drawn() -> str:
+        console = Console(file=io.StringIO(), width=80)
+        console.print(display._render())
+        return str(cast("io.StringIO", console.file).getvalue())
+
+    before = drawn()
+    assert "2 queued" in before
+    # As when a mapped step is known to have an element, and the element is not there yet.
+    state = run.steps.pop("b")
+    assert drawn() == before
+    run.steps["b"] = state
+    run.step(started("b", at_s=run.at_s))
+    assert "1 queued  1 running" in drawn()
 
 
 def test_a_large_table_shows_the_steps_that_run_wherever_they_are() -> None:
