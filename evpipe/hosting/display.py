@@ -187,8 +187,8 @@ class Display:
             self._stream.flush()
 
     def _render(self) -> RenderableType:
-        # In a thread of its own, which would end by what is raised where a step gets its elements meanwhile; an eighth of a
-        # second later all of them are there.
+        # In a thread of its own, which would end by what is raised where a step gets its elements meanwhile. They are
+        # there when it is drawn again.
         with suppress(KeyError, RuntimeError):
             self._drawn = self._table()
         return self._drawn

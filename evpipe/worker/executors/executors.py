@@ -123,8 +123,11 @@ class Executors:
         finally:
             notes.end()
             # No event of its own has them where it was cancelled, or they could not be stored.
-            if (told and not stopped()) or not self._pieces.rest(notes):
+            if told or not self._pieces.rest(notes):
                 await self._scratch.remove(folder)
+            if told and stopped():
+                # Maybe only now. What it refers to is stored.
+                self._pieces.rest(notes)
 
     def _broken(self, launch: LaunchSubject, error: BaseException) -> Conclusion:
         """Make the end of an attempt that could not be run, or whose output could not be stored."""
