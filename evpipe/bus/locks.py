@@ -37,7 +37,13 @@ class FileLock:
         """Take the lock if nobody holds it; the file is created if missing."""
         while True:
             fd = _not_standard(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600))
-            if not _flock(fd, shared=False):
+            try:
+                taken = _flock(fd, shared=False)
+            except OSError:
+                # A file system without locks: whoever asks again and again must not run out of descriptors.
+                os.close(fd)
+                raise
+            if not taken:
                 os.close(fd)
                 return None
             lock = cls(fd, path)

@@ -72,6 +72,8 @@ COMPARED_MAX: Final = 1_000
 HITS_BYTES_MAX: Final = 64 * 1024
 _PIECE_BYTES: Final = 1024 * 1024
 _DIGEST_BYTES: Final = 32
+#: Of a key, after the first.
+_TOKENS_MAX: Final = 3
 _TOKEN: Final = re.compile(r"[A-Za-z0-9_=-]{1,200}\Z")
 
 #: Gives where an object is, by its digest; None if it is nowhere.
@@ -158,7 +160,7 @@ class ResultStore:
     def entries(self, under: str = "") -> list[Kept]:
         """Give what is kept under the keys that begin with these tokens, the oldest first; nothing is linked."""
         kind, *tokens = under.split(".")
-        if under and not all(map(_TOKEN.match, under.split("."))):
+        if under and (len(tokens) > _TOKENS_MAX or not all(map(_TOKEN.match, under.split(".")))):
             return []
         try:
             if kind == "hit":

@@ -292,8 +292,8 @@ class Launches:
         else:
             kind, count, under_way = HoldKind.SLOTS, lane.slots or 0, lane.slots or 0
         running, others = self._under_way(lane)
-        if kind is HoldKind.SLOTS and len(running) < max(1, min(count, HOLDERS_SHOWN_MAX)):
-            # It is on its way to one that is free.
+        if kind is HoldKind.SLOTS and not 0 < min(count, HOLDERS_SHOWN_MAX) <= len(running):
+            # It is on its way to one that is free, or no worker is known.
             return None
         holders = running if kind is not HoldKind.WINDOW else (running + others)[:HOLDERS_SHOWN_MAX]
         return Hold(

@@ -120,7 +120,7 @@ class Kept:
 class AttemptNotes:
     """The notes of one attempt of this worker. Attempts in its process call from their threads, too."""
 
-    # Most attempts say nothing: these are set by those that do, and one that is quick pays for two attributes.
+    # Most attempts say nothing: these are set by those that do, and one that is quick pays for none of them.
     _closed = False
     _waiting = False
     _log: AttemptLog | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import shutil
@@ -187,7 +188,7 @@ def test_what_is_listed_is_what_can_be_had(store: ResultStore) -> None:
     made = [made_key("p", entry.step, entry.fingerprint) for entry in entries]
     assert keys("made") == keys("made.p") == made
     assert keys("made.p.fit") == [made[0], made[2]]
-    assert keys("made.q") == keys("made.p.no") == []
+    assert keys("made.q") == keys("made.p.no") == keys(f"{made[0]}.more") == []
     assert keys("hit") == keys(f"hit.{hit.fingerprint}") == [hit_key(hit)] * 2
     assert [Kept(*kept).value for kept in store.entries("hit")] == [encode_hit(hit)] * 2
     assert set(keys("")) == {*(entry.fingerprint for entry in entries), *made, hit_key(hit)}
@@ -323,6 +324,25 @@ def test_who_cannot_have_the_lock_does_without(store: ResultStore, monkeypatch: 
     assert lock is not None
     assert not put(store, entry_of("a"))
     lock.release()
+    assert put(store, entry_of("a"))
+
+
+def test_a_file_system_without_locks(store: ResultStore, monkeypatch: pytest.MonkeyPatch, said: list[str]) -> None:
+    """It is said once, and a run with many results does not run out of descriptors."""
+
+    def descriptors() -> int:
+        return sum(1 for _ in Path("/proc/self/fd").iterdir())
+
+    def refuse(_fd: int, _how: int) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    with monkeypatch.context() as patch:
+        patch.setattr("fcntl.flock", refuse)
+        before = descriptors()
+        for name in "abcdefgh":
+            assert not put(store, entry_of(name))
+        assert descriptors() == before
+    assert len(said) == 1
     assert put(store, entry_of("a"))
 
 
