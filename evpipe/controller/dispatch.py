@@ -127,6 +127,14 @@ class _Share:
     def _leave_out(self) -> None:
         del self.tiers[self.depths.pop()]
 
+    def sweep(self) -> None:
+        """Leave out those that were dropped."""
+        for depth, tier in list(self.tiers.items()):
+            self.tiers[depth] = deque(held for held in tier if not held.dropped)
+            if not self.tiers[depth]:
+                del self.tiers[depth]
+        self.depths = sorted(self.tiers)
+
     def count(self) -> int:
         """Give how many there are, without those that were dropped."""
         return sum(not held.dropped for tier in self.tiers.values() for held in tier)
@@ -159,15 +167,16 @@ class _Level:
 class Lane:
     """The way to one queue."""
 
-    __slots__ = ("ahead", "done", "done_ever", "flying", "held", "levels", "limit", "missing", "queue", "sampled_at",
-                 "slots", "window")  # fmt: skip
+    __slots__ = ("ahead", "done", "done_ever", "dropped", "flying", "held", "levels", "limit", "missing", "queue",
+                 "sampled_at", "slots", "window")  # fmt: skip
 
     def __init__(self, queue: str) -> None:
         self.queue = queue
         #: Launches that have left and whose attempts have not ended, as far as is known here.
         self.flying = 0
-        #: Launches that are held back.
+        #: Launches that are held back, and those that were and have been dropped since the last sweep.
         self.held = 0
+        self.dropped = 0
         #: Those with a launch, the most urgent first.
         self.levels: list[_Level] = []
         #: Slots of the workers that serve it; None: not looked at yet.
@@ -223,6 +232,25 @@ class Lane:
             level.turns.append(root)
         share.put(held)
         self.held += 1
+
+    def drop(self, held: Held) -> None:
+        """Hold a launch back no longer: it will never leave."""
+        held.dropped = True
+        self.held -= 1
+        self.dropped += 1
+        # It holds on to its run. Where nobody serves the queue it would have no turn, in which it is passed over.
+        if self.dropped > self.held:
+            self._sweep()
+
+    def _sweep(self) -> None:
+        self.dropped = 0
+        for level in self.levels:
+            for root, share in list(level.shares.items()):
+                share.sweep()
+                if not share.depths:
+                    del level.shares[root]
+            level.turns = deque(root for root in level.turns if root in level.shares)
+        self.levels = [level for level in self.levels if level.turns]
 
     def take(self) -> Held | None:
         """Give the launch whose turn it is: of the most urgent, that of the root whose last turn was longest ago."""
@@ -323,18 +351,18 @@ class Dispatch:
             if not of_run:
                 del self._held[held.case.run.id]
             if not held.parked and not held.dropped:
-                held.lane.held -= 1
+                held.lane.drop(held)
         held.dropped = True
 
     def drop(self, run: str) -> list[Held]:
         """Forget everything of a run; gives what was parked or had its limits."""
         parked = []
         for held in self._held.pop(run, {}).values():
-            held.dropped = True
             if held.parked:
+                held.dropped = True
                 parked.append(held)
             else:
-                held.lane.held -= 1
+                held.lane.drop(held)
         return parked
 
     def ended(self, lane: Lane) -> None:

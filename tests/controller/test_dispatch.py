@@ -84,6 +84,23 @@ def test_runs_take_turns() -> None:
     assert sorted(hall.end(3)) == ["big s15", "small d", "third x"]
 
 
+def test_what_was_dropped_is_not_kept() -> None:
+    """Runs that are cancelled while nobody serves their queue leave nothing behind; who waits keeps its place."""
+    hall = Hall(0)
+    hall.hold("first", *_names("s", SLOTS_UNKNOWN * 3 // 2))
+    hall.hold("waits", *_names("s", 30), depth=1)
+    hall.hold("waits", "urgent", priority=1)
+    for i in range(40):
+        hall.hold(f"run{i}", *_names("s", 20), *_names("t", 20), depth=i % 3)
+        hall.hold(f"run{i}", *_names("u", 20), priority=i % 10)
+        hall.dispatch.drop(f"run{i}")
+    shares = [share for level in hall.lane.levels for share in level.shares.values()]
+    assert hall.lane.held == 31
+    assert sum(len(tier) for share in shares for tier in share.tiers.values()) <= 2 * 31
+    hall.hold("other", "s0", "s1")
+    assert hall.end(5) == ["waits urgent", "waits s0", "other s0", "waits s1", "other s1"]
+
+
 def test_of_a_run_what_is_furthest_down_goes_first() -> None:
     """An element comes to the end of its chain while its siblings have not begun; another run has its turns."""
     hall = Hall(2)
