@@ -48,7 +48,8 @@ class Source(Protocol):
     def subjects(self, members: Collection[Member]) -> list[str]:
         """Give what covers these runs; of two that overlap there is only one."""
 
-    def run_of(self, record: Record) -> str: ...
+    def run_of(self, record: Record) -> str:
+        """Give whose record it is; "" if it is nobody's."""
 
     def replay(self, members: Collection[Member], *, after: int, up_to: int) -> AsyncGenerator[list[Record], None]: ...
 
@@ -75,7 +76,9 @@ class Events:
         return subjects if len(subjects) <= SUBJECTS_MAX else [self._bus.subjects.all_events]
 
     def run_of(self, record: Record) -> str:
-        return record.subject.split(".")[4]
+        tokens = record.subject.split(".")
+        # Who may write to the log may write to any subject of it.
+        return tokens[4] if len(tokens) > 4 else ""
 
     def replay(self, members: Collection[Member], *, after: int, up_to: int) -> AsyncGenerator[list[Record], None]:
         after = max(after, min(member.after for member in members))

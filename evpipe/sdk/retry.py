@@ -29,9 +29,10 @@ class Retry:
     jitter: float = 0.1
     #: Exceptions that are retried, subclasses included; empty: all are.
     on: tuple[type[BaseException], ...] = ()
-    #: None is begun more than this many seconds after the first one began; None: whenever. `timeout_s` of the step is
-    #: for each attempt, this is for all of them: the last may begin when it is almost over. An attempt that was lost
-    #: with its worker takes of this time, though not of `count`.
+    #: None is to begin more than this many seconds after the first one began; None: whenever. `timeout_s` of the step
+    #: is for each attempt, this is for all of them: the last may begin when it is almost over. It is decided when an
+    #: attempt has failed: how long the next one waits for a worker does not count. An attempt that was lost with its
+    #: worker takes of this time, though not of `count`.
     within_s: float | None = None
 
     def __post_init__(self) -> None:

@@ -39,6 +39,7 @@ async def _follow(chance: random.Random, told: bool) -> None:
             if told:
                 bus.telemetry.tell(bus.subjects.telemetry(run, "s", 1), number)
             else:
+                await bus.append_wait(f"{bus.subjects.prefix}.event.nobody", b"")
                 await bus.append_wait(bus.subjects.event(of, run, f"s{len(written[run])}", "started"), number)
             written[run].append(number)
 
