@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 from evpipe.core.artifact import LENGTHS_MAX, LEVELS_MAX, Artifact, Key
 from evpipe.core.bindings import BindingError, Known, OneOf, OutputRef, ParameterRef, Tree, references, resolve, select
 from evpipe.core.conditions import AllOf, AnyOf, Comparison, Condition, IsTrue, Negation, condition_references
-from evpipe.core.names import SEPARATOR, for_people
+from evpipe.core.names import SEPARATOR, for_people, repr_of
 from evpipe.core.states import STEP_VALUES, OnFailure, Reason, StepStatus
 from evpipe.errors import UsageError
 
@@ -60,7 +60,7 @@ class Mapped:
             else:
                 gets = 0 <= place < len(positional)
             if not gets:
-                raise UsageError(f"{where} is mapped over the argument {place!r}, which it does not get")
+                raise UsageError(f"{where} is mapped over the argument {repr_of(place)}, which it does not get")
 
 
 def element_of(node: str, index: int) -> str:

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any, NoReturn
 
 from evpipe.core.artifact import Artifact
+from evpipe.core.names import repr_of
 from evpipe.errors import RemoteProtocolError
 from evpipe.wire.artifacts import ArtifactReader
 from evpipe.wire.limits import ITEMS_MAX, VERSION, WHOLE_MAX
@@ -55,7 +56,7 @@ def decode_map(
         raise RemoteProtocolError(f"{what} is a {type(found).__name__}, not a map")
     version = found.get("v")
     if version != VERSION or isinstance(version, bool):
-        raise RemoteProtocolError(f"{what} has version {version!r}: this evpipe reads version {VERSION}")
+        raise RemoteProtocolError(f"{what} has version {repr_of(version)}: this evpipe reads version {VERSION}")
     return Fields(found, what)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -12,8 +12,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from evpipe.core.bindings import Known, OutputRef
+from evpipe.core.conditions import Comparison
+from evpipe.core.fingerprint import CachePolicy
 from evpipe.core.graph import Graph, Step
 from evpipe.core.limits import Rate, Semaphore
+from evpipe.core.mapping import Mapped
+from evpipe.core.parameters import Parameter, ParameterType
+from evpipe.core.retry import RetryPolicy
+from evpipe.core.states import RunIf
+from evpipe.core.waits import Wait, WaitKind
 from evpipe.errors import EvpipeError
 from evpipe.wire.config import decode_queue_config, encode_queue_config
 from evpipe.wire.graphs import decode_graph, encode_graph
@@ -70,6 +78,18 @@ HOLD = Hold(
 )
 LIMITED_GRAPH = Graph.of(
     [Step(name="a", priority=3, limits=(Semaphore("db", 1), Rate("api", 2, 1.5)))], pipeline="demo", priority=1
+)
+RICH_GRAPH = Graph.of(
+    [
+        Step(name="a", retries=RetryPolicy(count=2, within_s=5.0), timeout_s=1.5, cache=CachePolicy(ttl_s=3.0)),
+        Step(name="m", arguments={"*": [OutputRef("a")]}, mapped=Mapped(places=(0,))),
+        Step(name="n", arguments={"x": OutputRef("m", ("k", 1))}, when=Comparison("<", OutputRef("a"), Known(3))),
+        Step(name="w", wait=Wait(kind=WaitKind.APPROVAL), arguments={"message": "ok?"}, timeout_s=4.0),
+        Step(name="e", on_exit=True, run_if=RunIf.ALWAYS),
+    ],
+    pipeline="demo",
+    parameters=(Parameter(name="x", type=ParameterType(kind="literal", values=(1, 2)), default=1),),
+    deadline_s=7.5,
 )
 VALID = [
     *(encode_event(event)[2] for event in EVENTS.values()),
@@ -139,15 +159,22 @@ def test_valid_payloads_with_one_field_replaced_at_any_level(valid: bytes, name:
 HUGE = msgpack.ExtType(6, (10**5_000).to_bytes(2_077, "big", signed=True))
 
 
-@pytest.mark.parametrize("name", FIELDS)
-def test_a_number_that_is_far_too_large(name: str) -> None:
-    def replaced(node: Any) -> Any:
-        if isinstance(node, dict):
-            return {key: HUGE if key == name else replaced(child) for key, child in node.items()}
-        return [replaced(child) for child in node] if isinstance(node, list) else node
+def test_a_number_that_is_far_too_large() -> None:
+    """In the place of each number, text and list of each valid payload, and in the places of all fields at once."""
 
-    for valid in VALID:
-        check(msgpack.packb({**replaced(msgpack.unpackb(valid)), name: HUGE}))
+    def replaced(node: Any) -> Iterator[Any]:
+        yield HUGE
+        for key, child in node.items() if isinstance(node, dict) else enumerate(node if isinstance(node, list) else ()):
+            for other in replaced(child):
+                whole: Any = dict(node) if isinstance(node, dict) else list(node)
+                whole[key] = other
+                yield whole
+
+    for valid in [*VALID, encode_graph(RICH_GRAPH)]:
+        for found in replaced(msgpack.unpackb(valid)):
+            check(msgpack.packb(found))
+    for name in FIELDS:
+        check(msgpack.packb({"v": VERSION, name: HUGE}))
 
 
 @pytest.mark.parametrize("place", range(11))
