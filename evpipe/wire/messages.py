@@ -39,6 +39,7 @@ from evpipe.core.graph import Step
 from evpipe.core.limits import check_priority
 from evpipe.core.lineage import NESTING_MAX, Parent
 from evpipe.core.names import check_name, for_people
+from evpipe.core.notes import AT_S_MAX
 from evpipe.core.states import Reason, RunIf, RunStatus
 from evpipe.errors import LimitExceeded, RemoteProtocolError, UsageError
 from evpipe.wire.artifacts import ArtifactReader, ArtifactWriter, is_digest
@@ -318,13 +319,19 @@ def result_in(entry: CacheEntry) -> StepSucceeded | None:
     return event if isinstance(event, StepSucceeded) else None
 
 
+def _moment(fields: Fields, key: str) -> float:
+    """Read a moment by a worker's clock; 0.0 if it is none: what it says of the time must not cost the result."""
+    at_s = fields.number(key, 0.0)
+    return at_s if 0 <= at_s <= AT_S_MAX else 0.0
+
+
 def _succeeded(fields: Fields, step: str, at_s: float) -> Event:
     return StepSucceeded(
         at_s=at_s,
         step=step,
         attempt=fields.whole("attempt"),
         value=fields.map.get("value"),
-        started_at_s=fields.number("started_at", 0.0),
+        started_at_s=_moment(fields, "started_at"),
         notes=notes_of(fields) if NOTES in fields.map else None,
     )
 
@@ -341,7 +348,7 @@ def _cached(fields: Fields, step: str, at_s: float) -> Event:
             pipeline=origin.text("pipeline"),
             run=origin.text("run"),
             step=origin.text("step"),
-            at_s=origin.number("at"),
+            at_s=_moment(origin, "at"),
         ),
         notes=notes_of(fields),
     )
@@ -371,7 +378,7 @@ def _failed(fields: Fields, step: str, at_s: float) -> Event:
         failure=Failure(
             message=fields.text("message", ""), types=fields.texts("types"), traceback=fields.text("traceback", "")
         ),
-        started_at_s=fields.number("started_at", 0.0),
+        started_at_s=_moment(fields, "started_at"),
         notes=notes_of(fields),
     )
 
@@ -387,7 +394,7 @@ def _skipped(fields: Fields, step: str, at_s: float) -> Event:
         attempt=fields.whole("attempt", 0),
         reason=_reason(fields, Reason.UPSTREAM),
         message=fields.text("message", ""),
-        started_at_s=fields.number("started_at", 0.0),
+        started_at_s=_moment(fields, "started_at"),
         notes=notes_of(fields),
     )
 

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from evpipe.core.bindings import Known, OutputRef
 from evpipe.core.conditions import Comparison
+from evpipe.core.events import StepCached
 from evpipe.core.fingerprint import CachePolicy
 from evpipe.core.graph import Graph, Step
 from evpipe.core.limits import Rate, Semaphore
@@ -188,6 +189,23 @@ def test_an_artifact_with_a_number_that_is_far_too_large(place: int) -> None:
     reference = msgpack.ExtType(16, msgpack.packb(["a", [HUGE]]))
     with pytest.raises(EvpipeError):
         unpack(msgpack.packb(reference))
+
+
+_ENDS = ("succeeded", "failed", "skipped")
+
+
+@pytest.mark.parametrize("at_s", [1e300, float("inf"), float("nan"), -1.0])
+def test_a_moment_that_is_none_costs_no_result(at_s: float) -> None:
+    """What a worker's clock says is shown, and nothing hangs on it: nobody could read the run's result."""
+    origin = {"pipeline": "p", "run": "run00001", "step": "a", "at": at_s}
+    given = {"attempt": 1, "value": 1, "reason": "condition", "started_at": at_s, "fingerprint": "f", "from": origin}
+    data = msgpack.packb({"v": VERSION, **given})
+    found = {kind: decode_event(EventSubject("demo", "run00001", "a", kind), data, 2.0) for kind in (*_ENDS, "cached")}
+    for kind in _ENDS:
+        assert getattr(found[kind], "started_at_s", None) == 0.0
+    cached = found["cached"]
+    assert isinstance(cached, StepCached)
+    assert cached.origin.at_s == 0.0
 
 
 DEEP = b"\x91" * 900 + b"\x01"
