@@ -158,31 +158,34 @@ class ArtifactStore:
         try:
             async with lock, self._transfers:
                 for _ in range(TRIES_MAX):
-                    file = await self._kept(artifact)
-                    try:
-                        await anyio.to_thread.run_sync(_link, file, into / digest)
-                    except FileNotFoundError:
-                        # Somebody cleared the cache, or made room in it, at this moment.
-                        continue
-                    return
+                    # Somebody may clear the cache, or make room in it, at this moment.
+                    with suppress(FileNotFoundError):
+                        await self._put(artifact, into / digest)
+                        return
         finally:
             if not lock.statistics().tasks_waiting:
                 self._locks.pop(digest, None)
         raise ArtifactUnreadable(f"the artifact {artifact} does not stay in this machine's cache: is its disk full?")
 
-    async def _kept(self, artifact: Artifact) -> Path:
-        """Give the artifact's file in the cache, after fetching it if need be."""
+    async def _put(self, artifact: Artifact, place: Path) -> None:
+        """Put the artifact's file in its place, from the cache, or after it was fetched into that.
+
+        Raises:
+            FileNotFoundError: if it is not in the cache any more.
+        """
         digest = artifact.digest
         file = await self._cache() / digest[:2] / digest
         if await anyio.to_thread.run_sync(self._is_intact, digest, file):
-            return file
+            await anyio.to_thread.run_sync(_link, file, place)
+            return
         await anyio.to_thread.run_sync(lambda: file.parent.mkdir(mode=0o700, parents=True, exist_ok=True))
         draft = draft_in(file.parent)
         if not await self._objects.get_file(digest, draft):
             raise ArtifactUnreadable(f"the artifact {artifact} is missing in the object store, or damaged")
+        # Before it is kept: in a cache without room for all that is needed at once, each would be cut for the next.
+        await anyio.to_thread.run_sync(_link, draft, place)
         await anyio.to_thread.run_sync(partial(self._keep, digest, draft, file, checked=True))
         log.debug("artifact_fetched", digest=digest, size_bytes=artifact.size_bytes)
-        return file
 
     async def _store_one(self, objects: Objects, digest: str, file: Path) -> None:
         cache = await self._cache()

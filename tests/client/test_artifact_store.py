@@ -74,7 +74,8 @@ def test_a_cache_that_is_smaller_than_what_is_needed(tmp_path: Path) -> None:
 
     async def body(bus: MemoryBus, store: ArtifactStore) -> None:
         artifacts = await put(bus, *(bytes([i]) * 100_000 for i in range(12)))
-        for i in range(3):
+        # What is cut when is chance: in one of three times something was cut before it was linked, four times in a row.
+        for i in range(20):
             await store.fetch(artifacts, tmp_path / str(i))
             assert len(list((tmp_path / str(i)).iterdir())) == 12
 
