@@ -20,6 +20,7 @@ import os
 import re
 import secrets
 import shutil
+import stat
 import threading
 import time
 import weakref
@@ -212,7 +213,7 @@ class ResultStore:
     def _read(self, file: Path, key: str) -> Kept | None:
         """Read a file; None if it is not there, or is not what was written for this key."""
         try:
-            data = file.read_bytes()
+            data = file.read_bytes() if _is_plain(file) else b""
         except FileNotFoundError:
             return None
         body = data[_DIGEST_BYTES:]
@@ -457,6 +458,8 @@ class Use:
                 return True
             place = self._made() / digest
             try:
+                if not _is_plain(file):
+                    return False
                 _link(file, place)
             except FileNotFoundError:
                 return False
@@ -526,6 +529,15 @@ def _link(file: Path, place: Path) -> None:
     except OSError:
         # A file system without links.
         shutil.copyfile(file, place)
+
+
+def _is_plain(file: Path) -> bool:
+    """Say whether it is a file, and nothing that reading might have no end of.
+
+    Raises:
+        FileNotFoundError: if it is not there.
+    """
+    return stat.S_ISREG(file.lstat().st_mode)
 
 
 def _size(file: Path) -> int:

@@ -36,6 +36,7 @@ from evpipe.errors import (
     WaitTimeout,
     only_one,
 )
+from evpipe.hosting.terminal import shown_lines
 
 DEBUG_VARIABLE: Final = "EVPIPE_DEBUG"
 _UNITS_S: Final = {"s": 1, "m": 60, "h": 3600, "d": 86400}
@@ -311,9 +312,9 @@ def exit_of_signal(number: signal.Signals) -> Exit:
 
 
 def say(line: str) -> None:
-    """Talk: on standard error, whatever characters it has."""
+    """Talk: on standard error, whatever characters it has; on a terminal without what would move or colour it."""
     if sys.stderr is not None:
-        write_data(line, sys.stderr)
+        write_data(shown_lines(line) if sys.stderr.isatty() else line, sys.stderr)
 
 
 def debugging() -> bool:

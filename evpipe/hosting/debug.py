@@ -425,10 +425,26 @@ class _DebugRun:
                 failed = StepFailed(step=command.step, attempt=command.attempt, failure=failure, started_at_s=began_s)
                 self._results.append(self._logged(failed))
         else:
-            self._results.append(result)
             if isinstance(result, StepCached):
+                self._results.append(result)
                 return
+            if self._is_over_before_the_run(result, began_s):
+                self._events.append(StepStarted(at_s=began_s, step=command.step, attempt=command.attempt))
+                self._events.append(result)
+                return
+            self._results.append(result)
         self._events.append(StepStarted(at_s=began_s, step=command.step, attempt=command.attempt))
+
+    def _is_over_before_the_run(self, result: Event, began_s: float) -> bool:
+        """Say whether it was the attempt's time that was over first, of those that were over when a call returned."""
+        if not isinstance(result, StepFailed) or result.reason is not Reason.TIMEOUT:
+            return False
+        timeout_s = self.run.spec(result.step).timeout_s
+        return timeout_s is not None and began_s + timeout_s < self._first_deadline_s()
+
+    def _first_deadline_s(self) -> float:
+        above_s = math.inf if self._above is None else self._above._first_deadline_s()
+        return min(self._deadline_s, above_s)
 
     def _wait(self) -> None:
         """Wait for the next moment at which something is due."""

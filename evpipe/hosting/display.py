@@ -17,7 +17,7 @@ from evpipe.core.machine import Run
 from evpipe.core.run_state import StepState
 from evpipe.core.states import STEP_VALUES, RunStatus, StepStatus
 from evpipe.errors import EvpipeError
-from evpipe.hosting.terminal import shown
+from evpipe.hosting.terminal import shown, shown_lines
 from evpipe.wire.notes import Progress
 
 if TYPE_CHECKING:
@@ -90,10 +90,9 @@ class Display:
 
     def note(self, text: str) -> None:
         if self._live is not None:
-            self._live.console.print(f"note: {text}", highlight=False, markup=False)
+            self._live.console.print(shown_lines(f"note: {text}"), highlight=False, markup=False)
         else:
-            self._stream.write(f"note: {text}\n")
-            self._stream.flush()
+            self._write(f"note: {text}")
 
     def output(self, entry: LogEntry) -> None:
         """Show a line that a step wrote."""
@@ -183,8 +182,12 @@ class Display:
 
     def _say(self, line: str) -> None:
         if not self._quiet:
-            self._stream.write(line + "\n")
-            self._stream.flush()
+            self._write(line)
+
+    def _write(self, text: str) -> None:
+        # Messages and names in it are of others.
+        self._stream.write((shown_lines(text) if self._stream.isatty() else text) + "\n")
+        self._stream.flush()
 
     def _render(self) -> RenderableType:
         # In a thread of its own, which would end by what is raised where a step gets its elements meanwhile. They are
@@ -214,8 +217,8 @@ class Display:
             status = Text(state.status, style=STYLES[state.status])
             attempt = str(state.attempt) if state.attempt > 1 else ""
             note = self._note(row, now_s)
-            first = note.splitlines()[0] if note else ""
-            table.add_row(_shortened(row.path), status, attempt, _took(state, now_s), Text(first, "dim"))
+            first = shown(note.splitlines()[0]) if note else ""
+            table.add_row(Text(_shortened(row.path)), status, attempt, _took(state, now_s), Text(first, "dim"))
         hidden = len(rows) - ROWS_MAX
         if hidden > 0:
             table.add_row(Text(f"… {hidden:,} more", style="dim"))

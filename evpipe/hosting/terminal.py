@@ -21,3 +21,8 @@ def shown(text: str) -> str:
     Of what was written over itself with carriage returns, as progress bars are, it is the last.
     """
     return _CONTROLS.sub("", _ESCAPES.sub("", text).rstrip("\r").rpartition("\r")[2])
+
+
+def shown_lines(text: str) -> str:
+    """Give of a text of several lines, such as a traceback, what a terminal may show."""
+    return "\n".join(map(shown, text.split("\n")))

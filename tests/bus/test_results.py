@@ -117,7 +117,7 @@ def test_nobody_else_can_read_it(store: ResultStore) -> None:
 
 
 @pytest.mark.parametrize("folder", ["entries", "objects"])
-@pytest.mark.parametrize("damage", ["removed", "cut", "bit", "empty", "other"])
+@pytest.mark.parametrize("damage", ["removed", "cut", "bit", "empty", "other", "pipe", "endless"])
 def test_what_is_damaged_is_a_miss_and_can_be_put_again(store: ResultStore, folder: str, damage: str) -> None:
     data = b"x" * 100_000
     entry = entry_of("a", of(data))
@@ -132,7 +132,11 @@ def test_what_is_damaged_is_a_miss_and_can_be_put_again(store: ResultStore, fold
         "other": b"y" * len(content),
     }
     file.unlink()
-    if damage != "removed":
+    if damage == "pipe":
+        os.mkfifo(file)
+    elif damage == "endless":
+        file.symlink_to("/dev/zero")
+    elif damage != "removed":
         file.write_bytes(changed[damage])
     assert store.get(entry.fingerprint, Use(store)) is None
     assert put(store, entry, objects)

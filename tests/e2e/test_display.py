@@ -15,7 +15,7 @@ from evpipe.bus.memory import MemoryBus
 from evpipe.client.family import Family, Row
 from evpipe.core.machine import Run
 from evpipe.hosting.display import ROWS_MAX, Display, shown_rows
-from tests.core.making import folded, graph, started, step, submitted
+from tests.core.making import failed, folded, graph, started, step, submitted
 from tests.e2e import context_pipelines as these
 from tests.e2e.helpers import until_async
 
@@ -74,6 +74,28 @@ def test_a_table_that_is_drawn_while_the_run_changes() -> None:
     run.steps["b"] = state
     run.step(started("b", at_s=run.at_s))
     assert "1 queued  1 running" in drawn()
+
+
+def test_what_others_wrote_does_nothing_to_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Messages of exceptions and of skips may hold anything; a stream that is no terminal gets them as they are."""
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "100")
+    message = "ValueError: \x1b[2Jcl\x9b2Jear\x07"
+    run = folded(submitted(graph(step("a"))), started("a"))
+    run.step(failed("a", message=message, at_s=run.at_s))
+    assert message in run.steps["a"].message
+    family = Family(run, {})
+    screen, file = Terminal(), io.StringIO()
+    for stream in (screen, file):
+        display = Display(stream)
+        with display.live(run.id):
+            display.show(family)
+            display.note(message)
+        display.note(message)
+        display.finished(family)
+    assert screen.getvalue().count("ValueError: clear") >= 3
+    assert not any(found in screen.getvalue() for found in ("\x1b[2J", "\x9b", "\x07"))
+    assert file.getvalue().count(message) >= 2
 
 
 def test_a_large_table_shows_the_steps_that_run_wherever_they_are() -> None:

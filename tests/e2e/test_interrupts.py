@@ -285,6 +285,14 @@ def test_time_that_is_over_comes_before_what_a_call_gave() -> None:
     def napping() -> None:
         ran(sleep(60, name="nap"))
 
+    @pipeline
+    def within() -> str:
+        return slow.options(timeout_s=0.02)(0.15)
+
+    @pipeline(deadline_s=0.1)
+    def stopped_before() -> None:
+        ran(within())
+
     result = run_debug(late.build({}))
     assert ends(result) == {
         "inside": "cancelled deadline",
@@ -303,3 +311,7 @@ def test_time_that_is_over_comes_before_what_a_call_gave() -> None:
     result = run_debug(napping.build({}))
     assert ends(result) == {"nap": "cancelled deadline", "ran": "cancelled deadline"}
     assert 0.1 <= time.monotonic() - began < 20
+
+    # The time of the attempt was over before that of the run.
+    result = run_debug(stopped_before.build({}))
+    assert (result.status, result.steps["within"].steps["slow"].reason) == ("failed", "timeout")
