@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from evpipe.core.graph import Graph, Step
+from evpipe.core.mapping import POSITIONAL
 from evpipe.core.parameters import Parameter, ParameterType
 from evpipe.core.retry import RetryPolicy
 from evpipe.core.states import OnFailure
@@ -54,7 +55,8 @@ def wire_graphs(draw: st.DrawFn) -> Graph:
         return Step(
             name=name,
             code=draw(st.dictionaries(TEXT, TEXT, max_size=2)),
-            arguments=draw(st.dictionaries(TEXT, arguments, max_size=2)),
+            # What is under "*" is a list, of the positional ones.
+            arguments=draw(st.dictionaries(TEXT.filter(lambda name: name != POSITIONAL), arguments, max_size=2)),
             after=draw(st.sampled_from([(), ("a",)])) if name == "c" else (),
             outputs=draw(st.none() | st.just(("x", "y"))) if name == "c" else None,
             queue=draw(st.sampled_from(["default", "gpu"])),
