@@ -171,9 +171,7 @@ def resolve(tree: Tree, outputs: Mapping[str, Any], parameters: Mapping[str, Any
             raise BindingError(f"the run has no value for the parameter {tree.name!r}")
         return parameters[tree.name]
     if isinstance(tree, dict):
-        return {
-            key: child if type(child) in LEAVES else resolve(child, outputs, parameters) for key, child in tree.items()
-        }
+        return resolve_all(tree, outputs, parameters)
     if isinstance(tree, list):
         return [child if type(child) in LEAVES else resolve(child, outputs, parameters) for child in tree]
     if isinstance(tree, tuple):
@@ -181,6 +179,11 @@ def resolve(tree: Tree, outputs: Mapping[str, Any], parameters: Mapping[str, Any
         # Not by its class's own `__new__`, which may be code of a user.
         return tuple.__new__(type(tree), children) if hasattr(tree, "_fields") else tuple(children)
     return tree
+
+
+def resolve_all(trees: Mapping[str, Tree], outputs: Mapping[str, Any], parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """Make the values of several trees, as `resolve` does of one."""
+    return {key: tree if type(tree) in LEAVES else resolve(tree, outputs, parameters) for key, tree in trees.items()}
 
 
 def select(value: Any, ref: OutputRef, what: str = "") -> Any:

@@ -15,7 +15,7 @@ import sys
 from collections.abc import Iterable
 from typing import Any, TypeAlias, assert_never
 
-from evpipe.core.bindings import BindingError, Gathered, resolve
+from evpipe.core.bindings import BindingError, Gathered, resolve, resolve_all
 from evpipe.core.commands import Await, CancelRun, Command, Decide, Launch, Quarantine, StopAttempt, SubmitRun, WakeAt
 from evpipe.core.events import (
     CancelCause,
@@ -85,7 +85,11 @@ class Run(RunState):
         before_s = self.at_s
         if event.at_s > before_s:
             self.at_s = event.at_s
-        commands = self._apply(event)
+        if type(event) is StepSucceeded and self.submitted_at_s is not None:
+            # By far the most frequent.
+            commands = self._succeeded(event)
+        else:
+            commands = self._apply(event)
         if commands and type(commands[0]) is Quarantine:
             self.at_s = before_s
         return commands
@@ -107,7 +111,7 @@ class Run(RunState):
                 if under_way and self.spec(name).wait is None:
                     commands.append(self._stop(name, state))
             elif under_way:
-                commands.extend(self._work(name, state))
+                commands.extend(self._work(name, self.spec(name), state))
             elif state.due_at_s is not None and not state.ended:
                 commands.append(WakeAt(state.due_at_s, name, state.attempt))
         return (*commands, *self._deadline())
@@ -300,7 +304,7 @@ class Run(RunState):
             return ()
         if state.status is StepStatus.RUNNING:
             return self._wait_over(event.step, state)
-        return self._begin(event.step, state)
+        return self._begin(event.step, self.spec(event.step), state)
 
     def _cancel_requested(self, event: CancelRequested) -> Commands:
         if self.cancel is not None or self._closing():
@@ -355,7 +359,7 @@ class Run(RunState):
         state.due_at_s = None if seconds is None else self.at_s + seconds
         # Nothing hangs on it: it tells those who follow the log, as a worker's does.
         told = self._decide(StepStarted(step=name, attempt=state.attempt))
-        return (told, *self._work(name, state))
+        return (told, *self._work(name, step, state))
 
     def _wait_over(self, name: str, state: StepState) -> Commands:
         """Take the moment at which a sleep, or the time of another wait, is over."""
@@ -467,7 +471,7 @@ class Run(RunState):
             state.losses += 1
             lost = state.attempt
             state.attempt += 1
-            return (StopAttempt(event.step, lost), *self._begin(event.step, state))
+            return (StopAttempt(event.step, lost), *self._begin(event.step, self.spec(event.step), state))
         if state.failures >= policy.count or not policy.matches(event.failure.types):
             return None
         jitter_key = f"{self.id}.{event.step}.{state.attempt + 1}"
@@ -479,7 +483,7 @@ class Run(RunState):
         state.attempt += 1
         decided = self._decide(StepRetried(step=event.step, attempt=state.attempt, due_at_s=due_at_s))
         if not delay_s:
-            return (decided, *self._begin(event.step, state))
+            return (decided, *self._begin(event.step, self.spec(event.step), state))
         state.become(StepStatus.PENDING)
         state.started_at_s = None
         state.due_at_s = due_at_s
@@ -500,16 +504,15 @@ class Run(RunState):
         state.message += f" (another attempt would begin more than {policy.within_s:g} s after the first)"
         return True
 
-    def _begin(self, name: str, state: StepState) -> Commands:
+    def _begin(self, name: str, step: Step, state: StepState) -> Commands:
         """Begin the current attempt of a step.
 
         Raises:
             BindingError: if its arguments cannot be made; nothing has changed then.
         """
-        step = self.spec(name)
         if step.wait is not None:
             return self._begin_wait(name, step, state)
-        commands = self._work(name, state)
+        commands = self._work(name, step, state)
         if state.status is not StepStatus.QUEUED:
             state.become(StepStatus.QUEUED)
         state.started_at_s = None
@@ -520,14 +523,13 @@ class Run(RunState):
             state.started_at_s = self.at_s
         return commands
 
-    def _work(self, name: str, state: StepState) -> Commands:
+    def _work(self, name: str, step: Step, state: StepState) -> Commands:
         """Give what has to be done, once or again, for the current attempt to go on."""
-        step = self.spec(name)
         if step.child is not None:
             return (SubmitRun(name, state.attempt, self.arguments_of(name)),)
         if step.wait is None:
             trees = step.arguments if SEPARATOR not in name else self.trees_of(name)
-            return (Launch(name, state.attempt, resolve(trees, self.outputs, self.parameters)),)
+            return (Launch(name, state.attempt, resolve_all(trees, self.outputs, self.parameters)),)
         sleeps = step.wait.kind is WaitKind.SLEEP
         look_out: Commands = () if sleeps else (Await(name, state.attempt),)
         return look_out if state.due_at_s is None else (*look_out, WakeAt(state.due_at_s, name, state.attempt))
@@ -538,7 +540,7 @@ class Run(RunState):
 
     def submit_again(self, name: str) -> SubmitRun:
         """Give the submit of the run that the current attempt of a step is, as it was given when it began."""
-        command = self._work(name, self.steps[name])[0]
+        command = self._work(name, self.spec(name), self.steps[name])[0]
         assert isinstance(command, SubmitRun), "only of steps that are runs"
         return command
 
@@ -554,7 +556,7 @@ class Run(RunState):
             state = self.steps[name]
             if state.status is not StepStatus.PENDING or (self.decisions and (name, StepSkipped) in self.decisions):
                 continue
-            step = self.spec(name)
+            step = self._specs[name]
             if stopped and step.run_if is not RunIf.ALWAYS:
                 continue
             try:
@@ -571,7 +573,7 @@ class Run(RunState):
                     ready.extend(more)
                     continue
                 state.attempt = 1
-                commands.extend(self._begin(name, state))
+                commands.extend(self._begin(name, step, state))
             except BindingError as error:
                 state.attempt = 1
                 state.queued_at_s = self.at_s
@@ -671,9 +673,9 @@ class Run(RunState):
         if SEPARATOR in name:
             commands, more = self._ended_with(name, state)
             ready += more
-        launched = self._launch(ready)
-        finish = self._maybe_finish() if self.open_count <= self._handlers else ()
-        return (*commands, *launched, *finish)
+        if ready:
+            commands += self._launch(ready)
+        return commands + self._maybe_finish() if self.open_count <= self._handlers else commands
 
     def _released(self, name: str, state: StepState) -> list[str]:
         """Take down that a step has ended; give what became ready by it."""

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from evpipe.core.bindings import BindingError, Gathered, Tree, resolve
+from evpipe.core.bindings import BindingError, Gathered, Tree, resolve_all
 from evpipe.core.events import CancelRequested, Decision, Failure, Finished, Origin, StepApproved
 from evpipe.core.graph import Graph, Step
 from evpipe.core.lineage import Parent
@@ -194,8 +194,7 @@ class RunState:
         Raises:
             BindingError: if an output has no such part.
         """
-        found: dict[str, Any] = resolve(self.trees_of(name), self.outputs, self.parameters)
-        return found
+        return resolve_all(self.trees_of(name), self.outputs, self.parameters)
 
     def waits_for(self, name: str) -> str:
         """Say what a step waits for, in a few words; "" if it does not wait now."""
