@@ -117,15 +117,19 @@ class _Outside:
         self._fold = fold
         self._controller = True
         self._workers: list[WorkerEntry] = []
+        #: Ids of those that are here, also of those that take nothing more.
+        self._here: set[str] = set()
         #: Why each step in a queue waits there.
         self._found: dict[str, list[Why]] = {}
 
     async def of(self, found: Why) -> Why:
-        queued = [link.step for link in _links(found) if link.cause is Cause.QUEUED][:LOOKED_UP_MAX]
+        links = _links(found)
+        queued = [link.step for link in links if link.cause is Cause.QUEUED][:LOOKED_UP_MAX]
+        runs = any(link.cause is Cause.RUNNING and link.worker for link in links)
         async with anyio.create_task_group() as task_group:
             if self._level == 0:
                 task_group.start_soon(self._ask_controller)
-            if queued:
+            if queued or runs:
                 await self._read_workers()
             for step in queued:
                 task_group.start_soon(self._look_up, step)
@@ -139,6 +143,12 @@ class _Outside:
         inner = [self._filled(one) for one in link.because]
         if link.cause is Cause.WAIT:
             return replace(link, message=link.message + self._how_to_answer(link.step))
+        if link.cause is Cause.RUNNING and link.worker and link.worker not in self._here:
+            queue = self._queue(link.step)
+            message = f"nothing is heard of that worker: if it is gone, one that serves {queue!r} repeats the attempt"
+            if not any(queue in worker.queues for worker in self._workers):
+                message += f", and nobody does: `evpipe worker -q {queue}`"
+            return replace(link, because=(*inner, self._about(Cause.NO_WORKER, message)))
         if link.cause is not Cause.QUEUED or link.step not in self._found:
             return replace(link, because=tuple(inner))
         outside = self._found[link.step]
@@ -168,6 +178,7 @@ class _Outside:
                 worker = decode_worker(entry.value)
             except RemoteProtocolError:
                 continue
+            self._here.add(worker.id)
             if not worker.draining:
                 self._workers.append(worker)
 

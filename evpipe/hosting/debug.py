@@ -320,7 +320,6 @@ class _DebugRun:
         self._events: deque[Event] = deque()
         #: What calls have given: it counts after all that came before they returned.
         self._results: deque[Event] = deque()
-        self._place: dict[str, int] = {}
         self._ready: list[tuple[int, int, Launch | SubmitRun]] = []
         self._waits: list[tuple[float, int, WakeAt]] = []
         self._open_waits: deque[Await] = deque()
@@ -336,8 +335,6 @@ class _DebugRun:
 
     def to_end(self) -> Run:
         submitted = self._submitted()
-        if submitted.graph is not None:
-            self._place = {name: i for i, name in enumerate(submitted.graph.order)}
         self._events.append(submitted)
         while not self.run.ended:
             self._look()
@@ -396,7 +393,10 @@ class _DebugRun:
                 case Await():
                     self._open_waits.append(command)
                 case Launch() | SubmitRun():
-                    heapq.heappush(self._ready, (self._place[base_of(command.step)], self._count, command))
+                    assert self.run.graph is not None
+                    # The furthest down first, as elsewhere: an element comes to the end of its chain.
+                    depth = self.run.graph.depth[base_of(command.step)]
+                    heapq.heappush(self._ready, (-depth, self._count, command))
                 case Decide():
                     self._events.append(self._logged(command.event))
                 case WakeAt(step=None):

@@ -78,6 +78,19 @@ def test_elements_come_to_the_end_of_their_chains_while_others_wait_for_their_tu
     play(main)
 
 
+@step
+async def same(x: int) -> int:
+    return x
+
+
+def test_debug_mode_calls_the_chain_of_an_element_to_its_end_first() -> None:
+    made = Pipeline("chains")
+    made.output(made.map("c", same, x=made.map("b", same, x=made.map("a", same, x=[*range(3)]))))
+    result = run(made, mode="debug")
+    ended = sorted((found.ended_at, name) for name, found in result.steps.items() if "[" in name and found.ended_at)
+    assert [name for _, name in ended] == [f"{stage}[{i}]" for i in range(3) for stage in "abc"]
+
+
 @pipeline
 def chain(x: int) -> int:
     return passed.options(name="b")(passed.options(name="a")(x))

@@ -18,6 +18,7 @@ from evpipe import (
     Retry,
     Semaphore,
     Why,
+    Worker,
     approval,
     pipeline,
     step,
@@ -62,6 +63,28 @@ def test_a_turn_and_the_slots_of_workers(seen: Witness) -> None:
             found = await later.why("s")
             assert [found.cause, found.because[0].cause] == [Cause.QUEUED, Cause.WINDOW]
             assert said(found)[1].endswith(f"{busy}; 2 with its priority, 8, or a better one go first")
+
+    play(main)
+
+
+def test_a_worker_that_has_gone_with_an_attempt(seen: Witness) -> None:
+    """Until another is there nobody finds out that the attempt is lost."""
+
+    async def main() -> None:
+        async with hosted() as (client, stack):
+            async with Worker(client, slots=1):
+                handle = await client.submit(one("a", takes_s=10))
+                await anyio.sleep(0.5)
+                assert len(await lines(handle)) == 1
+            runs, gone = await lines(handle)
+            assert runs.startswith("runs on worker ")
+            assert gone == (
+                "  nothing is heard of that worker: if it is gone, one that serves 'default' repeats the attempt, and "
+                "nobody does: `evpipe worker -q default`"
+            )
+            await stack.enter_async_context(Worker(client, slots=1))
+            assert (await lines(handle))[1].endswith("repeats the attempt")
+            assert (await handle.result()).status == "succeeded"
 
     play(main)
 
