@@ -31,7 +31,7 @@ STEP_COLOURS: Final = ("cyan", "green", "magenta", "blue", "bright_cyan", "brigh
 def logs(run_id: str, step: str | None, attempt: int | None, follow: bool, url: str | None, output: str) -> Exit:
     """Show what the steps of a run write, or what STEP alone does.
 
-    Steps of runs that are its steps are among them, as inner/train.
+    Steps of runs that are its steps are among them, as inner/train; of a STEP that is a run, all of its steps.
 
     Output is kept for 7 days, less where there is much of it. On a terminal it is shown without its escape sequences.
 
@@ -52,7 +52,7 @@ def logs(run_id: str, step: str | None, attempt: int | None, follow: bool, url: 
         below = {} if follow or step is not None else await handle.below(run)
         steps = [*run.graph.steps] if run.graph is not None else []
         steps += [f"{path}/{name}" for path, one in below.items() if one.graph is not None for name in one.graph.steps]
-        lines = Lines(tuple(steps), alone=step is not None)
+        lines = Lines(tuple(steps) if step is None else (), of=step)
         entries = (
             lines_below(client.bus, run, below, attempt=attempt)
             if below
@@ -86,11 +86,11 @@ class Lines:
 
     Args:
         steps: the names of the run's steps, in the graph's order; others may come, such as those of runs below.
-        alone: whether they are of one step, so that its name needs no telling.
+        of: the step whose they are, so that its name needs no telling, but those of steps below it do; None: of all.
     """
 
-    def __init__(self, steps: tuple[str, ...], *, alone: bool) -> None:
-        self._alone = alone
+    def __init__(self, steps: tuple[str, ...], *, of: str | None) -> None:
+        self._depth = None if of is None else of.count("/")
         self._width = max(map(len, steps), default=0)
         self._colours = {name: STEP_COLOURS[i % len(STEP_COLOURS)] for i, name in enumerate(steps)}
         # There is none where whoever started us closed it.
@@ -104,7 +104,7 @@ class Lines:
             text = click.style(text, fg="yellow")
         elif self._coloured and (entry.stream == "evpipe" or entry.level == "debug"):
             text = click.style(text, dim=True)
-        if self._alone:
+        if entry.step.count("/") == self._depth:
             return text
         self._width = max(self._width, len(entry.step))
         name = f"{entry.step:<{self._width}} |"

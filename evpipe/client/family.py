@@ -9,11 +9,12 @@ from dataclasses import dataclass, field
 from typing import Final, NamedTuple, Self
 
 from evpipe.bus.protocol import Bus, Record
-from evpipe.client.fold import RunFold
+from evpipe.client.fold import RunFold, find_step
 from evpipe.client.growing import Events, GrowingFeed, Member
 from evpipe.core.graph import Graph
 from evpipe.core.lineage import child_run_id
 from evpipe.core.machine import Run
+from evpipe.core.mapping import element_of
 from evpipe.core.names import for_people, from_people
 from evpipe.core.run_state import StepState
 from evpipe.core.states import StepStatus
@@ -116,8 +117,9 @@ async def run_of_path(bus: Bus, run: Run, path: str) -> tuple[Run, str]:
         NotFound: if there is none, or not yet.
     """
     *above, name = path.split("/")
-    for outer in map(from_people, above):
-        run = await folded(bus, child_of(run, outer))
+    for outer in above:
+        find_step(run, outer)
+        run = await folded(bus, child_of(run, from_people(outer)))
     return run, name
 
 
@@ -131,6 +133,11 @@ def child_of(run: Run, step: str) -> str:
         NotFound: if it is none, or not yet.
     """
     state = run.steps.get(step)
+    if step in run.expansions and run.spec(step).child is not None:
+        count = run.expansions[step].count
+        ends = dict.fromkeys(repr(for_people(element_of(step, i))) for i in (0, count - 1) if count)
+        theirs = f"not a run itself: its elements are, {' to '.join(ends)}" if count else "and has no elements"
+        raise NotFound(f"step {for_people(step)!r} of run {run.id} is mapped, {theirs}")
     if state is None or not state.attempt or run.spec(step).child is None:
         raise NotFound(f"run {run.id} has no step {for_people(step)!r} that is a run (yet)")
     return child_run_id(run.id, step, state.attempt)

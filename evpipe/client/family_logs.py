@@ -2,26 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from dataclasses import replace
 from typing import Final
 
 from evpipe.bus.protocol import Bus, Record
-from evpipe.client.family import FamilyFold, run_of_path
+from evpipe.client.family import FamilyFold, folded, run_of_path, runs_below
 from evpipe.client.growing import GrowingFeed, Told
-from evpipe.client.logs import LogEntry, entries_of, next_of, read_logs
+from evpipe.client.logs import Choice, LogEntry, check_choice, entries_of, next_of, read_logs
 from evpipe.client.notes import progress_in
 from evpipe.core.machine import Run
 from evpipe.wire.notes import PROGRESS, Progress
 
 #: Runs whose lines are read together, in the order in which they were told; a server is slow with more.
 TOGETHER_MAX: Final = 32
+_ALL: Final = Choice(None)
 
 
-async def lines_below(bus: Bus, run: Run, runs: Mapping[str, Run], *, attempt: int | None) -> AsyncIterator[LogEntry]:
-    """Give the lines of a run and of those below it that there are now."""
-    paths = {run.id: "", **{one.id: f"{path}/" for path, one in runs.items()}}
+async def lines_below(
+    bus: Bus, run: Run, runs: Mapping[str, Run], *, attempt: int | None, choice: Choice = _ALL
+) -> AsyncGenerator[LogEntry, None]:
+    """Give the lines of a run and of those below it that there are now.
+
+    Args:
+        runs: those below it, by the paths of the steps that they are.
+        choice: of a step that is a run: only of those that it is and has below it.
+    """
+    paths = {} if choice.is_run else {run.id: ""}
+    paths |= {one.id: f"{path}/" for path, one in runs.items() if choice.takes(_first(path))}
     up_to = await bus.telemetry.last_sequence()
     ids = list(paths)
     for i in range(0, len(ids), TOGETHER_MAX):
@@ -32,23 +41,41 @@ async def lines_below(bus: Bus, run: Run, runs: Mapping[str, Run], *, attempt: i
                     yield replace(entry, step=paths[run_id] + entry.step)
 
 
-async def lines_of_path(bus: Bus, run: Run, path: str, *, attempt: int | None, follow: bool) -> AsyncIterator[LogEntry]:
-    """Give the lines of a step of a run below; as `RunHandle.logs`."""
-    inside, name = await run_of_path(bus, run, path)
-    pipeline = inside.graph.pipeline if inside.graph is not None else ""
-    above = path.rpartition("/")[0]
-    async for entry in read_logs(bus, inside.id, pipeline, step=name, attempt=attempt, follow=follow):
-        yield replace(entry, step=f"{above}/{entry.step}")
+async def lines_of_step(
+    bus: Bus, run_id: str, pipeline: str, path: str, *, attempt: int | None, follow: bool
+) -> AsyncGenerator[LogEntry, None]:
+    """Give the lines of a step of a run or, by its path, of one below it; as `RunHandle.logs`."""
+    above, slash, name = path.rpartition("/")
+    if slash:
+        inside, name = await run_of_path(bus, await folded(bus, run_id), path)
+        run_id, pipeline = inside.id, inside.graph.pipeline if inside.graph is not None else ""
+    choice = await check_choice(bus, run_id, name, attempt)
+    if not choice.is_run:
+        entries = read_logs(bus, run_id, pipeline, choice, attempt=attempt, follow=follow)
+    elif follow:
+        entries = follow_lines_below(bus, run_id, pipeline, attempt=attempt, choice=choice)
+    else:
+        run = await folded(bus, run_id)
+        entries = lines_below(bus, run, await runs_below(bus, run), attempt=attempt, choice=choice)
+    async with aclosing(entries):
+        async for entry in entries:
+            yield replace(entry, step=above + slash + entry.step)
 
 
 async def follow_lines_below(
-    bus: Bus, run_id: str, pipeline: str, *, attempt: int | None = None
+    bus: Bus, run_id: str, pipeline: str, *, attempt: int | None = None, choice: Choice = _ALL
 ) -> AsyncGenerator[LogEntry, None]:
-    """Give the lines of a run and of those below it as they come, until it has ended."""
-    async with aclosing(_told(bus, run_id, pipeline, Told(bus, attempt=attempt))) as told:
+    """Give the lines of a run and of those below it as they come, until it has ended.
+
+    Args:
+        choice: of a step that is a run: only of those that it is and has below it.
+    """
+    async with aclosing(_told(bus, run_id, pipeline, Told(bus, attempt=attempt), choice)) as told:
         async for records, prefixes in told:
             for found_in, entry in entries_of(bus, records):
-                yield replace(entry, step=prefixes[found_in] + entry.step)
+                path = prefixes[found_in] + entry.step
+                if choice.takes(_first(path)):
+                    yield replace(entry, step=path)
 
 
 async def follow_progress_below(
@@ -69,19 +96,29 @@ async def follow_progress_below(
 
 
 async def _told(
-    bus: Bus, run_id: str, pipeline: str, source: Told
+    bus: Bus, run_id: str, pipeline: str, source: Told, choice: Choice = _ALL
 ) -> AsyncGenerator[tuple[list[Record], Mapping[str, str]], None]:
-    """Give what a run and those below it tell until it has ended, with the beginnings of the paths by run."""
+    """Give what a run and those below it tell until it has ended, with the beginnings of the paths by run.
+
+    Args:
+        choice: those below that are not of it are left out.
+    """
     async with FamilyFold(bus, run_id, pipeline) as fold, GrowingFeed(source) as told:
         told.add(fold.root)
         while not fold.family.run.ended:
             records, events = await next_of(told, fold.feed)
             for member in await fold.fold(events):
-                told.add(member)
+                if choice.takes(_first(fold.prefixes[member.run])):
+                    told.add(member)
             if records:
                 yield records, fold.prefixes
         for member in await fold.rest():
-            told.add(member)
+            if choice.takes(_first(fold.prefixes[member.run])):
+                told.add(member)
         # What was told before the run's end may have arrived after the news of it.
         async for records in told.rest(await bus.telemetry.last_sequence()):
             yield records, fold.prefixes
+
+
+def _first(path: str) -> str:
+    return path.partition("/")[0]

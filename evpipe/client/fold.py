@@ -9,8 +9,9 @@ from evpipe.core.events import Event, Submitted
 from evpipe.core.graph import Graph
 from evpipe.core.lineage import check_depth, check_parent
 from evpipe.core.machine import Run
+from evpipe.core.names import SEPARATOR, for_people, from_people, nearest
 from evpipe.core.parameters import check_parameters
-from evpipe.errors import RemoteProtocolError, UsageError
+from evpipe.errors import NotFound, RemoteProtocolError, UsageError
 from evpipe.wire.messages import Submission, decode_event, decode_submission
 
 
@@ -22,6 +23,29 @@ async def folded(bus: Bus, run_id: str) -> RunFold:
         for record in records:
             await fold.fold(record)
     return fold
+
+
+def find_step(run: Run, step: str) -> str:
+    """Find a step of a folded run by its name as people write it, such as "train" and "train[2]".
+
+    Returns:
+        Its name on the bus; of an element of a mapped step that has not begun, so that nobody knows what its elements
+        are, the name of that.
+
+    Raises:
+        NotFound: if the run has no such step.
+    """
+    name = node = from_people(step)
+    while node not in run.steps and SEPARATOR in node:
+        node = node.rpartition(SEPARATOR)[0]
+    mapped = run.spec(node).mapped if node in run.steps else None
+    if node not in run.steps or (node != name and (mapped is None or node.count(SEPARATOR) >= mapped.levels)):
+        raise NotFound(f"run {run.id} has no step {step!r}{nearest(step, map(for_people, run.steps))}")
+    if node != name and (node in run.expansions or run.steps[node].ended):
+        count = run.expansions[node].count if node in run.expansions else 0
+        has = f"{count:,} {'element' if count == 1 else 'elements'}"
+        raise NotFound(f"run {run.id} has no step {step!r}: {for_people(node)!r} has {has}")
+    return node
 
 
 class RunFold:

@@ -14,7 +14,7 @@ from evpipe.client.artifact_store import ArtifactStore
 from evpipe.client.cancelling import request_cancel
 from evpipe.client.events import RunEvent, run_event
 from evpipe.client.family import Family, has_children, runs_below, watch_family
-from evpipe.client.family_logs import follow_lines_below, follow_progress_below, lines_below, lines_of_path
+from evpipe.client.family_logs import follow_lines_below, follow_progress_below, lines_below, lines_of_step
 from evpipe.client.fold import RunFold, folded
 from evpipe.client.logs import LogEntry, check_choice, read_logs
 from evpipe.client.notes import RECENT_S, follow_progress, read_metrics, read_progress, read_recorded
@@ -143,8 +143,9 @@ class RunHandle(Generic[R_co]):
         says, and what was told while there was no connection is lost.
 
         Args:
-            step: only those of this step; of a run below by its path, as in `inner/train`.
-            attempt: only those of attempts with this number, from 1.
+            step: only those of this step; of a run below by its path, as in `inner/train`. Of one that is a run, those
+                of its steps, all the way down, which are named by their paths.
+            attempt: only those of attempts with this number, from 1, of the steps that write.
             follow: go on until the run has ended; else end with what there is now.
             below: where no step is named, also those of the runs below, whose steps are named by their paths.
 
@@ -152,27 +153,22 @@ class RunHandle(Generic[R_co]):
             NotFound: if the run has no such step.
             UsageError: if the attempt's number or the step's name can be none.
         """
-        if step is not None and "/" in step:
-            return self._logs_of_path(step, attempt, follow)
-        if step is None and below:
-            return self._logs_below(attempt, follow)
-        return read_logs(self._bus, self.id, self.pipeline, step=step, attempt=attempt, follow=follow)
+        if step is not None:
+            return lines_of_step(self._bus, self.id, self.pipeline, step, attempt=attempt, follow=follow)
+        return self._logs(attempt, follow, below)
 
-    async def _logs_of_path(self, path: str, attempt: int | None, follow: bool) -> AsyncIterator[LogEntry]:
-        async for entry in lines_of_path(self._bus, await self.state(), path, attempt=attempt, follow=follow):
-            yield entry
-
-    async def _logs_below(self, attempt: int | None, follow: bool) -> AsyncIterator[LogEntry]:
-        await check_choice(self._bus, self.id, None, attempt)
-        run = await self.state()
-        if not has_children(run):
-            entries = read_logs(self._bus, self.id, self.pipeline, step=None, attempt=attempt, follow=follow)
+    async def _logs(self, attempt: int | None, follow: bool, below: bool) -> AsyncIterator[LogEntry]:
+        choice = await check_choice(self._bus, self.id, None, attempt)
+        run = await self.state() if below else None
+        if run is None or not has_children(run):
+            entries = read_logs(self._bus, self.id, self.pipeline, choice, attempt=attempt, follow=follow)
         elif follow:
             entries = follow_lines_below(self._bus, self.id, self.pipeline, attempt=attempt)
         else:
             entries = lines_below(self._bus, run, await self.below(run), attempt=attempt)
-        async for entry in entries:
-            yield entry
+        async with aclosing(entries):
+            async for entry in entries:
+                yield entry
 
     async def below(self, run: Run | None = None) -> dict[str, Run]:
         """Give the runs that the steps of the run are, and those below them, as the log shows them now.

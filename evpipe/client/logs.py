@@ -12,9 +12,9 @@ import anyio
 import structlog
 
 from evpipe.bus.protocol import Bus, Record
-from evpipe.client.fold import RunFold
+from evpipe.client.fold import RunFold, find_step, folded
 from evpipe.core.mapping import base_of
-from evpipe.core.names import STEP_NAME, check_name, for_people, from_people, nearest
+from evpipe.core.names import SEPARATOR, STEP_NAME, check_name, for_people, from_people, nearest
 from evpipe.errors import NotFound, RemoteProtocolError, UsageError
 from evpipe.wire.messages import decode_event
 from evpipe.wire.subjects import RUN
@@ -59,10 +59,9 @@ class LogEntry:
 
 
 async def read_logs(
-    bus: Bus, run_id: str, pipeline: str, *, step: str | None, attempt: int | None, follow: bool
-) -> AsyncIterator[LogEntry]:
+    bus: Bus, run_id: str, pipeline: str, choice: Choice, *, attempt: int | None, follow: bool
+) -> AsyncGenerator[LogEntry, None]:
     """Give what a run's steps write; see `RunHandle.logs`."""
-    choice = await check_choice(bus, run_id, step, attempt)
     subject = bus.subjects.telemetry_of(run_id, choice.token, attempt)
     async with aclosing(told_of(bus, run_id, pipeline, subject, follow=follow)) as told:
         async for records in told:
@@ -115,6 +114,8 @@ class Choice:
     step: str | None
     #: Whether it is a mapped one, of which all elements are meant.
     of_elements: bool = False
+    #: Whether it is a run, or its elements are: what it writes is what the steps of that do.
+    is_run: bool = False
 
     @property
     def token(self) -> str | None:
@@ -122,11 +123,16 @@ class Choice:
         return None if self.of_elements else self.step
 
     def takes(self, step: str) -> bool:
-        return not self.of_elements or base_of(from_people(step)) == self.step
+        if self.step is None:
+            return True
+        name = from_people(step)
+        return name.startswith(self.step + SEPARATOR) if self.of_elements else name == self.step
 
 
 async def check_choice(bus: Bus, run_id: str, step: str | None, attempt: int | None) -> Choice:
     """Refuse a step that the run does not have, and what is no number of an attempt.
+
+    An element is taken for one that may come while it is not known which there are.
 
     Raises:
         NotFound, UsageError: as `RunHandle.logs`.
@@ -142,9 +148,13 @@ async def check_choice(bus: Bus, run_id: str, step: str | None, attempt: int | N
     base = base_of(name)
     if graph is None:
         return Choice(name)
-    if base not in graph.steps or (base != name and graph.steps[base].mapped is None):
+    if base not in graph.steps:
         raise NotFound(f"run {run_id} has no step {step!r}{nearest(base, graph.steps)}")
-    return Choice(name, of_elements=base == name and graph.steps[base].mapped is not None)
+    if base != name:
+        find_step((await folded(bus, run_id)).run, step)
+    levels = 0 if (mapped := graph.steps[base].mapped) is None else mapped.levels
+    of_elements = name.count(SEPARATOR) < levels
+    return Choice(name, of_elements=of_elements, is_run=graph.steps[base].child is not None)
 
 
 async def next_of(

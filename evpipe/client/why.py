@@ -9,13 +9,13 @@ import anyio
 
 from evpipe.bus.protocol import Bus
 from evpipe.client.family import child_of
-from evpipe.client.fold import RunFold, folded
+from evpipe.client.fold import RunFold, find_step, folded
 from evpipe.core.events import Finished
 from evpipe.core.machine import Run
-from evpipe.core.names import SEPARATOR, for_people, from_people, nearest
+from evpipe.core.names import for_people, from_people
 from evpipe.core.waits import WaitKind
 from evpipe.core.why import Cause, Why, why, why_of_run
-from evpipe.errors import NotFound, RemoteProtocolError, UsageError
+from evpipe.errors import RemoteProtocolError, UsageError
 from evpipe.wire.holds import Hold, HoldKind, decode_hold
 from evpipe.wire.presence import BUCKET as WORKERS_BUCKET
 from evpipe.wire.presence import WorkerEntry, decode_worker
@@ -60,18 +60,10 @@ async def explained(bus: Bus, fold: RunFold, step: str) -> Why:
     if run.graph is None and run.submitted_at_s is not None:
         return _rejected(run)
     outer, inside, rest = step.partition("/")
-    name = from_people(outer)
-    node = name
-    while node not in run.steps and SEPARATOR in node:
-        node = node.rpartition(SEPARATOR)[0]
-    if node not in run.steps or (node != name and run.spec(node).mapped is None):
-        raise NotFound(f"run {run.id} has no step {outer!r}{nearest(outer, map(for_people, run.steps))}")
-    if node != name:
-        if node in run.expansions or run.steps[node].ended:
-            count = run.expansions[node].count if node in run.expansions else 0
-            raise NotFound(f"run {run.id} has no step {outer!r}: {for_people(node)!r} has {count:,} elements")
+    name = find_step(run, outer)
+    if name != from_people(outer):
         # What its elements are is known when it begins: what holds it up is asked for.
-        name, inside = node, ""
+        inside = ""
     if inside:
         state = run.steps[name]
         if state.attempt or run.spec(name).child is None or name in run.expansions:

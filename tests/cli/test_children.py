@@ -43,6 +43,8 @@ def test_one_tree(hosted_bus: CommandLine) -> None:
     watched = hosted_bus("runs", "watch", root["id"])
     assert watched.err.splitlines()[-1].startswith("succeeded: 5 succeeded in ")
     assert hosted_bus("runs", "logs", root["id"], "again/load").out == "loading 3\n"
+    for follow in ((), ("-f",)):
+        assert hosted_bus("runs", "logs", root["id"], "again", *follow).out == "again/load | loading 3\n"
     assert hosted_bus("runs", "logs", root["id"], "total/load").code == 3
     dry = hosted_bus("run", f"{MODULE}:nested", "--dry-run").out.splitlines()
     assert [line.split()[:5] for line in dry[2:4]] == [[name, "-", "-", "pipeline", "churn"] for name in inside]

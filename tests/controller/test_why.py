@@ -255,6 +255,10 @@ async def tree(client: Client, handle: RunHandle[object]) -> None:
     assert said(await handle.why("inner[2]"))[1:] == [f"  runs on worker {worker}"]
     with pytest.raises(NotFound, match=r"has no step 'inner\[3\]': 'inner' has 3 elements"):
         await handle.why("inner[3]/slow")
+    with pytest.raises(
+        NotFound, match=r"'inner' of run \w+ is mapped, not a run itself.* 'inner\[0\]' to 'inner\[2\]'$"
+    ):
+        await handle.why("inner/slow")
     assert (await lines(handle, "inner"))[0] == "3 of its 3 elements have not ended"
     assert (await lines(handle, "last"))[:2] == [
         "waits for step 'inner'",

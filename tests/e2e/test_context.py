@@ -358,7 +358,7 @@ def test_garbage(server: ServerProcess) -> None:
             assert [point.value for point in await elements.metrics("names_itself")] == [5.0, 6.0]
             assert [point.value for point in await elements.metrics("names_itself[1]")] == [6.0]
             assert await elements.artifacts("names_itself[1]") == {"number": 6}
-            with pytest.raises(NotFound, match=r"has no step 'names_itself\[2\]'$"):
+            with pytest.raises(NotFound, match=r"has no step 'names_itself\[2\]': 'names_itself' has 2 elements$"):
                 await elements.artifacts("names_itself[2]")
             says = await client.submit(these.says, {"many": these.MANY})
             await says.result()

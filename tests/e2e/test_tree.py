@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from evpipe.client.growing import NAMED_MAX
 from evpipe.client.handle import RunHandle
 from evpipe.core.lineage import child_run_id
 from evpipe.core.states import StepStatus
+from evpipe.errors import NotFound
 from evpipe.hosting.debug import run_debug
 from evpipe.hosting.display import ROWS_MAX, Display
 from evpipe.sdk.hook import Mode
@@ -134,6 +136,7 @@ def test_one_tree(mode: Mode, server: ServerProcess, tmp_path: Path) -> None:
                     (row.path, row.state.status) for row in anew.rows()
                 ]
                 assert Counter(found.lines) == Counter(lines())
+            await check_some(handle)
             assert len(seen.progress) == COUNT + 1
             assert {"fit[0]/said", "outer_fit/fit/said"} <= seen.progress
 
@@ -141,6 +144,25 @@ def test_one_tree(mode: Mode, server: ServerProcess, tmp_path: Path) -> None:
         assert [row.path for row in family.rows()] == paths(COUNT)
         assert family.counts() == {StepStatus.SUCCEEDED: SUCCEEDED, StepStatus.SKIPPED: SKIPPED}
         assert family.below["trying"].id == child_run_id(handle.id, "trying", 2)
+
+    async def check_some(handle: RunHandle[Any]) -> None:
+        for path in ("fit", "fit[7]", "outer_fit", "outer_fit/fit"):
+            wanted = Counter(line for line in lines() if line[0].startswith((f"{path}/", f"{path}[")))
+            assert wanted
+            for follow in (True, False):
+                entries = handle.logs(path, follow=follow)
+                assert Counter([(entry.step, entry.text) async for entry in entries]) == wanted, (path, follow)
+        assert [entry async for entry in handle.logs("down/less")] == []
+        for path, said in (
+            (f"fit[{COUNT}]", f"has no step 'fit[{COUNT}]': 'fit' has {COUNT} elements"),
+            (f"fit[{COUNT}]/said", f"has no step 'fit[{COUNT}]': 'fit' has {COUNT} elements"),
+            ("added[0]", "has no step 'added[0]'; did you mean 'added'?"),
+            ("fit/said", f"is mapped, not a run itself: its elements are, 'fit[0]' to 'fit[{COUNT - 1}]'"),
+            ("/added", "has no step ''"),
+        ):
+            for follow in (True, False):
+                with pytest.raises(NotFound, match=f"{re.escape(said)}$"):
+                    await anext(aiter(handle.logs(path, follow=follow)))
 
     def lines() -> list[tuple[str, str]]:
         of_fits = [(f"fit[{i}]", i) for i in range(COUNT)] + [("outer_fit/fit", 1_000)]
