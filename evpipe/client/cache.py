@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from evpipe.bus.protocol import Bus
 from evpipe.client.fingerprints import components_of
@@ -63,6 +63,13 @@ class Explanation:
     #: Of a miss: the run with the result that differs least, and in what.
     compared_with: str = ""
     differences: tuple[Difference, ...] = ()
+
+
+class _Other(NamedTuple):
+    """What another run recorded, and when by the bus's clock."""
+
+    made: Made
+    at_s: float
 
 
 class CacheView:
@@ -211,43 +218,60 @@ class CacheView:
             return _with(
                 common, f"cached: step {for_people(origin.step)!r} of run {origin.run} had the same", origin=origin
             )
-        nearest_made = await self._nearest(run, step, components)
+        own, other = await self._recorded(run, step, components)
         if base_of(step) in submission.refresh or "*" in submission.refresh:
             return _with(
                 common, "it was refreshed: it ran whatever the cache had, and replaced that", short="refreshed"
             )
-        if nearest_made is None:
+        policy = run.spec(step).cache
+        ttl_s = None if policy is None else policy.ttl_s
+        differs = () if other is None else differences(other.made.components, components)
+        too_old = None if own is None or own.expired is None else own.expired.run
+        # A step that has not succeeded has recorded nothing, so what was there before is there still.
+        if other is not None and not differs and ttl_s is not None and other.at_s + ttl_s < (state.queued_at_s or 0.0):
+            too_old = other.made.run
+        if too_old is not None:
+            counts = "" if ttl_s is None else f": it counts for {ttl_s:,g} s"
+            return _with(
+                common,
+                f"run {too_old} recorded the same result, which was too old{counts}",
+                short="the same was too old",
+                compared_with=too_old,
+            )
+        if other is None:
             return _with(common, "nothing was recorded of this step before, or what was recorded was not usable")
-        differs = differences(nearest_made.components, components)
+        made = other.made
         if not differs:
             return _with(
                 common,
-                f"run {nearest_made.run} recorded the same result; it was not there yet, too old, or damaged",
+                f"run {made.run} recorded the same result; it was not there yet, too old, or damaged",
                 short="the same was not there yet, too old, or damaged",
-                compared_with=nearest_made.run,
+                compared_with=made.run,
             )
         return _with(
-            common,
-            f"it differs from the result of run {nearest_made.run}",
-            compared_with=nearest_made.run,
-            differences=differs,
+            common, f"it differs from the result of run {made.run}", compared_with=made.run, differences=differs
         )
 
-    async def _nearest(self, run: Run, step: str, components: Components) -> Made | None:
-        """Give what was recorded of this step, by another run, with the fewest differences; of several the newest."""
+    async def _recorded(self, run: Run, step: str, components: Components) -> tuple[Made | None, _Other | None]:
+        """Give what was recorded of this step: by this run, and by another.
+
+        Of what others recorded that with the fewest differences; of several the newest. What has the same fingerprint
+        is recorded once: by whoever recorded it last.
+        """
         assert run.graph is not None
-        best: tuple[int, Made] | None = None
+        own: Made | None = None
+        best: tuple[int, _Other] | None = None
         for entry in reversed(await self._bucket.entries(f"made.{run.graph.pipeline}.{step}")):
             try:
                 made = decode_made(entry.value)
             except RemoteProtocolError:
                 continue
-            if made.run == run.id:
-                continue
             count = len(differences(made.components, components))
-            if best is None or count < best[0]:
-                best = (count, made)
-        return None if best is None else best[1]
+            if made.run == run.id:
+                own = made if count == 0 else own
+            elif best is None or count < best[0]:
+                best = (count, _Other(made, entry.at_s))
+        return own, None if best is None else best[1]
 
     async def _submission(self, run_id: str) -> Submission:
         record = await self._bus.last(self._bus.subjects.events_of_step(run_id, "_", "submitted"))

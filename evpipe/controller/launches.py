@@ -171,6 +171,7 @@ class Launches:
             source=case.source,
             fingerprint=miss.fingerprint if miss is not None else "",
             components=miss.components if miss is not None else {},
+            expired=miss.expired if miss is not None else None,
         )
         what = f"step {for_people(command.step)!r}"
         if case.size_of_inputs(command.step) > LARGE_ARGUMENTS_BYTES:

@@ -11,7 +11,7 @@ is refused if it was sent before. So nothing here has to be in the log but a hit
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
 import anyio
@@ -33,6 +33,7 @@ from evpipe.wire.cache import (
     BUCKET,
     HIT_TTL_S,
     CacheEntry,
+    Expired,
     Hit,
     Marker,
     components_map,
@@ -66,6 +67,8 @@ class Miss:
 
     fingerprint: str
     components: dict[str, Any]
+    #: What was found, if that was too old.
+    expired: Expired | None = None
 
 
 @dataclass(slots=True)
@@ -211,12 +214,13 @@ class LookUps:
         while self._wanted(case, command):
             found = await self._read(fingerprint)
             content = found.content
+            expired = self._expired(found, policy)
             if isinstance(content, CacheEntry):
                 if (content.run, content.step, content.attempt) == (me.run, me.step, command.attempt):
                     # Its own result, on its way into the log.
-                    self._launch(case, command, miss)
+                    self._launch(case, command, replace(miss, expired=content.expired))
                     return None
-                event = await self._usable(content, found, policy)
+                event = await self._usable(content) if expired is None else None
                 if event is not None:
                     if self._wanted(case, command):
                         self._hit(case, command, content, found, event)
@@ -228,11 +232,11 @@ class LookUps:
                     # It waited for one that has failed, or skipped itself. All that did go now, and not one after
                     # the other: what made that one fail is likely to make them fail, too, and nothing is gained by
                     # waiting in turn.
-                    self._launch(case, command, miss)
+                    self._launch(case, command, replace(miss, expired=expired))
                     return None
-            if content == me or await self._lead(fingerprint, me, found):
+            if content == me or await self._lead(fingerprint, replace(me, expired=expired), found):
                 if self._wanted(case, command):
-                    self._launch(case, command, miss)
+                    self._launch(case, command, replace(miss, expired=expired))
                 return None
         return None
 
@@ -262,10 +266,18 @@ class LookUps:
             revision = await self._bucket.put(fingerprint, encode_marker(me), expected=found.revision)
         return revision is not None
 
-    async def _usable(self, entry: CacheEntry, found: _Found, policy: CachePolicy) -> StepSucceeded | None:
-        """Give the result if it counts still, and all of it is there."""
-        if policy.ttl_s is not None and self._now_s() - found.at_s > policy.ttl_s:
+    def _expired(self, found: _Found, policy: CachePolicy) -> Expired | None:
+        """Give the result that was found if it is too old, or the one that a marker has replaced."""
+        if isinstance(found.content, CacheEntry):
+            older: Expired | None = Expired(found.content.run, found.at_s)
+        else:
+            older = None if found.content is None else found.content.expired
+        if older is None or policy.ttl_s is None or self._now_s() - older.at_s <= policy.ttl_s:
             return None
+        return older
+
+    async def _usable(self, entry: CacheEntry) -> StepSucceeded | None:
+        """Give the result if all of it is there."""
         event = result_in(entry)
         if event is None:
             return None

@@ -77,6 +77,7 @@ from evpipe.sdk.pipeline import Built
 from evpipe.sdk.result import RunResult
 from evpipe.wire.cache import (
     CacheEntry,
+    Expired,
     Hit,
     Marker,
     components_map,
@@ -222,20 +223,24 @@ class _Store:
             self._results = kept_results(self._note) or ResultStore(self.base.path / "results", self._note)
         return self._results
 
-    def cached(self, step: Step, fingerprint: str) -> tuple[StepSucceeded, Origin] | None:
-        """Give the result of a step with this fingerprint, if it counts still, and all of it is there."""
+    def cached(self, step: Step, fingerprint: str) -> tuple[StepSucceeded, Origin] | Expired | None:
+        """Give the result of a step with this fingerprint, if all of it is there, or say that it is too old."""
         assert step.cache is not None, "only of cached steps"
         if self._use is None:
             self._use = Use(self.results)
         kept = self.results.get(fingerprint, self._use)
-        if kept is None or (step.cache.ttl_s is not None and time.time() - kept.at_s > step.cache.ttl_s):
+        if kept is None:
             return None
         try:
             entry = decode_entry(kept.value)
         except RemoteProtocolError:
             return None
-        event = result_in(entry) if isinstance(entry, CacheEntry) else None
-        return None if event is None or isinstance(entry, Marker) else (event, entry.origin(kept.at_s))
+        if isinstance(entry, Marker):
+            return None
+        if step.cache.ttl_s is not None and time.time() - kept.at_s > step.cache.ttl_s:
+            return Expired(entry.run, kept.at_s)
+        event = result_in(entry)
+        return None if event is None else (event, entry.origin(kept.at_s))
 
     def keep(self, entry: CacheEntry) -> None:
         """Put a result into the cache."""
@@ -543,7 +548,7 @@ class _DebugRun:
         refresh = self._submission.refresh
         refreshed = base_of(launch.step) in refresh or "*" in refresh
         found = None if refreshed else self._store.cached(step, fingerprint)
-        if found is not None:
+        if isinstance(found, tuple):
             event, origin = found
             hit = Hit(fingerprint, self._pipeline, self.run.id, launch.step)
             self._store.results.put(hit_key(hit), encode_hit(hit), self._store.find)
@@ -569,6 +574,7 @@ class _DebugRun:
                     attempt=launch.attempt,
                     event=conclusion.payload,
                     components=components_map(components),
+                    expired=found,
                 )
             )
         return self._ended(launch, conclusion)

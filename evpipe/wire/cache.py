@@ -10,7 +10,7 @@ hit.<fingerprint>.<run>.<step>             who used it
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from evpipe.core.events import Origin
@@ -26,12 +26,23 @@ SHOWN_CHARS_MAX: Final = 80
 
 
 @dataclass(frozen=True, slots=True)
+class Expired:
+    """A result that was there when a step was looked up, and was older than the step's `ttl_s`."""
+
+    run: str
+    #: When it was recorded, by the bus's clock.
+    at_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class Marker:
     """A step that is about to be launched, or runs: others with its fingerprint wait for it."""
 
     pipeline: str
     run: str
     step: str
+    #: What it has replaced. No part of who it is.
+    expired: Expired | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,6 +57,8 @@ class CacheEntry:
     #: The payload of the attempt's `succeeded`.
     event: bytes
     components: Mapping[str, Any]
+    #: Why it was made, if that is it: what was there under its fingerprint was too old.
+    expired: Expired | None = None
 
     def origin(self, at_s: float) -> Origin:
         """Give where it comes from; `at_s` is when the bucket got it."""
@@ -59,6 +72,7 @@ class Made:
     run: str
     attempt: int
     components: Components
+    expired: Expired | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +105,8 @@ def is_entry_key(key: str) -> bool:
 
 
 def encode_marker(marker: Marker) -> bytes:
-    return encode_map({"marker": True, "pipeline": marker.pipeline, "run": marker.run, "step": marker.step})
+    fields = {"marker": True, "pipeline": marker.pipeline, "run": marker.run, "step": marker.step}
+    return encode_map({**fields, **expired_map(marker.expired)})
 
 
 def encode_entry(entry: CacheEntry) -> bytes:
@@ -103,7 +118,7 @@ def encode_entry(entry: CacheEntry) -> bytes:
         "attempt": entry.attempt,
         "components": entry.components,
     }
-    return encode_map({**fields, "event": entry.event})
+    return encode_map({**fields, **expired_map(entry.expired), "event": entry.event})
 
 
 def decode_entry(data: bytes) -> CacheEntry | Marker:
@@ -114,7 +129,7 @@ def decode_entry(data: bytes) -> CacheEntry | Marker:
     """
     fields = decode_map(data, "the cache entry")
     if fields.flag("marker"):
-        return Marker(fields.text("pipeline"), fields.text("run"), fields.text("step"))
+        return Marker(fields.text("pipeline"), fields.text("run"), fields.text("step"), expired_of(fields))
     event = fields.map.get("event")
     if not isinstance(event, bytes):
         raise RemoteProtocolError("the cache entry has no result")
@@ -126,11 +141,13 @@ def decode_entry(data: bytes) -> CacheEntry | Marker:
         attempt=fields.whole("attempt"),
         event=event,
         components=fields.submap("components"),
+        expired=expired_of(fields),
     )
 
 
 def encode_made(entry: CacheEntry) -> bytes:
-    return encode_map({"run": entry.run, "attempt": entry.attempt, "components": entry.components})
+    fields = {"run": entry.run, "attempt": entry.attempt, "components": entry.components}
+    return encode_map({**fields, **expired_map(entry.expired)})
 
 
 def decode_made(data: bytes) -> Made:
@@ -140,7 +157,19 @@ def decode_made(data: bytes) -> Made:
         fields.text("run"),
         fields.whole("attempt", 1),
         components_of(Fields(fields.submap("components"), "the components")),
+        expired_of(fields),
     )
+
+
+def expired_map(expired: Expired | None) -> dict[str, Any]:
+    """Give the field, for what has one, that says which result was too old."""
+    return {} if expired is None else {"expired": {"run": expired.run, "at": expired.at_s}}
+
+
+def expired_of(fields: Fields) -> Expired | None:
+    """Read that field; RemoteProtocolError if it says something else."""
+    found = Fields(fields.submap("expired"), f"{fields.what}: the one that expired")
+    return Expired(found.text("run"), found.number("at")) if found.map else None
 
 
 def encode_hit(hit: Hit) -> bytes:

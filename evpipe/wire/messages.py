@@ -43,7 +43,7 @@ from evpipe.core.notes import AT_S_MAX
 from evpipe.core.states import Reason, RunIf, RunStatus
 from evpipe.errors import LimitExceeded, RemoteProtocolError, UsageError
 from evpipe.wire.artifacts import ArtifactReader, ArtifactWriter, is_digest
-from evpipe.wire.cache import CacheEntry, facts_map, facts_of
+from evpipe.wire.cache import CacheEntry, Expired, expired_map, expired_of, facts_map, facts_of
 from evpipe.wire.codec import Fields, decode_map, encode_map, encode_map_with
 from evpipe.wire.limits import (
     ARGUMENTS_BYTES_MAX,
@@ -532,6 +532,8 @@ class LaunchOrder:
     #: What its result is recorded under in the cache, and the components of that; "": it is not recorded.
     fingerprint: str = ""
     components: Mapping[str, Any] = field(default_factory=dict)
+    #: What was there under its fingerprint, if that was too old.
+    expired: Expired | None = None
     #: The artifacts among its arguments; of a launch that was decoded.
     artifacts: tuple[Artifact, ...] = ()
 
@@ -550,6 +552,7 @@ def order_of(
     source: Mapping[str, Any] = MappingProxyType({}),
     fingerprint: str = "",
     components: Mapping[str, Any] = MappingProxyType({}),
+    expired: Expired | None = None,
 ) -> LaunchOrder:
     """Make the order for an attempt of a step of a graph."""
     return LaunchOrder(
@@ -564,6 +567,7 @@ def order_of(
         final=step.run_if is RunIf.ALWAYS,
         fingerprint=fingerprint,
         components=components,
+        expired=expired,
     )
 
 
@@ -618,7 +622,8 @@ def _launch_fields(order: LaunchOrder) -> dict[str, Any]:
     if order.final:
         fields["final"] = True
     if order.fingerprint:
-        fields["cache"] = {"fingerprint": order.fingerprint, "components": dict(order.components)}
+        found = {"fingerprint": order.fingerprint, "components": dict(order.components)}
+        fields["cache"] = {**found, **expired_map(order.expired)}
     return fields
 
 
@@ -692,10 +697,10 @@ def decode_launch(data: bytes, reader: ArtifactReader | None = None) -> LaunchOr
     if timeout_s is not None and not timeout_s > 0:
         raise RemoteProtocolError(f"the launch: field 'timeout_s' is {timeout_s}, it must be above 0")
     arguments = fields.map.get("arguments")
-    fingerprint, components = "", {}
+    fingerprint, components, expired = "", {}, None
     if "cache" in fields.map:
         cache = Fields(fields.submap("cache"), "the launch: its cache")
-        fingerprint, components = _fingerprint(cache), cache.submap("components")
+        fingerprint, components, expired = _fingerprint(cache), cache.submap("components"), expired_of(cache)
     return LaunchOrder(
         pipeline=pipeline,
         code=fields.submap("code"),
@@ -708,6 +713,7 @@ def decode_launch(data: bytes, reader: ArtifactReader | None = None) -> LaunchOr
         final=fields.flag("final"),
         fingerprint=fingerprint,
         components=components,
+        expired=expired,
         artifacts=tuple(met),
     )
 

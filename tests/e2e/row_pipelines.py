@@ -130,6 +130,8 @@ def cached(rows: int = 100, factor: int = 2, verbose: bool = False, nonce: float
 @step(cache=Cache(ttl_s=1))
 def short_lived(x: int) -> int:
     note("short_lived")
+    if Path(os.environ["EVPIPE_TEST_WITNESS"] + ".breaks").exists():
+        raise RuntimeError("not now")
     return x
 
 

@@ -15,6 +15,7 @@ import anyio
 import pytest
 
 from evpipe import Cache, Pipeline, RunResult, current, pipeline, run, step
+from evpipe.bus.results import ResultStore
 from evpipe.hosting.debug import run_debug
 from evpipe.hosting.display import Display
 from evpipe.hosting.session import Session
@@ -164,6 +165,39 @@ def test_what_is_damaged_runs_again(mode: Kind, tmp_path: Path, monkeypatch: pyt
         assert statuses(result) == {"load": "succeeded", "fit": "cached"}
         assert (result.value, CALLS["load"]) == ([2 * SIZE, [SIZE, 3]], count)
         assert statuses(start(mode)[0]) == CACHED
+
+
+@step(executor="thread", retries=1)
+def count(rows: int) -> int:
+    CALLS["count"] += 1
+    if CALLS["count"] == 3:
+        raise ValueError("the first attempt after it was too old")
+    return rows
+
+
+@pytest.mark.parametrize("mode", ["local", "debug"])
+def test_what_was_too_old_is_said_and_what_was_removed_is_not(
+    mode: Kind, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever else there is on record of the step."""
+    monkeypatch.setenv("EVPIPE_DATA_DIR", str(tmp_path))
+
+    def closing(version: str) -> str:
+        counts = Pipeline("counts")
+        # Less than two runs are apart.
+        counts.step("n", count, rows=3, cache=Cache(ttl_s=1e-3, version=version))
+        result, text = start(mode, counts)
+        assert statuses(result) == {"n": "succeeded"}
+        return text.splitlines()[-1]
+
+    assert closing("1") == "cache: 0 cached, 1 ran"
+    assert closing("2") == "cache: 0 cached, 1 ran: n: version 1 → 2"
+    assert closing("2") == "cache: 0 cached, 1 ran: n: the same was too old", "also where it is said of a retry"
+    assert CALLS["count"] == 4
+    results = ResultStore(tmp_path / "results", pytest.fail)
+    newest = results.entries("made.counts.n")[-1]
+    results.delete(newest.key.rpartition(".")[2])
+    assert closing("2") == "cache: 0 cached, 1 ran: n: version 1 → 2", "it has made room for others"
 
 
 @pytest.mark.parametrize("mode", ["local", "debug"])

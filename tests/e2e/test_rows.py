@@ -422,13 +422,34 @@ def test_a_failed_step_is_not_recorded(own_bus: Path, noted: Noted) -> None:
 
 
 def test_a_result_counts_for_its_time(own_bus: Path, noted: Noted) -> None:
-    """By the bus's clock, from when it was recorded."""
+    """By the bus's clock, from when it was recorded; whoever finds it too old says so, also after one that failed."""
     from tests.e2e.helpers import pass_by
 
-    assert statuses(rows.lives_a_second.run()) == {"short_lived": "succeeded"}
+    assert statuses(rows.lives_a_second.run(x=2)) == {"short_lived": "succeeded"}
+    first = rows.lives_a_second.run()
+    assert statuses(first) == {"short_lived": "succeeded"}
+    assert [str(change) for change in explained(first, "short_lived").differences] == ["`x` 2 → 1"]
+    noted.take()
     pass_by(1.1)
-    assert statuses(rows.lives_a_second.run()) == {"short_lived": "succeeded"}
-    assert noted.take() == {"short_lived": 2}
+    breaks = Path(f"{noted.path}.breaks")
+    breaks.touch()
+    for status in ("failed", "succeeded"):
+        missed = rows.lives_a_second.run()
+        assert statuses(missed) == {"short_lived": status}
+        assert noted.take() == {"short_lived": 1}
+        breaks.unlink(missing_ok=True)
+        found = explained(missed, "short_lived")
+        assert found.sentence == f"run {first.id} recorded the same result, which was too old: it counts for 1 s"
+        assert (found.short, found.compared_with, found.differences) == ("the same was too old", first.id, ())
+
+    async def clear() -> int:
+        async with connect() as client:
+            return await client.cache.clear(fingerprint=found.fingerprint)
+
+    assert anyio.run(clear) == 1
+    cleared = rows.lives_a_second.run()
+    assert noted.take() == {"short_lived": 1}
+    assert "too old" not in explained(cleared, "short_lived").sentence
 
 
 def test_equal_steps_in_one_run_are_executed_once_in_every_mode(embedded: Path, noted: Noted) -> None:

@@ -5,6 +5,7 @@ Bytes here change only with `VERSION`, and then the old ones stay and must still
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import msgpack
@@ -13,6 +14,16 @@ import pytest
 from evpipe.core.events import CancelRequested, Failure, Finished, StepFailed, StepSucceeded
 from evpipe.core.states import RunStatus
 from evpipe.errors import EncodingError, LimitExceeded, RemoteProtocolError, UsageError
+from evpipe.wire.cache import (
+    CacheEntry,
+    Expired,
+    Marker,
+    decode_entry,
+    decode_made,
+    encode_entry,
+    encode_made,
+    encode_marker,
+)
 from evpipe.wire.graphs import decode_graph, encode_graph, graph_digest
 from evpipe.wire.limits import (
     ARGUMENTS_BYTES_MAX,
@@ -224,6 +235,31 @@ def test_a_field_that_is_not_known_is_ignored_in_an_event(name: str) -> None:
     event = EVENTS[name]
     step, kind, _ = encode_event(event)
     assert decode_event(subject(step, kind), changed(GOLDEN_EVENTS[name], added_later=[{}]), 0.0) == event
+
+
+def test_what_expired_is_written_and_read_wherever_it_is_said() -> None:
+    expired = Expired("run00001", 12.5)
+    launch = replace(CACHING_LAUNCH, expired=expired)
+    assert decode_launch(encode_launch(launch, "step 'a'")) == launch
+    entry = CacheEntry(
+        fingerprint="fe" * 32,
+        pipeline="demo",
+        run="run00002",
+        step="a",
+        attempt=1,
+        event=b"",
+        components=CACHING_LAUNCH.components,
+        expired=expired,
+    )
+    assert decode_entry(encode_entry(entry)) == entry
+    assert decode_made(encode_made(entry)).expired == expired
+    marker = decode_entry(encode_marker(Marker("demo", "run00002", "a", expired)))
+    assert marker == Marker("demo", "run00002", "a"), "who it is does not depend on it"
+    assert marker.expired == expired
+    assert decode_made(encode_made(replace(entry, expired=None))).expired is None
+    for hostile in ("run00001", {"run": "run00001"}, {"run": 1, "at": 1.0}, {"run": "run00001", "at": "now"}):
+        with pytest.raises(RemoteProtocolError, match="expired"):
+            decode_made(changed(encode_made(entry).hex(), expired=hostile))
 
 
 def test_a_field_that_is_not_known_is_ignored_elsewhere() -> None:

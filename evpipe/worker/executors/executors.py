@@ -207,6 +207,7 @@ class Executors:
             attempt=launch.attempt,
             event=conclusion.payload,
             components=order.components,
+            expired=order.expired,
         )
         await self._cache.put(made_key(order.pipeline, launch.step, order.fingerprint), encode_made(entry))
         await self._cache.put(order.fingerprint, encode_entry(entry))
