@@ -7,10 +7,12 @@ from contextlib import aclosing
 from dataclasses import replace
 from typing import Final
 
+import anyio
+
 from evpipe.bus.protocol import Bus, Record
 from evpipe.client.family import FamilyFold, folded, run_of_path, runs_below
 from evpipe.client.growing import GrowingFeed, Told
-from evpipe.client.logs import Choice, LogEntry, check_choice, entries_of, next_of, read_logs
+from evpipe.client.logs import LOOKS_MAX, SETTLE_S, Choice, LogEntry, check_choice, entries_of, next_of, read_logs
 from evpipe.client.notes import progress_in
 from evpipe.core.machine import Run
 from evpipe.wire.notes import PROGRESS, Progress
@@ -115,9 +117,17 @@ async def _told(
         for member in await fold.rest():
             if choice.takes(_first(fold.prefixes[member.run])):
                 told.add(member)
-        # What was told before the run's end may have arrived after the news of it.
-        async for records in told.rest(await bus.telemetry.last_sequence()):
-            yield records, fold.prefixes
+        for look in range(LOOKS_MAX):
+            # What was told before the run's end may have arrived after the news of it.
+            if look:
+                await anyio.sleep(SETTLE_S)
+            found = False
+            async with aclosing(told.rest(await bus.telemetry.last_sequence())) as batches:
+                async for records in batches:
+                    found = True
+                    yield records, fold.prefixes
+            if look and not found:
+                return
 
 
 def _first(path: str) -> str:

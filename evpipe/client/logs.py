@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator, M
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Final
 
 import anyio
 import structlog
@@ -22,6 +22,10 @@ from evpipe.wire.telemetry import decode_log
 
 log = structlog.get_logger(__name__)
 
+#: What was told before the news of a run's end may be stored after it, for a server has a queue for each stream: it is
+#: looked for again after so many seconds until nothing more is found, and at most so often.
+SETTLE_S: Final = 0.03
+LOOKS_MAX: Final = 30
 #: The stream of what evpipe itself says between the lines.
 EVPIPE = "evpipe"
 
@@ -86,9 +90,16 @@ async def told_of(
                     yield records
                     after = records[-1].sequence
                 ended = any(_is_end(bus, record) for record in end)
-    # What was told before the run's end may have arrived after the news of it.
-    async for records in bus.telemetry.replay([subject], up_to=await bus.telemetry.last_sequence(), after=after):
-        yield records
+    for look in range(LOOKS_MAX if follow else 1):
+        # What was told before the run's end may have arrived after the news of it.
+        if look:
+            await anyio.sleep(SETTLE_S)
+        found = False
+        async for records in bus.telemetry.replay([subject], up_to=await bus.telemetry.last_sequence(), after=after):
+            found, after = True, records[-1].sequence
+            yield records
+        if look and not found:
+            return
 
 
 async def steps_of_run(bus: Bus, run_id: str) -> tuple[str, ...]:

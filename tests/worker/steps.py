@@ -61,10 +61,12 @@ def leave_tree(file: str, name: str, *, stays: bool) -> str:
     """Start processes in every way that gets away from a parent, write without an end of line, and stay or return."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     note_pid(file)
-    if os.fork() == 0:
-        note_pid(file)
+    forked = os.fork()
+    if forked == 0:
         time.sleep(FOREVER_S)
         os._exit(0)
+    # Not by itself: it may be ended before it comes to that.
+    note_pid(file, forked)
     sleeper = [sys.executable, "-S", "-c", f"import time; time.sleep({FOREVER_S})"]
     quiet = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     note_pid(file, subprocess.Popen(sleeper, start_new_session=True, **quiet).pid)  # type: ignore[call-overload]
