@@ -50,6 +50,8 @@ def bytecodes(call: Callable[[], Any]) -> int:
         return trace
 
     before = sys.gettrace()
+    # Python 3.12 has to know before it begins that opcodes will be asked for: else it tells the first call none.
+    sys._getframe().f_trace_opcodes = True
     sys.settrace(trace)
     try:
         call()
